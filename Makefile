@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both install into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO_RUN := runs/digits-mlp
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format types bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Create .venv and install the pinned dependencies
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## Score the bundled trajectory and write the report
+	$(BIN)/evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --out $(DEMO_RUN)
+	$(BIN)/evalkit report $(DEMO_RUN)
+
+test: lint types ## Check format, types and run every test
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## Rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(INSTALLED) ## Check the type hints
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## Print the cost of scores on the 10.5M-parameter MLP, in training steps
+	$(BIN)/python -m benchmarks.scores
+
+clean: ## Remove the environment and all runs
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

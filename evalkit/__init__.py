@@ -1,0 +1,61 @@
+"""evalkit: how good is an approximate natural gradient, at this checkpoint, on this data?
+
+The names below are the public interface. They load on first use, so that the command line answers
+``--help`` without importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from evalkit.errors import EvalkitError
+from evalkit.version import __version__
+
+if TYPE_CHECKING:
+    from evalkit.cg import NaturalGradient, natural_gradient
+    from evalkit.indicator import gamma
+    from evalkit.linearization import Linearization, linearize
+    from evalkit.scoring import score
+    from evalkit.tasks import Task
+    from evalkit.updates import Update, method, methods, update
+
+_HOME = {
+    "Linearization": "evalkit.linearization",
+    "NaturalGradient": "evalkit.cg",
+    "Task": "evalkit.tasks",
+    "Update": "evalkit.updates",
+    "gamma": "evalkit.indicator",
+    "linearize": "evalkit.linearization",
+    "method": "evalkit.updates",
+    "methods": "evalkit.updates",
+    "natural_gradient": "evalkit.cg",
+    "score": "evalkit.scoring",
+    "update": "evalkit.updates",
+}
+
+__all__ = [
+    "EvalkitError",
+    "Linearization",
+    "NaturalGradient",
+    "Task",
+    "Update",
+    "__version__",
+    "gamma",
+    "linearize",
+    "method",
+    "methods",
+    "natural_gradient",
+    "score",
+    "update",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'evalkit' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,9 @@
+"""The one error that evalkit raises for bad input."""
+
+
+class EvalkitError(ValueError):
+    """Input that evalkit cannot use.
+
+    The message is one sentence for the user: what was expected, what was found, and the next
+    step. The command line prints it and exits with status 2.
+    """

@@ -1,0 +1,243 @@
+"""One forward pass of a model, recorded: logits, their graph, and what each parameter did.
+
+The pass runs on aliases of the trainable parameters and on copies of the buffers, so the caller's
+model keeps its mode, gradients, hooks, parameters and buffers whatever the forward does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from evalkit.errors import EvalkitError
+
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+"""What a model's forward takes: a tensor, positional arguments, or keyword arguments."""
+
+
+@dataclass(frozen=True)
+class LinearUse:
+    """One call of ``F.linear``: inputs (N, ..., in) and the graph edge of outputs (N, ..., out)."""
+
+    inputs: Tensor
+    outputs: GradientEdge
+    weight: str | None
+    bias: str | None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A forward pass that can be differentiated again and again.
+
+    Attributes:
+        logits: (N, ..., C), with the graph attached.
+        parameters: the trainable parameters by name, in the order of ``named_parameters``.
+        linear_uses: every ``F.linear`` call that a trainable parameter took part in, sample axis
+            first.
+        other: names of the parameters that took part in anything else.
+        call: maps (parameters by name, inputs) to logits: the same forward again.
+        inputs: the inputs of this pass.
+    """
+
+    logits: Tensor
+    parameters: dict[str, Tensor]
+    linear_uses: tuple[LinearUse, ...]
+    other: frozenset[str]
+    call: Callable[[dict[str, Tensor], Inputs], Tensor]
+    inputs: Inputs
+
+
+def forward(model: nn.Module, inputs: Inputs) -> Tensor:
+    """Return the logits of a model: its output tensor, or the ``logits`` of its output object.
+
+    Raises:
+        EvalkitError: the output is neither.
+    """
+    if isinstance(inputs, dict):
+        return _logits(model(**inputs))
+    return _logits(model(*inputs)) if isinstance(inputs, tuple) else _logits(model(inputs))
+
+
+def _logits(output: Any) -> Tensor:
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise EvalkitError(
+            "expected a model that returns a tensor or an object with .logits, found "
+            f"{type(output).__name__}; wrap the model so that it returns its logits"
+        )
+    return logits
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Grad mode with the attention kernel that can be differentiated twice."""
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def record(model: nn.Module, inputs: Inputs, num_samples: int) -> Recording:
+    """Run the forward once and keep its graph.
+
+    Args:
+        model: any module; its trainable parameters are those with ``requires_grad``.
+        inputs: what its forward takes.
+        num_samples: N, to recognise layers whose first axis is the sample axis.
+
+    Raises:
+        EvalkitError: nothing is trainable, or the forward is not deterministic.
+    """
+    parameters = {
+        name: parameter.detach().requires_grad_()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    if not parameters:
+        raise EvalkitError(
+            f"expected a model with trainable parameters, found none in {type(model).__name__}; "
+            "set requires_grad on the parameters to score"
+        )
+    _refuse_batch_statistics(model)
+
+    def call(values: dict[str, Tensor], arguments: Inputs) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        return functional_call(_Logits(model), _prefixed({**values, **buffers}), (arguments,))
+
+    recorder = _Recorder({id(value): name for name, value in parameters.items()}, num_samples)
+    with differentiable(), preserved_random_state(), recorder:
+        state = _random_state()
+        logits = call(parameters, inputs)
+        random = any(not torch.equal(a, b) for a, b in zip(state, _random_state(), strict=True))
+    if random:
+        _refuse_random_forward(model, inputs)
+    return Recording(
+        logits, parameters, tuple(recorder.uses), frozenset(recorder.other), call, inputs
+    )
+
+
+class _Logits(nn.Module):
+    """The model with ``forward`` applied, as the one module that ``functional_call`` wants."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return forward(self.model, inputs)
+
+
+def _prefixed(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"model.{name}": value for name, value in values.items()}
+
+
+class _Recorder(TorchFunctionMode):
+    """Sees every torch call of a forward and notes what is done with each trainable parameter.
+
+    Looking at calls rather than at modules finds tied weights, modules used twice and bare
+    parameters alike.
+    """
+
+    def __init__(self, names: dict[int, str], num_samples: int) -> None:
+        super().__init__()
+        self.names = names
+        self.num_samples = num_samples
+        self.uses: list[LinearUse] = []
+        self.other: set[str] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        used = [self.names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if self._known(leaf)]
+        if used and any(
+            isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(output)
+        ):
+            if func is nn.functional.linear and self._record_linear(output, *args, **kwargs):
+                return output
+            self.other.update(used)
+        return output
+
+    def _known(self, leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and id(leaf) in self.names
+
+    def _record_linear(
+        self, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> bool:
+        """Note an ``F.linear`` call (its argument names are torch's); False if it has no rule."""
+        if input.dim() < 2 or input.shape[0] != self.num_samples or self._known(input):
+            return False
+        # The edge, not the tensor: an in-place activation may overwrite the tensor later.
+        edge = get_gradient_edge(output)
+        weight_name = self.names.get(id(weight))
+        bias_name = self.names.get(id(bias)) if bias is not None else None
+        self.uses.append(LinearUse(input.detach(), edge, weight_name, bias_name))
+        return True
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise EvalkitError(
+                "expected samples that do not influence each other, found batch statistics in "
+                f"module '{name}' ({type(module).__name__}"
+                f"{' in train mode' if module.training else ' without running statistics'}); "
+                "call model.eval() first, or use GroupNorm"
+            )
+
+
+def _random_state() -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    return states
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Leave torch's global random state as it was found."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _refuse_random_forward(model: nn.Module, inputs: Inputs) -> None:
+    """Run the forward again, watching the random state, and name the module that draws numbers."""
+    states: dict[str, list[Tensor]] = {}
+    random: list[tuple[str, nn.Module]] = []
+
+    def watch(name: str, module: nn.Module) -> list[Any]:
+        def before(*_: Any) -> None:
+            states[name] = _random_state()
+
+        def after(*_: Any) -> None:
+            pairs = zip(states[name], _random_state(), strict=True)
+            if any(not torch.equal(a, b) for a, b in pairs):
+                random.append((name, module))
+
+        return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+    handles = [handle for name, module in model.named_modules() for handle in watch(name, module)]
+    try:
+        with torch.no_grad(), preserved_random_state():
+            forward(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # Inner modules end first, so the first one seen is the smallest that draws.
+    name, module = random[0] if random else ("", model)
+    mode = "in train mode" if module.training else "in eval mode"
+    raise EvalkitError(
+        f"expected a deterministic forward, found random numbers drawn in module '{name}' "
+        f"({type(module).__name__}, {mode}); call model.eval() first, or remove the noise"
+    )

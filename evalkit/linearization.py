@@ -1,0 +1,326 @@
+"""One model, one batch, linearised at the model's parameters, with the graph kept."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from evalkit import likelihoods
+from evalkit.errors import EvalkitError
+from evalkit.factor import GramFactor, factorize
+from evalkit.forward import Inputs, Recording, differentiable, record
+from evalkit.gram import linear_gram, linear_parameters
+from evalkit.per_sample import (
+    CannotVectorizeError,
+    PerSample,
+    defining_gradients,
+    per_sample_gram,
+    vectorized_gradients,
+)
+from evalkit.reductions import norm
+
+T = TypeVar("T")
+
+
+def linearize(
+    model: nn.Module, inputs: Inputs, targets: Tensor, likelihood: str = "categorical"
+) -> Linearization:
+    """Run the forward once and return everything linear at this model and batch.
+
+    Args:
+        model: any module; its trainable parameters are those with ``requires_grad``. It is left
+            as it was: mode, parameters, buffers, gradients and hooks.
+        inputs: what its forward takes: a tensor, a tuple (positional) or a dict (keyword). Axis 0
+            of the tensors is the sample axis.
+        targets: labels or values for the likelihood; see :mod:`evalkit.likelihoods`.
+        likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
+
+    Raises:
+        EvalkitError: the inputs do not fit together, the forward is not deterministic, samples
+            have no label, or the logits are not finite.
+    """
+    return Linearization(model, inputs, targets, likelihood)
+
+
+class Linearization:
+    """The linear maps of one model on one batch of N samples with P trainable parameters.
+
+    With z_n the logits, J_n = d z_n / d theta, r_n = d l_n / d z_n and S_n = d2 l_n / d z_n2 (all
+    losses are *summed* over the batch):
+
+    - ``jvp``: v -> J v and ``vjp``: c -> sum_n J_n^T c_n, each one backward through a kept graph;
+    - ``fvp``: v -> F v with F = sum_n J_n^T S_n J_n, the exact Fisher matrix (= GGN);
+    - ``gram``: K_nm = G_n . G_m with the per-sample gradients G_n = J_n^T r_n.
+
+    Theta is flattened row-major in the order of ``model.named_parameters()``. Vectors are (P,) in
+    the model's dtype; logit-shaped values are like ``logits``. Sums over the batch are float64.
+
+    Attributes:
+        likelihood: what the logits mean.
+        logits: (N, ..., C), detached.
+        targets: in the form the likelihood takes.
+        logit_gradients: r, like logits, float64.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, targets: Tensor, likelihood: str) -> None:
+        self.likelihood = likelihoods.get(likelihood)
+        num_samples = _check_batch(inputs, targets)
+        self._recording = record(model, inputs, num_samples)
+        self.logits = self._recording.logits.detach()
+        if self.logits.dim() == 0 or self.logits.shape[0] != num_samples:
+            raise EvalkitError(
+                f"expected logits with {num_samples} samples on axis 0, as the targets have, found "
+                f"shape {tuple(self.logits.shape)}; check the model's output and the targets"
+            )
+        if not self.logits.isfinite().all():
+            bad = int((~self.logits.isfinite()).sum())
+            raise EvalkitError(
+                f"expected finite logits, found {bad} that are NaN or infinite; check the model's "
+                "parameters and the inputs"
+            )
+        self.targets = self.likelihood.check(self.logits, targets)
+        self.logit_gradients = self.likelihood.logit_gradients(self.logits, self.targets)
+        self._shared: dict[Hashable, Any] = {}
+        self._route: PerSample | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.logits)
+
+    @cached_property
+    def num_params(self) -> int:
+        """P, the number of trainable parameters."""
+        return sum(value.numel() for value in self._recording.parameters.values())
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """l_n, summed over a sample's positions: (N,) float64."""
+        return self.likelihood.losses(self.logits, self.targets)
+
+    @cached_property
+    def _pulled(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The graph of the VJP u -> J^T u, built at u = r, so that its value is the gradient."""
+        r = self.logit_gradients.detach().clone().to(self.logits.dtype).requires_grad_()
+        with differentiable():
+            pulled = torch.autograd.grad(
+                self._recording.logits,
+                list(self._recording.parameters.values()),
+                r,
+                create_graph=True,
+                materialize_grads=True,
+            )
+        return r, pulled
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """g = sum_n J_n^T r_n, the gradient of the summed loss: (P,)."""
+        return _flatten(self._pulled[1])
+
+    @cached_property
+    def gradient_norm(self) -> float:
+        """|g|."""
+        return norm(self.gradient)
+
+    def jvp(self, vector: Tensor) -> Tensor:
+        """Return J v: (P,) -> like logits.
+
+        One backward through the graph of u -> J^T u: its derivative in u, applied to v, is J v.
+
+        Raises:
+            EvalkitError: v is not a vector of length P.
+        """
+        self._check_vector(vector)
+        values = self._recording.parameters.values()
+        pieces = vector.detach().to(self.logits).split([value.numel() for value in values])
+        r, pulled = self._pulled
+        roots = [
+            (root, piece.view_as(root))
+            for root, piece in zip(pulled, pieces, strict=True)
+            if root.requires_grad
+        ]
+        if not roots:
+            return torch.zeros_like(self.logits)
+        outputs, cotangents = zip(*roots, strict=True)
+        (product,) = torch.autograd.grad(
+            outputs, r, cotangents, retain_graph=True, materialize_grads=True
+        )
+        return product
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        """Return sum_n J_n^T c_n: like logits -> (P,). One backward.
+
+        Raises:
+            EvalkitError: c does not have the shape of the logits.
+        """
+        if cotangents.shape != self.logits.shape:
+            raise EvalkitError(
+                f"expected cotangents of the shape of the logits, {tuple(self.logits.shape)}, "
+                f"found {tuple(cotangents.shape)}; pass one value per logit"
+            )
+        cotangents = cotangents.detach().double()
+        scale = _power_of_two(cotangents)
+        pulled = torch.autograd.grad(
+            self._recording.logits,
+            list(self._recording.parameters.values()),
+            (cotangents / scale).to(self.logits.dtype),
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return _flatten(pulled).mul_(scale)
+
+    def fvp(self, vector: Tensor) -> Tensor:
+        """Return F v = sum_n J_n^T S_n J_n v, the exact Fisher-vector product: (P,) -> (P,)."""
+        return self.vjp(self.output_fisher(self.jvp(vector)))
+
+    def output_fisher(self, vectors: Tensor) -> Tensor:
+        """Return S_n u_n for every sample: like logits -> like logits, float64."""
+        return self.likelihood.fisher_product(self.logits, self.targets, vectors)
+
+    @cached_property
+    def gradient_jvp(self) -> Tensor:
+        """J g: like logits. Its product with r_n is G_n . g, the slope of each loss along g."""
+        return self.jvp(self.gradient)
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """K_nm = G_n . G_m for the per-sample gradients G_n = J_n^T r_n: (N, N) float64.
+
+        The rules for layers and vectorised gradients take axis 0 of every tensor to be the sample
+        axis, and samples not to influence each other. The row sums, (K 1)_n = r_n . (J g)_n, hold
+        for the true K alone, cost nothing that scoring does not need, and are checked; where they
+        fail, K is computed by a slower route that takes less for granted.
+        """
+        cotangents = self.logit_gradients.to(self.logits.dtype).unsqueeze(0)
+        for route in (None, vectorized_gradients):
+            try:
+                gram = self._gram_by(route, cotangents)
+            except CannotVectorizeError:
+                continue
+            if self._row_sums_agree(gram):
+                self._route = route
+                return gram
+        self._route = defining_gradients
+        warnings.warn(
+            "samples influence each other in this forward, or its sample axis is not axis 0 "
+            "throughout: per-sample gradients are formed by one backward each, which is slow",
+            stacklevel=2,
+        )
+        return self._gram_by(defining_gradients, cotangents)
+
+    @cached_property
+    def gram_factor(self) -> GramFactor:
+        """The factorised Gram matrix, shared by every method and damping."""
+        return factorize(self.gram)
+
+    def gram_of(self, cotangents: Tensor) -> Tensor:
+        """Return the inner products of J_n^T c_kn for K cotangents per sample.
+
+        Args:
+            cotangents: c, (K, N, ..., C).
+
+        Returns:
+            (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
+        """
+        _ = self.gram  # settles the route
+        scale = _power_of_two(cotangents)
+        scaled = (cotangents / scale).to(self.logits.dtype)
+        return self._gram_by(self._route, scaled) * scale.double().square()
+
+    def _gram_by(self, route: PerSample | None, cotangents: Tensor) -> Tensor:
+        """Return the Gram matrix by one route for all parameters, or by rules where there are."""
+        names = list(self._recording.parameters)
+        if route is not None:
+            return per_sample_gram(self._recording, cotangents, names, route)
+        ruled = linear_parameters(self._recording)
+        others = [name for name in names if name not in ruled]
+        gram = linear_gram(self._recording, cotangents, ruled)
+        try:
+            gram += per_sample_gram(self._recording, cotangents, others, vectorized_gradients)
+        except CannotVectorizeError:
+            gram += per_sample_gram(self._recording, cotangents, others, defining_gradients)
+        return gram
+
+    def _row_sums_agree(self, gram: Tensor) -> bool:
+        slopes = self.sample_dots(self.logit_gradients, self.gradient_jvp)
+        norms = gram.diagonal().clamp_min(0).sqrt()
+        tolerance = torch.finfo(self.logits.dtype).eps ** 0.5
+        return bool(((gram.sum(1) - slopes).abs() <= tolerance * norms * norms.sum()).all())
+
+    def sample_dots(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the inner product of two logit-shaped values for each sample: (N,) float64."""
+        return (left.double() * right.double()).flatten(1).sum(1)
+
+    @cached_property
+    def gradient_norms(self) -> Tensor:
+        """|G_n|, the norms of the per-sample gradients: (N,) float64."""
+        return self.gram.diagonal().clamp_min(0).sqrt()
+
+    @cached_property
+    def logit_gradient_norms(self) -> Tensor:
+        """|r_n|, over all positions of a sample: (N,) float64."""
+        return self.sample_dots(self.logit_gradients, self.logit_gradients).sqrt()
+
+    @cached_property
+    def gamma_floor(self) -> float:
+        """(sum_n r_n^T S_n^+ r_n)^(-1/2), which no direction's gamma is below.
+
+        By Cauchy-Schwarz, |d^T g| = |sum_n r_n^T J_n d| <= sqrt(sum r^T S^+ r) sqrt(d^T F d), with
+        equality for the exact natural gradient when the stacked J has full row rank.
+        """
+        total = self.likelihood.floor_terms(self.logits, self.targets).sum()
+        return float(total**-0.5)
+
+    def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return ``compute()``, done once per key: how a method shares work between dampings."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        value: T = self._shared[key]
+        return value
+
+    def _check_vector(self, vector: Tensor) -> None:
+        if vector.shape != (self.num_params,):
+            raise EvalkitError(
+                f"expected a vector of length {self.num_params}, the number of trainable "
+                f"parameters, found shape {tuple(vector.shape)}; flatten the parameters in the "
+                "order of named_parameters()"
+            )
+
+
+def _flatten(values: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([value.detach().flatten() for value in values])
+
+
+def _power_of_two(values: Tensor) -> Tensor:
+    """Return the power of two at the largest magnitude: dividing by it is exact and tames 1e12."""
+    largest = values.abs().amax()
+    return torch.where(largest > 0, torch.exp2(torch.floor(torch.log2(largest))), 1.0)
+
+
+def _check_batch(inputs: Inputs, targets: Tensor) -> int:
+    """Return N, the first axis of the targets and of at least one input.
+
+    Raises:
+        EvalkitError: there are no samples, or no input has as many as the targets.
+    """
+    if not isinstance(targets, Tensor) or targets.dim() == 0 or len(targets) == 0:
+        found = f"shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets)
+        raise EvalkitError(
+            f"expected targets with at least one sample on axis 0, found {found}; pass a batch"
+        )
+    sizes = [len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
+    if len(targets) not in sizes:
+        raise EvalkitError(
+            f"expected inputs with {len(targets)} samples on axis 0, as the targets have, found "
+            f"{sizes or 'no tensor'}; pass inputs and targets of the same batch"
+        )
+    return len(targets)
+
+
+__all__ = ["Inputs", "Linearization", "Recording", "linearize"]

@@ -1,0 +1,123 @@
+"""Gram matrices by per-sample gradients: the fallback that covers every architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.utils._pytree import tree_map
+
+from evalkit.forward import Recording, differentiable
+
+ELEMENTS_AT_ONCE = 1 << 27
+"""Numbers in the per-sample gradients held at once: 512 MiB in float32."""
+
+
+class CannotVectorizeError(RuntimeError):
+    """A model that ``torch.func.vmap`` cannot run one sample at a time."""
+
+
+PerSample = Callable[[Recording, Tensor, list[str], Tensor], list[Tensor]]
+"""Maps (recording, cotangents, names, rows) to the per-sample gradients of each parameter."""
+
+
+def per_sample_gram(
+    recording: Recording, cotangents: Tensor, names: list[str], route: PerSample
+) -> Tensor:
+    """Return the part of the Gram matrix that some parameters add, their gradients formed.
+
+    Rows are taken in blocks that bound the memory; a block is formed again for each pair.
+
+    Args:
+        recording: the forward pass.
+        cotangents: c, (K, N, ..., C), in the dtype of the logits.
+        names: the parameters to include.
+        route: :func:`vectorized_gradients` or :func:`defining_gradients`.
+
+    Returns:
+        (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
+    """
+    rows = cotangents.shape[0] * cotangents.shape[1]
+    gram = torch.zeros(rows, rows, dtype=torch.float64, device=cotangents.device)
+    size = sum(recording.parameters[name].numel() for name in names)
+    if not size:
+        return gram
+    blocks = torch.arange(rows, device=gram.device).split(max(1, ELEMENTS_AT_ONCE // size))
+    for i, first in enumerate(blocks):
+        left = route(recording, cotangents, names, first)
+        for second in blocks[i:]:
+            right = left if second is first else route(recording, cotangents, names, second)
+            block = sum(
+                (a.double() @ b.double().T for a, b in zip(left, right, strict=True)),
+                gram.new_zeros(len(first), len(second)),
+            )
+            gram[first[:, None], second] = block
+            gram[second[:, None], first] = block.T
+    return gram
+
+
+def vectorized_gradients(
+    recording: Recording, cotangents: Tensor, names: list[str], rows: Tensor
+) -> list[Tensor]:
+    """Return J_n^T c_n by ``torch.func.vmap`` over samples run one at a time.
+
+    It takes the model to treat each sample on its own, and fails where the model cannot be traced.
+
+    Returns:
+        For each parameter, (rows, size).
+
+    Raises:
+        CannotVectorizeError: the model's own code does not run on one traced sample.
+    """
+    samples = cotangents.shape[1]
+    chosen = {name: recording.parameters[name].detach() for name in names}
+    rest = {name: p.detach() for name, p in recording.parameters.items() if name not in chosen}
+
+    def is_batched(leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == samples
+
+    def product(values: dict[str, Tensor], arguments: Any, cotangent: Tensor) -> Tensor:
+        single = tree_map(
+            lambda leaf, batched: leaf.unsqueeze(0) if batched else leaf,
+            arguments,
+            tree_map(is_batched, recording.inputs),
+        )
+        logits = recording.call({**rest, **values}, single)
+        return (logits.squeeze(0) * cotangent).sum()
+
+    axes = tree_map(lambda leaf: 0 if is_batched(leaf) else None, recording.inputs)
+    arguments = tree_map(
+        lambda leaf: leaf[rows % samples] if is_batched(leaf) else leaf, recording.inputs
+    )
+    vectorized = vmap(grad(product), in_dims=(None, axes, 0), randomness="error")
+    try:
+        with differentiable():
+            gradients = vectorized(chosen, arguments, cotangents.flatten(0, 1)[rows])
+    except Exception as error:  # whatever the model's code raises
+        raise CannotVectorizeError(str(error)) from error
+    return [gradients[name].detach().reshape(len(rows), -1) for name in names]
+
+
+def defining_gradients(
+    recording: Recording, cotangents: Tensor, names: list[str], rows: Tensor
+) -> list[Tensor]:
+    """Return J_n^T c_n by one VJP of the whole batch per row: slow, and true by definition.
+
+    Returns:
+        For each parameter, (rows, size).
+    """
+    samples = cotangents.shape[1]
+    flat = cotangents.flatten(0, 1)
+    parameters = [recording.parameters[name] for name in names]
+    gradients = []
+    for row in rows.tolist():
+        cotangent = torch.zeros_like(recording.logits)
+        cotangent[row % samples] = flat[row]
+        pulled = torch.autograd.grad(
+            recording.logits, parameters, cotangent, retain_graph=True, materialize_grads=True
+        )
+        gradients.append([value.flatten() for value in pulled])
+    return [torch.stack(column) for column in zip(*gradients, strict=True)]

@@ -1,0 +1,155 @@
+"""Scores of several methods on one batch: one checkpoint and one batch in, rows out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from torch import Tensor, nn
+
+from evalkit.errors import EvalkitError
+from evalkit.factor import check_damping
+from evalkit.forward import Inputs
+from evalkit.indicator import indicator
+from evalkit.linearization import Linearization, linearize
+from evalkit.metrics import efficiency
+from evalkit.reductions import norm
+from evalkit.run import SCORE_COLUMNS
+from evalkit.updates import DEFAULT_DAMPING, Update, compute
+from evalkit.updates.registry import parse
+
+DEFAULT_METHODS = ("sgd", "ef", "ief", "sf")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row: a method at one damping on one batch; the fields are the columns of ``score``.
+
+    Attributes:
+        method: its name, with settings as written.
+        damping: lambda.
+        gamma: sqrt(d^T F d) / |d^T g|, smaller is better.
+        ratio: gamma / gamma of sgd on the same batch, below 1 is better than SGD.
+        efficiency: gamma_floor / gamma, in [0, 1].
+        fisher_norm: sqrt(d^T F d).
+        slope: d^T g; negative means that the update ascends.
+        norm: |d|.
+        cosine_sgd: cosine of the angle between d and g.
+        iterations: of the solver; empty for direct methods.
+        relative_residual: of the solver, recomputed; empty for direct methods.
+        converged: of the solver; empty for direct methods.
+    """
+
+    method: str
+    damping: float
+    gamma: float
+    ratio: float
+    efficiency: float
+    fisher_norm: float
+    slope: float
+    norm: float
+    cosine_sgd: float
+    iterations: int | None
+    relative_residual: float | None
+    converged: bool | None
+
+
+def score(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    likelihood: str = "categorical",
+    methods: Sequence[str] | str = DEFAULT_METHODS,
+    damping: float | Sequence[float] = DEFAULT_DAMPING,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score approximate natural-gradient updates of a model on one batch.
+
+    Args:
+        model: any deterministic module; it is left as it was.
+        inputs: a tensor, tuple or dict, as the model's forward takes it.
+        targets: labels or values, sample axis first.
+        likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
+        methods: names from ``evalkit.methods()``, with settings if wanted
+            (``"sf:labels_per_sample=4"``).
+        damping: one number or several; each method is scored at each.
+        seed: for methods that draw samples.
+
+    Returns:
+        A table with a row per method and damping, methods in the order given; the columns are the
+        fields of :class:`Score`.
+
+    Raises:
+        EvalkitError: something does not fit; the sentence says what to do.
+    """
+    names, dampings = check_request(methods, damping)
+    lin = linearize(model, inputs, targets, likelihood)
+    return to_frame(score_linearization(lin, names, dampings, seed))
+
+
+def check_request(
+    methods: Sequence[str] | str, damping: float | Sequence[float]
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Return methods and dampings as tuples, before anything expensive is started.
+
+    Raises:
+        EvalkitError: a method or setting is unknown, a damping is out of range, one of them is
+            given twice, or there are none.
+    """
+    names = (methods,) if isinstance(methods, str) else tuple(methods)
+    dampings = (damping,) if isinstance(damping, int | float) else tuple(damping)
+    for name in names:
+        parse(name)
+    for value in dampings:
+        check_damping(value)
+    for kind, values in (("method", names), ("damping", dampings)):
+        if not values:
+            raise EvalkitError(f"expected at least one {kind}, found none; name one")
+        if len(set(values)) < len(values):
+            raise EvalkitError(
+                f"expected each {kind} once, found {', '.join(map(str, values))}; drop the repeats"
+            )
+    return names, tuple(float(value) for value in dampings)
+
+
+def score_linearization(
+    lin: Linearization, methods: Sequence[str], dampings: Sequence[float], seed: int
+) -> list[Score]:
+    """Return the rows of one batch: a row per method and damping, methods outermost."""
+    reference = indicator(lin, lin.gradient_jvp).gamma
+    return [
+        _row(lin, name, damping, compute(name, lin, damping, seed), reference)
+        for name in methods
+        for damping in dampings
+    ]
+
+
+def to_frame(rows: Sequence[Score]) -> pd.DataFrame:
+    """Return rows as a table with the columns of the contract."""
+    frame = pd.DataFrame([vars(row) for row in rows], columns=list(SCORE_COLUMNS))
+    return frame.astype(
+        {"iterations": "Int64", "relative_residual": "float64", "converged": "boolean"}
+    )
+
+
+def _row(lin: Linearization, name: str, damping: float, update: Update, reference: float) -> Score:
+    d, g = update.direction, lin.gradient
+    found = indicator(lin, lin.gradient_jvp if d is g else lin.jvp(d))
+    length = norm(d)
+    product = length * lin.gradient_norm
+    return Score(
+        method=name,
+        damping=damping,
+        gamma=found.gamma,
+        ratio=found.gamma / reference if 0 < reference < math.inf else math.nan,
+        efficiency=efficiency(found.gamma, lin.gamma_floor),
+        fisher_norm=found.fisher_norm,
+        slope=found.slope,
+        norm=length,
+        cosine_sgd=found.slope / product if product > 0 else math.nan,
+        iterations=update.iterations,
+        relative_residual=update.relative_residual,
+        converged=update.converged,
+    )

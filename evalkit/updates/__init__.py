@@ -1,0 +1,15 @@
+"""Approximations of the natural gradient: one file each, found by name everywhere.
+
+Adding a file here, or calling :func:`method` from anywhere, makes a method known to ``score``, the
+command line, the report and the tests.
+"""
+
+import importlib
+import pkgutil
+
+from evalkit.updates.registry import DEFAULT_DAMPING, Update, compute, method, methods, update
+
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")
+
+__all__ = ["DEFAULT_DAMPING", "Update", "compute", "method", "methods", "update"]

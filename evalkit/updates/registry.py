@@ -1,0 +1,168 @@
+"""Where methods are registered, and how one is called by name with its settings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from evalkit.errors import EvalkitError
+from evalkit.factor import check_damping
+from evalkit.linearization import Linearization
+from evalkit.reductions import is_finite
+from evalkit.registry import Registry, suggest
+
+DEFAULT_DAMPING = 1e-12
+"""Near zero and absolute, as in the paper."""
+
+Method = Callable[..., "Tensor | Update"]
+_METHODS: Registry[Method] = Registry("method")
+
+
+@dataclass(frozen=True)
+class Update:
+    """A direction and, for iterative methods, the state of the solver.
+
+    Attributes:
+        direction: d, (P,); the parameters move along -d.
+        iterations: iterations of the solver, None for direct methods.
+        relative_residual: recomputed, None for direct methods.
+        converged: None for direct methods.
+    """
+
+    direction: Tensor
+    iterations: int | None = None
+    relative_residual: float | None = None
+    converged: bool | None = None
+
+
+def method(name: str) -> Callable[[Method], Method]:
+    """Register a method: a function of (linearization, damping) that returns a direction.
+
+    The function returns d, (P,), with the sign of the gradient, or an :class:`Update`. Its further
+    parameters are its settings and need defaults; one called ``seed`` receives the seed.
+
+    Args:
+        name: how it is called from then on.
+
+    Raises:
+        EvalkitError: the name is taken, or holds a character that separates names or settings.
+    """
+    if not name or set(name) & set(":,= "):
+        raise EvalkitError(
+            f"expected a method name without ':', ',', '=' and spaces, found '{name}'; rename it"
+        )
+
+    def register(function: Method) -> Method:
+        _METHODS.add(name, function)
+        return function
+
+    return register
+
+
+def methods() -> tuple[str, ...]:
+    """Return the names of all registered methods."""
+    return _METHODS.names()
+
+
+def describe(name: str) -> str:
+    """Return the first sentence of a method's docstring."""
+    return (inspect.getdoc(_METHODS.get(name)) or "").split("\n")[0]
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Split ``"sf:labels_per_sample=4"`` into a method's name and its settings.
+
+    Raises:
+        EvalkitError: the method or a setting is unknown, or a setting is not name=value.
+    """
+    name, *parts = text.split(":")
+    _METHODS.get(name)
+    settings: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise EvalkitError(
+                f"expected settings as name=value in method '{text}', found '{part}'; write "
+                f"'{name}:setting=value'"
+            )
+        try:
+            settings[key] = json.loads(value)
+        except json.JSONDecodeError:
+            raise EvalkitError(
+                f"expected a number for setting '{key}' in method '{text}', found '{value}'; "
+                "correct the value"
+            ) from None
+    _check_settings(name, settings)
+    return name, settings
+
+
+def _check_settings(name: str, settings: dict[str, Any]) -> None:
+    known = list(inspect.signature(_METHODS.get(name)).parameters)[2:]
+    known = [key for key in known if key != "seed"]
+    for key in settings:
+        if key not in known:
+            hint = suggest(key, known) if known else "it has no settings"
+            raise EvalkitError(f"unknown setting '{key}' of method '{name}'; {hint}")
+
+
+def compute(
+    text: str,
+    lin: Linearization,
+    damping: float = DEFAULT_DAMPING,
+    seed: int = 0,
+    **settings: Any,
+) -> Update:
+    """Return the update of a method, with the state of its solver.
+
+    Args:
+        text: the method's name, with settings if wanted: ``"ngd:max_iterations=50"``.
+        lin: the model and batch.
+        damping: lambda >= 0, absolute.
+        seed: for methods that draw samples.
+        settings: the method's settings, by name.
+
+    Raises:
+        EvalkitError: the method or a setting is unknown or out of range, or the method returned
+            something that is not a finite vector of length P.
+    """
+    check_damping(damping)
+    name, written = parse(text)
+    _check_settings(name, settings)
+    function = _METHODS.get(name)
+    settings = {**written, **settings}
+    if "seed" in inspect.signature(function).parameters:
+        settings["seed"] = seed
+    result = function(lin, damping, **settings)
+    result = result if isinstance(result, Update) else Update(result)
+    _check_direction(name, result.direction, lin)
+    return result
+
+
+def update(
+    name: str,
+    lin: Linearization,
+    damping: float = DEFAULT_DAMPING,
+    seed: int = 0,
+    **settings: Any,
+) -> Tensor:
+    """Return the direction d of a method: (P,); arguments and errors as :func:`compute`."""
+    return compute(name, lin, damping, seed, **settings).direction
+
+
+def _check_direction(name: str, direction: Any, lin: Linearization) -> None:
+    if not isinstance(direction, Tensor) or direction.shape != (lin.num_params,):
+        shape = tuple(direction.shape) if isinstance(direction, Tensor) else type(direction)
+        raise EvalkitError(
+            f"expected method '{name}' to return a vector of length {lin.num_params}, found "
+            f"{shape}; return one number per trainable parameter"
+        )
+    if not is_finite(direction):
+        raise EvalkitError(
+            f"expected method '{name}' to return finite numbers, found NaN or infinity; raise the "
+            "damping or check the method"
+        )
