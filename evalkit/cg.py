@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.factor import check_damping
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization
 from evalkit.reductions import norm
+from evalkit.settings import check_damping
 
 Status = Literal["residual", "floor", "iteration limit", "breakdown"]
 

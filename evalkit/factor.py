@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.linalg.lapack import dpstrf
 from torch import Tensor
-
-from evalkit.errors import EvalkitError
 
 
 @dataclass(frozen=True)
@@ -42,19 +39,6 @@ class GramFactor:
         """
         right = right.double()
         return self.vectors @ ((self.vectors.T @ right) / (self.eigenvalues + damping))
-
-
-def check_damping(damping: float) -> None:
-    """Refuse a damping that is not a finite number of at least 0.
-
-    Raises:
-        EvalkitError: it is negative, NaN or infinite.
-    """
-    if not 0 <= damping < math.inf:
-        raise EvalkitError(
-            f"expected a damping that is a finite number of at least 0, found {damping}; the "
-            "paper's near-zero damping is 1e-12"
-        )
 
 
 def factorize(gram: Tensor) -> GramFactor:

@@ -59,7 +59,7 @@ _TABLES = {
 _TEXT = frozenset({"checkpoint", "method"})
 _WHOLE = frozenset({"step", "batch", "num_samples", "gram_rank", "iterations"})
 _FLAG = frozenset({"converged"})
-_REQUIRED = frozenset({*KEY_COLUMNS, "method", "num_samples"})
+_REQUIRED = frozenset({*KEY_COLUMNS, "method", "damping", "num_samples"})
 _SCORE_AGAIN = "score again into a new folder with 'evalkit score'"
 
 
@@ -364,6 +364,13 @@ def _read_table(path: Path) -> pd.DataFrame:
     )
 
 
+def _number(text: str, column: str) -> float:
+    value = float(text)
+    if column in _REQUIRED and not math.isfinite(value):
+        raise ValueError
+    return value
+
+
 def _parsed(column: str, texts: list[str], path: Path) -> pd.Series:
     """Return one column from its texts; Python's own float keeps every digit."""
     if column in _TEXT:
@@ -376,7 +383,7 @@ def _parsed(column: str, texts: list[str], path: Path) -> pd.Series:
             elif column in _FLAG:
                 values.append({"True": True, "False": False}[text])
             else:
-                values.append(int(text) if column in _WHOLE else float(text))
+                values.append(int(text) if column in _WHOLE else _number(text, column))
         except (ValueError, KeyError):
             kind = "True or False" if column in _FLAG else "a number"
             raise EvalkitError(

@@ -9,18 +9,15 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import Tensor, nn
 
-from evalkit.errors import EvalkitError
-from evalkit.factor import check_damping
 from evalkit.forward import Inputs
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization, linearize
 from evalkit.metrics import efficiency
 from evalkit.reductions import norm
 from evalkit.run import SCORE_COLUMNS
-from evalkit.updates import DEFAULT_DAMPING, Update, compute
+from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, check_damping, check_each_once
+from evalkit.updates import Update, compute
 from evalkit.updates.registry import parse
-
-DEFAULT_METHODS = ("sgd", "ef", "ief", "sf")
 
 
 @dataclass(frozen=True)
@@ -104,13 +101,8 @@ def check_request(
         parse(name)
     for value in dampings:
         check_damping(value)
-    for kind, values in (("method", names), ("damping", dampings)):
-        if not values:
-            raise EvalkitError(f"expected at least one {kind}, found none; name one")
-        if len(set(values)) < len(values):
-            raise EvalkitError(
-                f"expected each {kind} once, found {', '.join(map(str, values))}; drop the repeats"
-            )
+    check_each_once("method", names)
+    check_each_once("damping", dampings)
     return names, tuple(float(value) for value in dampings)
 
 

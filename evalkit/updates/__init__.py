@@ -7,9 +7,9 @@ command line, the report and the tests.
 import importlib
 import pkgutil
 
-from evalkit.updates.registry import DEFAULT_DAMPING, Update, compute, method, methods, update
+from evalkit.updates.registry import Update, compute, method, methods, update
 
 for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
     importlib.import_module(f"{__name__}.{_module}")
 
-__all__ = ["DEFAULT_DAMPING", "Update", "compute", "method", "methods", "update"]
+__all__ = ["Update", "compute", "method", "methods", "update"]

@@ -11,13 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.factor import check_damping
 from evalkit.linearization import Linearization
 from evalkit.reductions import is_finite
 from evalkit.registry import Registry, suggest
-
-DEFAULT_DAMPING = 1e-12
-"""Near zero and absolute, as in the paper."""
+from evalkit.settings import DEFAULT_DAMPING, check_damping
 
 Method = Callable[..., "Tensor | Update"]
 _METHODS: Registry[Method] = Registry("method")
@@ -102,12 +99,20 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _check_settings(name: str, settings: dict[str, Any]) -> None:
-    known = list(inspect.signature(_METHODS.get(name)).parameters)[2:]
-    known = [key for key in known if key != "seed"]
-    for key in settings:
-        if key not in known:
-            hint = suggest(key, known) if known else "it has no settings"
+    """Refuse settings that the method does not have, and values of another type than its own."""
+    parameters = list(inspect.signature(_METHODS.get(name)).parameters.values())[2:]
+    defaults = {item.name: item.default for item in parameters if item.name != "seed"}
+    for key, value in settings.items():
+        if key not in defaults:
+            hint = suggest(key, defaults) if defaults else "it has no settings"
             raise EvalkitError(f"unknown setting '{key}' of method '{name}'; {hint}")
+        wanted = type(defaults[key])
+        fits = type(value) is wanted or (wanted is float and type(value) is int)
+        if not fits:
+            raise EvalkitError(
+                f"expected setting '{key}' of method '{name}' to be of type {wanted.__name__}, "
+                f"found {value!r}; its default is {defaults[key]!r}"
+            )
 
 
 def compute(

@@ -1,0 +1,142 @@
+"""``evalkit score``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from evalkit.cli.options import CommaSeparated, Whole
+from evalkit.settings import Settings
+
+
+@click.command(
+    "score",
+    short_help="Score every checkpoint in a folder.",
+    epilog="""\b
+Examples:
+  evalkit score checkpoints/digits-mlp
+  evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --out runs/digits-mlp
+  evalkit score checkpoints/digits-mlp --damping 1e-12,1e-6,1e-3 --out runs/sweep
+  evalkit score my-checkpoints --task my_task.py:task --batches 20 --batch-size 64
+  evalkit score checkpoints/digits-mlp --load my_method.py --methods sgd,ief,mine
+""",
+)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--task", metavar="TASK", help="Registered name, file.py:attribute or module:attribute."
+)
+@click.option(
+    "--load",
+    "code",
+    multiple=True,
+    metavar="FILE.py",
+    help="Python file or module to import first, for methods of your own; repeatable.",
+)
+@click.option(
+    "--methods",
+    type=CommaSeparated(str, "a,b"),
+    default=",".join(Settings.methods),
+    show_default=True,
+    help="Methods, with settings if wanted: sf:labels_per_sample=4.",
+)
+@click.option(
+    "--damping",
+    "dampings",
+    type=CommaSeparated(float, "x[,y...]"),
+    default=",".join(f"{value:g}" for value in Settings.dampings),
+    show_default=True,
+    help="Absolute damping; several make a sweep.",
+)
+@click.option(
+    "--batches",
+    type=Whole(),
+    default=Settings.batches,
+    show_default=True,
+    help="Batches per checkpoint.",
+)
+@click.option(
+    "--batch-size",
+    type=Whole(),
+    default=Settings.batch_size,
+    show_default=True,
+    help="Samples per batch.",
+)
+@click.option(
+    "--seed",
+    type=Whole(),
+    default=Settings.seed,
+    show_default=True,
+    help="Of the batches and of sampled labels.",
+)
+@click.option(
+    "--out",
+    "run",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Folder of the tables; default: runs/<name of DIR>.",
+)
+def command(
+    folder: Path,
+    task: str | None,
+    code: tuple[str, ...],
+    methods: tuple[str, ...],
+    dampings: tuple[float, ...],
+    batches: int,
+    batch_size: int,
+    seed: int,
+    run: Path | None,
+) -> None:
+    """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
+
+    Writes scores.csv, batches.csv and run.json into RUN and prints, for every checkpoint and
+    method, gamma as a ratio to SGD's with the efficiency in brackets. An interrupted run goes on
+    where it stopped when the same command is given again.
+    """
+    settings = Settings(methods, dampings, batches, batch_size, seed)
+    run = run if run is not None else Path("runs") / folder.resolve().name
+    _score(folder, task, code, settings, run)
+    _print_table(run)
+    click.echo(f"Tables in {run}; figures and page: evalkit report {run}")
+
+
+def _score(
+    folder: Path, spec: str | None, code: tuple[str, ...], settings: Settings, run: Path
+) -> None:
+    from evalkit.checkpoints import open_trajectory, trajectory_task
+    from evalkit.cli.progress import progress_bar
+    from evalkit.study import Progress, run_study
+    from evalkit.tasks.loading import load_code
+
+    for location in code:
+        load_code(location)
+    trajectory = open_trajectory(folder)
+    task = trajectory_task(trajectory, spec)
+    with progress_bar() as bar:
+        shown = bar.add_task(task.name)
+
+        def show(state: Progress) -> None:
+            bar.update(shown, completed=state.done, total=state.total, description=state.checkpoint)
+
+        run_study(trajectory, task, settings, run, show)
+
+
+def _print_table(run: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from evalkit.results import final_table, headline
+    from evalkit.run import read_run
+
+    result = read_run(run)
+    rows = final_table(result)
+    table = Table(box=box.SIMPLE_HEAD, title="gamma / gamma of SGD (efficiency = floor / gamma)")
+    for position, column in enumerate(rows.columns):
+        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+    for row in rows.itertuples(index=False):
+        table.add_row(*row)
+    console = Console()
+    width = console.measure(table).maximum
+    Console(width=max(console.width, width)).print(table)
+    click.echo(headline(result))

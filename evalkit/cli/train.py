@@ -1,0 +1,72 @@
+"""``evalkit train``: make a trajectory of checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from evalkit.cli.options import Real, Whole
+
+
+@click.command(
+    "train",
+    short_help="Train a task and save its trajectory of checkpoints.",
+    epilog="""\b
+Examples:
+  evalkit train digits-mlp --out my-checkpoints
+  evalkit train digits-mlp --optimizer sgd --learning-rate 0.1 --epochs 60 --out sgd-checkpoints
+  evalkit train my_task.py:task --out my-checkpoints
+""",
+)
+@click.argument("task", metavar="TASK")
+@click.option(
+    "--out",
+    "folder",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of the checkpoints; new or empty.",
+)
+@click.option("--optimizer", metavar="NAME", help="adamw, adam or sgd; default: the task's.")
+@click.option("--learning-rate", type=Real(), help="For the mean loss; default: the task's.")
+@click.option("--weight-decay", type=Real(), help="Default: the task's.")
+@click.option("--epochs", type=Whole(), help="Default: the task's.")
+@click.option("--batch-size", type=Whole(), help="Samples per step; default: the task's.")
+@click.option("--checkpoint-every", type=Whole(), metavar="EPOCHS", help="Default: the task's.")
+@click.option(
+    "--seed",
+    type=Whole(),
+    default=0,
+    show_default=True,
+    help="Of initial values and the order of the samples.",
+)
+def command(task: str, folder: Path, seed: int, **recipe: float | str | None) -> None:
+    """Train TASK and save a trajectory: the initialised model, then a checkpoint every few epochs.
+
+    TASK is a registered name (see 'evalkit list'), file.py:attribute or package.module:attribute.
+    """
+    from evalkit.cli.progress import progress_bar
+    from evalkit.tasks import load_task
+    from evalkit.training import Epoch, train
+
+    loaded = load_task(task)
+    with progress_bar() as bar:
+        shown = bar.add_task(loaded.name, total=None)
+
+        def show(epoch: Epoch) -> None:
+            bar.update(
+                shown,
+                completed=epoch.number,
+                total=epoch.of,
+                description=f"{loaded.name} loss {epoch.loss:.4g}",
+            )
+
+        trajectory = train(loaded, folder=folder, seed=seed, on_epoch=show, **recipe)  # type: ignore[arg-type]
+    last = trajectory.checkpoints[-1]
+    accuracy = last.validation_accuracy
+    validated = "" if accuracy is None else f", validation accuracy {accuracy:.1%}"
+    click.echo(
+        f"{len(trajectory.checkpoints)} checkpoints in {folder}; at the end training loss "
+        f"{last.training_loss:.4g}{validated}"
+    )

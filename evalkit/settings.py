@@ -1,0 +1,76 @@
+"""What a run of scores is asked for: methods, dampings, batches, seed, and their defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evalkit.errors import EvalkitError
+
+DEFAULT_METHODS = ("sgd", "ef", "ief", "sf")
+DEFAULT_DAMPING = 1e-12
+"""Near zero and absolute, as in the paper."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run.
+
+    Attributes:
+        methods: names, with settings of their own if wanted (``"sf:labels_per_sample=4"``).
+        dampings: each method is scored at each; several make a sweep.
+        batches: batches per checkpoint, the same ones at every checkpoint.
+        batch_size: samples per batch, drawn without replacement from the training samples.
+        seed: of the batches and of methods that draw samples.
+
+    Raises:
+        EvalkitError: a value is out of range or given twice.
+    """
+
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    dampings: tuple[float, ...] = (DEFAULT_DAMPING,)
+    batches: int = 100
+    batch_size: int = 160
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_each_once("method", self.methods)
+        check_each_once("damping", self.dampings)
+        for damping in self.dampings:
+            check_damping(damping)
+        for name in ("batches", "batch_size"):
+            if getattr(self, name) < 1:
+                words = name.replace("_", " ")
+                raise EvalkitError(
+                    f"expected {words} of at least 1, found {getattr(self, name)}; "
+                    f"set --{name.replace('_', '-')} to 1 or more"
+                )
+        if self.seed < 0:
+            raise EvalkitError(f"expected a seed of at least 0, found {self.seed}; choose another")
+
+
+def check_damping(damping: float) -> None:
+    """Refuse a damping that is not a finite number of at least 0.
+
+    Raises:
+        EvalkitError: it is negative, NaN or infinite.
+    """
+    if not 0 <= damping < math.inf:
+        raise EvalkitError(
+            f"expected a damping that is a finite number of at least 0, found {damping}; the "
+            f"paper's near-zero damping is {DEFAULT_DAMPING:g}"
+        )
+
+
+def check_each_once(kind: str, values: Sequence[object]) -> None:
+    """Refuse an empty request and one that repeats itself.
+
+    Raises:
+        EvalkitError: there are no values, or one is given twice.
+    """
+    if not values:
+        raise EvalkitError(f"expected at least one {kind}, found none; name one")
+    if len(set(values)) < len(values):
+        found = ", ".join(map(str, values))
+        raise EvalkitError(f"expected each {kind} once, found {found}; drop the repeats")

@@ -1,0 +1,95 @@
+"""Data flows one way: a module imports only from floors below its own."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evalkit
+
+PACKAGE = Path(evalkit.__file__).parent
+FLOORS = """
+errors version
+registry settings reductions
+likelihoods run
+forward factor
+gram per_sample
+linearization
+indicator
+cg
+updates
+metrics
+scoring
+optimizers
+tasks tensors
+manifest
+fitting
+checkpoints
+training study
+results
+figures
+page
+cli
+"""
+FLOOR = {name: height for height, line in enumerate(FLOORS.split("\n")) for name in line.split()}
+WITHOUT_TORCH = ("errors", "version", "registry", "settings", "run", "results", "figures", "page")
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or named(path))
+
+
+def named(path: Path) -> bool:
+    return not path.stem.startswith("__")
+
+
+def home(path: Path) -> str:
+    """Return the module or subpackage of evalkit that a file belongs to."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules and subpackages of evalkit that a file imports, wherever it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("evalkit.")}
+    return {name for name in found if name in FLOOR}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_floors_below_its_own(path: Path) -> None:
+    own = home(path)
+    assert own in FLOOR, f"give '{own}' a floor"
+    above = {name for name in imported(path) - {own} if FLOOR[name] >= FLOOR[own]}
+    assert not above, f"{path.name} imports {sorted(above)}"
+
+
+def test_every_floor_exists() -> None:
+    assert set(FLOOR) == {home(path) for path in modules()}
+
+
+def test_tables_figures_and_help_do_not_import_torch() -> None:
+    imports = "; ".join(f"import evalkit.{name}" for name in WITHOUT_TORCH)
+    code = (
+        f"import sys; {imports}; from evalkit.cli import main; main(['score', '--help']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Examples:" in done.stdout
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350

@@ -1,0 +1,119 @@
+"""The main job: the same rows whatever is scored beside them, resumed where they stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from evalkit import EvalkitError
+from evalkit.checkpoints import load_into, open_trajectory, trajectory_task
+from evalkit.run import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS, read_run
+from evalkit.scoring import score
+from evalkit.settings import Settings
+from evalkit.study import batch_seed, draw_batch, run_study
+from tests.folders import BUNDLED
+
+SMALL = Settings(methods=("sgd", "ief", "sf"), batches=2, batch_size=12)
+
+
+class StopError(Exception):
+    """Stands for whatever ends a study early."""
+
+
+def study(folder: Path, settings: Settings = SMALL, stop_after: int | None = None) -> pd.DataFrame:
+    trajectory = open_trajectory(BUNDLED)
+    calls = []
+
+    def watch(progress: object) -> None:
+        calls.append(progress)
+        if stop_after is not None and len(calls) > stop_after:
+            raise StopError
+
+    run_study(trajectory, trajectory_task(trajectory), settings, folder, watch)
+    return read_run(folder).scores
+
+
+def test_a_run_holds_every_cell_and_the_columns_of_the_contract(tmp_path: Path) -> None:
+    scores = study(tmp_path / "run")
+    checkpoints = open_trajectory(BUNDLED).checkpoints
+    assert tuple(scores.columns) == KEY_COLUMNS + SCORE_COLUMNS
+    assert len(scores) == len(checkpoints) * 2 * 3
+    run = read_run(tmp_path / "run")
+    assert tuple(run.batches.columns) == KEY_COLUMNS + BATCH_COLUMNS
+    assert (run.batches["num_samples"] == 12).all()
+    hashes = [item["sha256"] for item in run.provenance["checkpoints"]]
+    assert hashes == [checkpoint.sha256 for checkpoint in checkpoints]
+    assert run.provenance["finished"] is not None
+
+
+def test_a_row_is_what_score_gives_for_that_batch(tmp_path: Path) -> None:
+    scores = study(tmp_path / "run")
+    trajectory = open_trajectory(BUNDLED)
+    task = trajectory_task(trajectory)
+    samples = task.training_samples()
+    checkpoint = trajectory.checkpoints[3]
+    model = task.build_model(0)
+    load_into(model, checkpoint)
+    inputs, targets = samples.take(draw_batch(len(samples), 12, 0, 1))
+    expected = score(
+        model, inputs, targets, methods=SMALL.methods, seed=batch_seed(0, 1, "methods")
+    )
+    found = scores[(scores["checkpoint"] == checkpoint.name) & (scores["batch"] == 1)]
+    pd.testing.assert_frame_equal(
+        found[list(SCORE_COLUMNS)].reset_index(drop=True), expected, check_dtype=False, rtol=1e-9
+    )
+
+
+def test_rows_do_not_depend_on_what_is_scored_beside_them(tmp_path: Path) -> None:
+    few = study(tmp_path / "few")
+    settings = Settings(methods=("sf", "ef", "sgd", "ief"), batches=3, batch_size=12)
+    many = study(tmp_path / "many", settings)
+    key = ["checkpoint", "batch", "method"]
+    joined = few.merge(many, on=key, suffixes=("", "_many"), validate="one_to_one")
+    assert len(joined) == len(few)
+    for column in ("gamma", "ratio", "norm"):
+        assert (joined[column] == joined[f"{column}_many"]).all()
+
+
+def test_an_interrupted_study_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    study(tmp_path / "whole")
+    with pytest.raises(StopError):
+        study(tmp_path / "halves", stop_after=5)
+    finished = len(read_run(tmp_path / "halves").batches)
+    assert 0 < finished < 22
+    study(tmp_path / "halves")
+    for name in ("scores.csv", "batches.csv"):
+        assert (tmp_path / "halves" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_more_batches_extend_a_run(tmp_path: Path) -> None:
+    study(tmp_path / "run", Settings(methods=("sgd",), batches=1, batch_size=12))
+    scores = study(tmp_path / "run", Settings(methods=("sgd",), batches=3, batch_size=12))
+    assert sorted(scores["batch"].unique()) == [0, 1, 2]
+    assert read_run(tmp_path / "run").provenance["settings"]["batches"] == 3
+
+
+def test_a_folder_with_another_run_is_refused_and_kept(tmp_path: Path) -> None:
+    study(tmp_path / "run")
+    before = (tmp_path / "run" / "scores.csv").read_bytes()
+    with pytest.raises(EvalkitError, match="another seed"):
+        study(tmp_path / "run", Settings(methods=SMALL.methods, batches=2, batch_size=12, seed=1))
+    assert (tmp_path / "run" / "scores.csv").read_bytes() == before
+
+
+def test_batches_are_drawn_without_repeats_and_independently() -> None:
+    first, second = (draw_batch(100, 40, 0, batch) for batch in (0, 1))
+    assert len(set(first.tolist())) == 40
+    assert not torch.equal(first, second)
+    assert torch.equal(first, draw_batch(100, 40, 0, 0))
+    assert not torch.equal(first, draw_batch(100, 40, 1, 0))
+
+
+def test_the_bundled_trajectory_shows_what_the_readme_says(tmp_path: Path) -> None:
+    settings = Settings(methods=("sgd", "ef", "ief"), batches=4)
+    scores = study(tmp_path / "run", settings)
+    last = scores[scores["progress"] == 1].groupby("method")["ratio"].mean()
+    assert last["ief"] < 1 < last["ef"]
