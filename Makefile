@@ -37,7 +37,7 @@ types: $(INSTALLED) ## Check the type hints
 	$(BIN)/mypy
 
 bench: $(INSTALLED) ## Print the cost of scores on the 10.5M-parameter MLP, in training steps
-	$(BIN)/python -m benchmarks.scores
+	$(BIN)/python -m tests.benchmarks.scores
 
 clean: ## Remove the environment and all runs
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -74,41 +74,45 @@ def natural_gradient(
     _check_settings(damping, max_iterations, tolerance, floor_tolerance)
     g = lin.gradient
     x, residual, v = torch.zeros_like(g), g.clone(), g.clone()
+    residual_parts = lin.split(residual)  # views: products are subtracted without joining them
     jx = torch.zeros_like(lin.logit_gradients)
-    rho = initial = checked = norm(g) ** 2
+    rho = initial = checked = lin.gradient_norm**2
     goal = (1 + floor_tolerance) * lin.gamma_floor if floor_tolerance > 0 else 0.0
     gammas: list[float] = []
     status: Status = "iteration limit" if initial > 0 else "residual"
     while status == "iteration limit" and len(gammas) < max_iterations:
         jv = lin.jvp(v).double()
         sjv = lin.output_fisher(jv)
-        curvature = float((jv * sjv).sum()) + (damping * norm(v) ** 2 if damping else 0.0)
+        curvature = float((jv * sjv).sum()) + (damping * norm([v]) ** 2 if damping else 0.0)
         if not (curvature > 0 and math.isfinite(curvature)):
             status = "breakdown"
             break
         alpha = rho / curvature
         x.add_(v, alpha=alpha)
-        residual.sub_(lin.vjp(sjv), alpha=alpha).sub_(v, alpha=alpha * damping)
+        for part, product in zip(residual_parts, lin.vjp_by_parameter(sjv), strict=True):
+            part.sub_(product, alpha=alpha)
+        if damping:
+            residual.sub_(v, alpha=alpha * damping)
         jx += alpha * jv
         gammas.append(indicator(lin, jx).gamma)
         if on_iteration is not None:
             on_iteration(len(gammas), gammas[-1])
-        rho, previous = norm(residual) ** 2, rho
+        rho, previous = norm([residual]) ** 2, rho
         v.mul_(rho / previous).add_(residual)
         if gammas[-1] <= goal:
             status = "floor"
         elif rho <= tolerance**2 * initial:
             # The recursion drifts from the truth: believe the recomputed residual only, and go on
             # from it as long as that still helps.
-            residual = _residual(lin, x, damping)
+            residual.copy_(_residual(lin, x, damping))
             v = residual.clone()
-            rho = norm(residual) ** 2
+            rho = norm([residual]) ** 2
             if rho <= tolerance**2 * initial:
                 status = "residual"
             elif rho >= checked:
                 status = "breakdown"
             checked = rho
-    relative = norm(_residual(lin, x, damping)) / norm(g) if initial else 0.0
+    relative = norm([_residual(lin, x, damping)]) / lin.gradient_norm if initial else 0.0
     return NaturalGradient(
         solution=x,
         iterations=len(gammas),

@@ -127,8 +127,9 @@ def to_frame(rows: Sequence[Score]) -> pd.DataFrame:
 
 
 def _row(lin: Linearization, name: str, damping: float, update: Update, reference: float) -> Score:
-    d, g = update.direction, lin.gradient
-    found = indicator(lin, lin.gradient_jvp if d is g else lin.jvp(d))
+    d = update.values
+    is_gradient = d is lin.gradient_by_parameter
+    found = indicator(lin, lin.gradient_jvp if is_gradient else lin.jvp_by_parameter(d))
     length = norm(d)
     product = length * lin.gradient_norm
     return Score(

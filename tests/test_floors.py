@@ -17,7 +17,8 @@ errors version
 registry settings reductions
 likelihoods run
 forward factor
-gram per_sample
+layer_rules per_sample
+gram
 linearization
 indicator
 cg

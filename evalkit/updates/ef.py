@@ -1,15 +1,14 @@
 """Empirical Fisher."""
 
 import torch
-from torch import Tensor
 
 from evalkit.linearization import Linearization
-from evalkit.updates.registry import method
+from evalkit.updates.registry import Update, method
 from evalkit.updates.weighted import weighted_sum
 
 
 @method("ef")
-def ef(lin: Linearization, damping: float) -> Tensor:
+def ef(lin: Linearization, damping: float) -> Update:
     """Empirical Fisher: d = G^T (G G^T + lambda I)^-1 1 (paper, eq. 5).
 
     Equal to (G^T G + lambda I)^-1 g. Undamped, a step lowers the loss of every sample by the same

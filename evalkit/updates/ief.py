@@ -1,14 +1,12 @@
 """Improved empirical Fisher, with the Gram matrix damped."""
 
-from torch import Tensor
-
 from evalkit.linearization import Linearization
-from evalkit.updates.registry import method
+from evalkit.updates.registry import Update, method
 from evalkit.updates.weighted import weighted_sum
 
 
 @method("ief")
-def ief(lin: Linearization, damping: float) -> Tensor:
+def ief(lin: Linearization, damping: float) -> Update:
     """Improved empirical Fisher: d = G^T (G G^T + lambda I)^-1 s, s_n = |r_n|^2 (paper, eq. 8).
 
     Undamped, a step -eta d lowers the loss of sample n by eta |r_n|^2 to first order.

@@ -17,4 +17,5 @@ def ngd(
 ) -> Update:
     """Exact natural gradient: d = (F + lambda I)^-1 g by linear CG (paper, eq. 51, Algorithm 5)."""
     result = natural_gradient(lin, damping, max_iterations, tolerance, floor_tolerance)
-    return Update(result.solution, result.iterations, result.relative_residual, result.converged)
+    values = lin.split(result.solution)
+    return Update(values, result.iterations, result.relative_residual, result.converged)

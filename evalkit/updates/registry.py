@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization import Linearization
+from evalkit.linearization import Linearization, join
 from evalkit.reductions import is_finite
 from evalkit.registry import Registry, suggest
 from evalkit.settings import DEFAULT_DAMPING, check_damping
@@ -25,16 +25,21 @@ class Update:
     """A direction and, for iterative methods, the state of the solver.
 
     Attributes:
-        direction: d, (P,); the parameters move along -d.
+        values: d in the shapes of the parameters, which move along -d.
         iterations: iterations of the solver, None for direct methods.
         relative_residual: recomputed, None for direct methods.
         converged: None for direct methods.
     """
 
-    direction: Tensor
+    values: tuple[Tensor, ...]
     iterations: int | None = None
     relative_residual: float | None = None
     converged: bool | None = None
+
+    @property
+    def direction(self) -> Tensor:
+        """d: (P,)."""
+        return join(self.values)
 
 
 def method(name: str) -> Callable[[Method], Method]:
@@ -143,8 +148,13 @@ def compute(
     if "seed" in inspect.signature(function).parameters:
         settings["seed"] = seed
     result = function(lin, damping, **settings)
-    result = result if isinstance(result, Update) else Update(result)
-    _check_direction(name, result.direction, lin)
+    if not isinstance(result, Update):
+        result = Update(_split(name, result, lin))
+    if not is_finite(result.values):
+        raise EvalkitError(
+            f"expected method '{name}' to return finite numbers, found NaN or infinity; raise the "
+            "damping or check the method"
+        )
     return result
 
 
@@ -159,15 +169,11 @@ def update(
     return compute(name, lin, damping, seed, **settings).direction
 
 
-def _check_direction(name: str, direction: Any, lin: Linearization) -> None:
+def _split(name: str, direction: Any, lin: Linearization) -> tuple[Tensor, ...]:
     if not isinstance(direction, Tensor) or direction.shape != (lin.num_params,):
-        shape = tuple(direction.shape) if isinstance(direction, Tensor) else type(direction)
+        found = tuple(direction.shape) if isinstance(direction, Tensor) else type(direction)
         raise EvalkitError(
             f"expected method '{name}' to return a vector of length {lin.num_params}, found "
-            f"{shape}; return one number per trainable parameter"
+            f"{found}; return one number per trainable parameter"
         )
-    if not is_finite(direction):
-        raise EvalkitError(
-            f"expected method '{name}' to return finite numbers, found NaN or infinity; raise the "
-            "damping or check the method"
-        )
+    return lin.split(direction)

@@ -10,33 +10,55 @@ from torch import Tensor
 from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize
 from evalkit.linearization import Linearization
-from evalkit.updates.registry import method
+from evalkit.updates.registry import Update, method
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Sampled logit gradients (K, N, ..., C), their factorised Gram matrix, and Gs g (K N,)."""
+    """Sampled logit gradients, what they say of g, and their factorised Gram matrix.
+
+    Attributes:
+        logit_gradients: rs, (K, N, ..., C).
+        factor: of Gs Gs^T, (K N, K N).
+        slopes: Gs g, (K N,).
+        weights: h with g = Gs^T h where g is known to lie in the span of Gs, otherwise None.
+    """
 
     logit_gradients: Tensor
     factor: GramFactor
     slopes: Tensor
+    weights: Tensor | None
 
 
 @method("sf")
-def sf(lin: Linearization, damping: float, seed: int = 0, labels_per_sample: int = 1) -> Tensor:
+def sf(lin: Linearization, damping: float, seed: int = 0, labels_per_sample: int = 1) -> Update:
     """Sampled Fisher: (Gs^T Gs / K + lambda I)^-1 g with sampled labels (paper, eq. 47-49).
 
     Gs (K N, P) holds gradients for K labels per sample drawn from p(y | z). By the Woodbury
     identity the direction is (g - Gs^T a) / lambda with a = (Gs Gs^T + K lambda I)^-1 Gs g. The
     factor 1 / lambda is left out: d = g - Gs^T a, so that a near-zero damping loses nothing.
+
+    Where g = Gs^T h lies in the span of Gs (scalar outputs, or no more parameters than sampled
+    gradients), that difference would cancel, and d = K lambda Gs^T (Gs Gs^T + K lambda I)^-1 h is
+    taken instead; for lambda = 0 without the factor lambda.
     """
     sample = lin.shared(
         ("sf", seed, labels_per_sample), lambda: _draw(lin, seed, labels_per_sample)
     )
-    a = sample.factor.solve(sample.slopes, labels_per_sample * damping)
-    shape = (labels_per_sample, -1) + (1,) * (lin.logits.dim() - 1)
-    removed = (a.view(shape) * sample.logit_gradients).sum(0)
-    return lin.vjp(lin.logit_gradients - removed)
+    ridge = labels_per_sample * damping
+    if sample.weights is None:
+        a = sample.factor.solve(sample.slopes, ridge)
+        return _pull(lin, sample, lin.logit_gradients, -a)
+    scale = ridge if damping else float(labels_per_sample)
+    zero = torch.zeros_like(lin.logit_gradients)
+    return _pull(lin, sample, zero, scale * sample.factor.solve(sample.weights, ridge))
+
+
+def _pull(lin: Linearization, sample: _Sample, base: Tensor, weights: Tensor) -> Update:
+    """Return J^T base + Gs^T weights as an update."""
+    r = sample.logit_gradients
+    shape = (len(r), -1) + (1,) * (lin.logits.dim() - 1)
+    return Update(lin.vjp_by_parameter(base + (weights.view(shape) * r).sum(0)))
 
 
 def sampled_logit_gradients(lin: Linearization, seed: int, labels_per_sample: int) -> Tensor:
@@ -67,4 +89,20 @@ def _draw(lin: Linearization, seed: int, labels_per_sample: int) -> _Sample:
         )
     r = sampled_logit_gradients(lin, seed, labels_per_sample)
     slopes = torch.cat([lin.sample_dots(draw, lin.gradient_jvp) for draw in r])
-    return _Sample(r, factorize(lin.gram_of(r)), slopes)
+    factor = factorize(lin.gram_of(r))
+    weights = _combination(lin, r)
+    if weights is None and factor.rank >= lin.num_params:
+        weights = factor.solve(slopes, 0.0)
+    return _Sample(r, factor, slopes, weights)
+
+
+def _combination(lin: Linearization, r: Tensor) -> Tensor | None:
+    """Return h with r_n = sum_k h_kn rs_kn for every sample, (K N,), or None if there is none."""
+    sampled = r.flatten(2).movedim(0, 1)  # (N, K, outputs)
+    true = lin.logit_gradients.flatten(1).unsqueeze(2)  # (N, outputs, 1)
+    products = sampled @ sampled.transpose(1, 2)
+    h = torch.linalg.pinv(products, hermitian=True) @ (sampled @ true)  # (N, K, 1)
+    rest = (true - sampled.transpose(1, 2) @ h).flatten(1).norm(dim=1)
+    if bool((rest > 1e-12 * lin.logit_gradient_norms).any()):
+        return None
+    return h.squeeze(2).T.flatten()

@@ -1,12 +1,10 @@
 """The gradient itself."""
 
-from torch import Tensor
-
 from evalkit.linearization import Linearization
-from evalkit.updates.registry import method
+from evalkit.updates.registry import Update, method
 
 
 @method("sgd")
-def sgd(lin: Linearization, damping: float) -> Tensor:
+def sgd(lin: Linearization, damping: float) -> Update:
     """Plain gradient: d = g = sum_n G_n. The damping plays no part."""
-    return lin.gradient
+    return Update(lin.gradient_by_parameter)

@@ -3,14 +3,15 @@
 from torch import Tensor
 
 from evalkit.linearization import Linearization
+from evalkit.updates.registry import Update
 
 
-def weighted_sum(lin: Linearization, weights: Tensor) -> Tensor:
-    """Return G^T alpha = sum_n J_n^T (alpha_n r_n), one VJP: (P,).
+def weighted_sum(lin: Linearization, weights: Tensor) -> Update:
+    """Return G^T alpha = sum_n J_n^T (alpha_n r_n), as an update: one VJP.
 
     Args:
         lin: the model and batch.
         weights: alpha, (N,).
     """
     shape = (-1,) + (1,) * (lin.logits.dim() - 1)
-    return lin.vjp(weights.view(shape) * lin.logit_gradients)
+    return Update(lin.vjp_by_parameter(weights.view(shape) * lin.logit_gradients))

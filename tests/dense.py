@@ -1,0 +1,211 @@
+"""The slow dense float64 reference: every Jacobian and the Fisher matrix are formed.
+
+Nothing here is clever. The Jacobian comes row by row from plain reverse-mode autograd, the output
+Fisher is written out as a matrix per sample, and every direction is a textbook linear solve. N
+samples, E output entries per sample (all positions and classes flattened), P trainable parameters.
+All sums are sums over the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One batch at one checkpoint, with everything formed."""
+
+    logits: Tensor  # (N, ..., C)
+    losses: Tensor  # (N,)
+    jacobian: Tensor  # (N, E, P), J_n = d z_n / d theta
+    residual: Tensor  # (N, E), r_n = d l_n / d z_n
+    curvature: Tensor  # (N, E, E), S_n = d2 l_n / d z_n2
+
+    @property
+    def num_samples(self) -> int:
+        return self.jacobian.shape[0]
+
+    @property
+    def num_params(self) -> int:
+        return self.jacobian.shape[2]
+
+    @property
+    def sample_gradients(self) -> Tensor:
+        """G, (N, P): rows G_n = J_n^T r_n."""
+        return torch.einsum("nep,ne->np", self.jacobian, self.residual)
+
+    @property
+    def gradient(self) -> Tensor:
+        """g = G^T 1, (P,)."""
+        return self.sample_gradients.sum(0)
+
+    @property
+    def fisher(self) -> Tensor:
+        """F = sum_n J_n^T S_n J_n, (P, P)."""
+        pairs = zip(self.jacobian, self.curvature, strict=True)
+        return torch.stack([jacobian.T @ s @ jacobian for jacobian, s in pairs]).sum(0)
+
+    @property
+    def gram(self) -> Tensor:
+        """G G^T, (N, N)."""
+        return self.sample_gradients @ self.sample_gradients.T
+
+    @property
+    def gradient_norms(self) -> Tensor:
+        return self.sample_gradients.norm(dim=1)
+
+    @property
+    def logit_gradient_norms(self) -> Tensor:
+        return self.residual.norm(dim=1)
+
+    @property
+    def gamma_floor(self) -> float:
+        """(sum_n r_n^T S_n^+ r_n)^(-1/2)."""
+        inverse = torch.linalg.pinv(self.curvature, rtol=1e-12, hermitian=True)
+        return float(torch.einsum("ne,nef,nf->", self.residual, inverse, self.residual) ** -0.5)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return (self.jacobian @ v).reshape(self.logits.shape)
+
+    def vjp(self, c: Tensor) -> Tensor:
+        return torch.einsum("nep,ne->p", self.jacobian, c.reshape(self.residual.shape))
+
+    def gamma(self, d: Tensor) -> float:
+        """sqrt(d^T F d) / |d^T g|."""
+        return float((d @ self.fisher @ d).sqrt() / (d @ self.gradient).abs())
+
+
+def call(model: nn.Module, inputs: Any) -> Tensor:
+    """The logits: tuples are positional, dicts are keywords, the output may hold ``.logits``."""
+    if isinstance(inputs, dict):
+        output = model(**inputs)
+    elif isinstance(inputs, tuple):
+        output = model(*inputs)
+    else:
+        output = model(inputs)
+    return output if isinstance(output, Tensor) else output.logits
+
+
+def to_dtype(inputs: Any, dtype: torch.dtype) -> Any:
+    """``inputs`` with every floating-point tensor in ``dtype``."""
+    if isinstance(inputs, dict):
+        return {name: to_dtype(value, dtype) for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(to_dtype(value, dtype) for value in inputs)
+    return inputs.to(dtype) if inputs.is_floating_point() else inputs
+
+
+def dense(model: nn.Module, inputs: Any, targets: Tensor, likelihood: str) -> Dense:
+    """Form everything for one batch, on a float64 copy of ``model``."""
+    model = copy.deepcopy(model).double()
+    logits = call(model, to_dtype(inputs, torch.float64))
+    parameters = [p for _, p in model.named_parameters() if p.requires_grad]
+    rows = [jacobian_row(entry, parameters) for entry in logits.flatten()]
+    logits = logits.detach()
+    samples = logits.shape[0]
+    output = [LIKELIHOODS[likelihood](z, y) for z, y in zip(logits, targets, strict=True)]
+    return Dense(
+        logits=logits,
+        losses=torch.stack([loss for loss, _, _ in output]),
+        jacobian=torch.stack(rows).reshape(samples, logits[0].numel(), -1),
+        residual=torch.stack([r for _, r, _ in output]),
+        curvature=torch.stack([s for _, _, s in output]),
+    )
+
+
+def jacobian_row(entry: Tensor, parameters: list[Tensor]) -> Tensor:
+    """d entry / d theta, (P,), parameters in order and flattened row-major."""
+    grads = torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True)
+    pairs = zip(grads, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+
+
+def categorical(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, r (E,) and S (E, E) of one sample: logits (..., C), labels (...)."""
+    positions = zip(z.reshape(-1, z.shape[-1]), y.reshape(-1).tolist(), strict=True)
+    loss, residuals, blocks = torch.zeros((), dtype=z.dtype), [], []
+    for logits, label in positions:
+        p = torch.softmax(logits, 0)
+        labelled = float(label != IGNORED)
+        one_hot = torch.zeros_like(p)
+        if labelled:
+            one_hot[label] = 1.0
+            loss = loss - torch.log_softmax(logits, 0)[label]
+        residuals.append(labelled * (p - one_hot))
+        blocks.append(labelled * (torch.diag(p) - torch.outer(p, p)))
+    return loss, torch.cat(residuals), torch.block_diag(*blocks)
+
+
+def bernoulli(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, r and S of one sample: independent yes or no per entry."""
+    z, y = z.flatten(), y.flatten()
+    labelled = (y != IGNORED).to(z.dtype)
+    p = torch.sigmoid(z)
+    loss = -(labelled * torch.where(y == 1, p, 1 - p).log()).sum()
+    return loss, labelled * (p - y.to(z.dtype)), torch.diag(labelled * p * (1 - p))
+
+
+def gaussian(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss 1/2 |z - y|^2, r = z - y and S = I of one sample."""
+    r = (z - y.to(z.dtype)).flatten()
+    return 0.5 * r @ r, r, torch.eye(r.numel(), dtype=z.dtype)
+
+
+LIKELIHOODS = {"categorical": categorical, "bernoulli": bernoulli, "gaussian": gaussian}
+
+
+def identity(size: int) -> Tensor:
+    return torch.eye(size, dtype=torch.float64)
+
+
+def sgd(reference: Dense) -> Tensor:
+    return reference.gradient
+
+
+def ef(reference: Dense, damping: float) -> Tensor:
+    """G^T (G G^T + lambda I)^-1 1."""
+    damped = reference.gram + damping * identity(reference.num_samples)
+    ones = torch.ones(reference.num_samples, dtype=torch.float64)
+    return reference.sample_gradients.T @ torch.linalg.solve(damped, ones)
+
+
+def ief(reference: Dense, damping: float) -> Tensor:
+    """G^T (G G^T + lambda I)^-1 s with s_n = |r_n|^2."""
+    damped = reference.gram + damping * identity(reference.num_samples)
+    s = reference.residual.square().sum(1)
+    return reference.sample_gradients.T @ torch.linalg.solve(damped, s)
+
+
+def ief_tikhonov(reference: Dense, damping: float) -> Tensor:
+    """(F* + lambda I)^-1 g with F* = G^T diag(s)^-1 G."""
+    s = reference.residual.square().sum(1)
+    matrix = reference.sample_gradients.T @ torch.diag(1 / s) @ reference.sample_gradients
+    return torch.linalg.solve(matrix + damping * identity(len(matrix)), reference.gradient)
+
+
+def sampled_fisher(reference: Dense, sampled: Tensor) -> Tensor:
+    """Gs^T Gs / K, (P, P), from sampled logit gradients (K, N, ..., C)."""
+    labels = sampled.reshape(len(sampled), *reference.residual.shape)
+    rows = torch.einsum("nep,kne->knp", reference.jacobian, labels).flatten(0, 1)
+    return rows.T @ rows / len(sampled)
+
+
+def sf(reference: Dense, sampled: Tensor, damping: float) -> Tensor:
+    """lambda (Gs^T Gs / K + lambda I)^-1 g."""
+    matrix = sampled_fisher(reference, sampled) + damping * identity(reference.num_params)
+    return damping * torch.linalg.solve(matrix, reference.gradient)
+
+
+def ngd(reference: Dense, damping: float) -> Tensor:
+    """(F + lambda I)^-1 g; F^+ g without damping."""
+    if damping == 0:
+        return torch.linalg.pinv(reference.fisher, rtol=1e-10, hermitian=True) @ reference.gradient
+    damped = reference.fisher + damping * identity(reference.num_params)
+    return torch.linalg.solve(damped, reference.gradient)

@@ -1,0 +1,190 @@
+"""The page: whole, escaped, self-contained, and never half-written."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from evalkit.errors import EvalkitError
+from evalkit.page import write_report
+from evalkit.run import update_provenance
+from tests.test_run import PROVENANCE, cell, ngd_row, score_row, write_run
+
+VOID = {"meta", "img", "br", "link"}
+
+
+class Reader(HTMLParser):
+    """Reads a page: tags in balance, what it loads, the text of its tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "small":
+            self.tables[-1][-1][-1] += " | "
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th", "small"):
+            self.tables[-1][-1][-1] += data.strip()
+
+
+def cells_of(ratios: list[float], names: tuple[str, str] = ("first", "last")) -> list[tuple]:
+    return [
+        cell(
+            name,
+            step,
+            float(step),
+            batch,
+            [score_row("sgd", 1.0), score_row("ef", ratio), ngd_row(0.6)],
+        )
+        for step, name in enumerate(names)
+        for batch, ratio in enumerate(ratios)
+    ]
+
+
+def page_of(folder: Path) -> tuple[str, Reader]:
+    text = write_report(folder).read_text("utf-8")
+    return text, Reader(text)
+
+
+def test_the_page_holds_the_result(tmp_path: Path) -> None:
+    write_run(tmp_path, cells_of([2.0, 4.0]))
+    text, page = page_of(tmp_path)
+    scores, batches, solver, provenance, hashes = page.tables
+    assert scores[0] == ["checkpoint", "progress", "SGD", "EF", "NGD"]
+    assert scores[1][:2] == ["first", "0.00"]
+    assert scores[1][3] == "3.00 ± 1.41 | 0.188 ± 0.088"
+    assert len(scores) == len(batches) == 3
+    assert batches[1][2:6] == ["0.500", "0.750", "10.0", "5.00"]
+    assert solver[1] == ["first", "NGD", "1e-12", "100%", "12.0", "1.00e-04"]
+    assert ["versions: torch", "2.13.0"] in provenance
+    assert ["settings: seed", "0"] in provenance
+    assert ["settings: methods", "sgd, ef, ngd"] in provenance
+    assert hashes[1][0] == "first"
+    assert hashes[1][-1] == "ab" * 32
+    assert "At the end of training NGD is at 0.600x SGD&#39;s gamma, EF at 3.00x" in text
+    assert "Means over 2 batches of 8 samples at\n2 checkpoints" in text
+    assert "not finished" not in text
+
+
+def test_the_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    write_run(tmp_path, cells_of([2.0, 4.0]))
+    text, page = page_of(tmp_path)
+    assert len(page.loads) == 2
+    assert all(load.startswith("data:image/svg+xml;base64,") for load in page.loads)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    rest = re.sub(r'src="data:[^"]*"', "", text)
+    assert not re.search(r"https?:|//|url\(|@import", rest)
+    assert "default-src 'none'" in html.unescape(rest)
+    assert (tmp_path / "figures" / "ratio.png").exists()
+
+
+def test_names_are_text_never_markup(tmp_path: Path) -> None:
+    name = "<script>alert('x')</script>"
+    rows = [score_row("sgd", 1.0), score_row("<b>$x$</b>", 0.5)]
+    cells = [cell(name, step, float(step), 0, rows) for step in (0,)]
+    tricky = PROVENANCE | {"task": '"><img src=x>', "notes": {"<i>": "</td></table>"}}
+    write_run(tmp_path, cells, tricky)
+    text, page = page_of(tmp_path)
+    assert not {"script", "b"} & set(page.tags)
+    assert page.tags.count("img") == 2
+    assert page.tables[0][1][0] == name
+    assert page.tables[0][0][3] == "<b>$x$</b>"
+    assert html.escape(name, quote=False) in text.replace("&#39;", "'")
+
+
+def test_warnings_are_counted(tmp_path: Path) -> None:
+    rows = [[score_row("ef", ratio, slope=-1.0)] for ratio in (2.0, math.inf, math.nan)]
+    write_run(tmp_path, [cell("c", 0, 1.0, batch, row) for batch, row in enumerate(rows)])
+    text, page = page_of(tmp_path)
+    assert page.tables[0][1][2].startswith("inf | 0.125 ± ")
+    assert page.tables[0][1][2].endswith(
+        "| uphill in 3 of 3, infinite in 1 of 3, undefined in 1 of 3"
+    )
+    assert 'class="worse"' in text
+    assert "Linear conjugate gradients" not in text  # no method used a solver
+
+
+def test_a_sweep_adds_a_table_and_a_figure(tmp_path: Path) -> None:
+    rows = [
+        score_row(method, ratio, damping=damping)
+        for method, ratio in (("sgd", 1.0), ("ef", 3.0))
+        for damping in (1e-12, 1e-3)
+    ]
+    write_run(tmp_path, [cell("a", 0, 0.0, 0, rows), cell("b", 1, 1.0, 0, rows)])
+    text, page = page_of(tmp_path)
+    assert page.tables[1] == [
+        ["method", "damping", "start: a", "end: b"],
+        ["EF", "1e-12", "3.00 | 0.167", "3.00 | 0.167"],
+        ["EF", "0.001", "3.00 | 0.167", "3.00 | 0.167"],
+    ]
+    assert len(page.loads) == 3
+    assert "Damping 1e-12, the smallest scored" in text
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [{}, {"checkpoints": "none", "versions": None, "settings": []}, {"checkpoints": [1, {}]}],
+)
+def test_little_provenance_is_enough(tmp_path: Path, provenance: dict) -> None:
+    write_run(tmp_path / "mine", cells_of([2.0])[:1], provenance)
+    text, _ = page_of(tmp_path / "mine")
+    assert "<title>evalkit report: mine</title>" in text
+    assert "This run is not finished" in text
+    assert "Means over 1 batch of 8 samples at\n1 checkpoint," in text
+
+
+def test_the_page_is_the_same_each_time_and_leaves_the_tables(tmp_path: Path) -> None:
+    write_run(tmp_path, cells_of([2.0, 4.0]))
+    before = (tmp_path / "scores.csv").read_bytes()
+    first = write_report(tmp_path).read_bytes()
+    assert write_report(tmp_path).read_bytes() == first
+    assert (tmp_path / "scores.csv").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "batches.csv",
+        "figures",
+        "report.html",
+        "run.json",
+        "scores.csv",
+    ]
+
+
+def test_an_unreadable_run_keeps_the_old_page(tmp_path: Path) -> None:
+    write_run(tmp_path, cells_of([2.0]))
+    before = write_report(tmp_path).read_bytes()
+    update_provenance(tmp_path, task="other")
+    (tmp_path / "scores.csv").write_text("checkpoint\n")
+    with pytest.raises(EvalkitError, match=r"scores\.csv"):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
+
+
+def test_reports_never_import_torch() -> None:
+    code = "import evalkit.page, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

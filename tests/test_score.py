@@ -1,0 +1,225 @@
+"""``evalkit.score`` against the dense reference, and what it leaves alone."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import evalkit
+from evalkit.updates.sf import sampled_logit_gradients
+from tests import dense
+from tests.cases import CASES, Batch
+from tests.table import Counter
+from tests.test_contract import NGD, cosine, every_case, linearized, reference
+
+COLUMNS = [
+    "method",
+    "damping",
+    "gamma",
+    "ratio",
+    "efficiency",
+    "fisher_norm",
+    "slope",
+    "norm",
+    "cosine_sgd",
+    "iterations",
+    "relative_residual",
+    "converged",
+]
+
+
+# --- score -----------------------------------------------------------------------------------
+
+
+def wanted_directions(name: str, damping: float) -> dict[str, Tensor]:
+    """Method name, settings included, to its dense direction."""
+    expected, lin = reference(name), linearized(name)
+    return {
+        "sgd": dense.sgd(expected),
+        "ef": dense.ef(expected, damping),
+        "ief": dense.ief(expected, damping),
+        "ief-tikhonov": dense.ief_tikhonov(expected, damping),
+        "sf": dense.sf(expected, sampled_logit_gradients(lin, 3, 1), damping),
+        "sf:labels_per_sample=4": dense.sf(expected, sampled_logit_gradients(lin, 3, 4), damping),
+        NGD: dense.ngd(expected, damping),
+    }
+
+
+@every_case
+def test_every_column_of_score(name: str) -> None:
+    expected, damping = reference(name), 1e-2
+    wanted = wanted_directions(name, damping)
+    batch = CASES[name].make()
+    table = evalkit.score(*batch, methods=tuple(wanted), damping=damping, seed=3)
+    assert isinstance(table, pd.DataFrame)
+    assert list(table.columns) == COLUMNS
+    assert list(table["method"]) == list(wanted)
+    assert list(table["damping"]) == [damping] * len(wanted)
+    for row, d in zip(table.to_dict("records"), wanted.values(), strict=True):
+        numbers = expected_row(expected, d)
+        assert {key: row[key] for key in numbers} == pytest.approx(numbers, rel=1e-6)
+
+
+def expected_row(expected: dense.Dense, d: Tensor) -> dict[str, float]:
+    """The numeric columns of ``score`` for direction ``d``."""
+    g = expected.gradient
+    return {
+        "gamma": expected.gamma(d),
+        "ratio": expected.gamma(d) / expected.gamma(g),
+        "efficiency": expected.gamma_floor / expected.gamma(d),
+        "fisher_norm": float((d @ expected.fisher @ d).sqrt()),
+        "slope": float(d @ g),
+        "norm": float(d.norm()),
+        "cosine_sgd": cosine(d, g),
+    }
+
+
+def test_solver_columns_are_empty_for_direct_methods_only() -> None:
+    batch = CASES["mlp_categorical"].make()
+    table = evalkit.score(*batch, methods=("sgd", "ef", "ief", "sf", NGD), damping=1e-2)
+    solver = table[["iterations", "relative_residual", "converged"]]
+    assert solver.iloc[:4].isna().all(axis=None)
+    iterations, residual, converged = solver.iloc[4]
+    assert int(iterations) > 0
+    assert 0 <= float(residual) <= 1e-12
+    assert bool(converged)
+
+
+def test_unfinished_solve_says_so() -> None:
+    batch, expected = CASES["mlp_categorical"].make(), reference("mlp_categorical")
+    name = "ngd:max_iterations=2:tolerance=1e-12"
+    row = evalkit.score(*batch, methods=(name,), damping=1e-2).iloc[0]
+    lin = linearized("mlp_categorical")
+    d = evalkit.update(name, lin, damping=1e-2)
+    residual = expected.gradient - expected.fisher @ d - 1e-2 * d
+    assert row["iterations"] == 2
+    assert not row["converged"]
+    wanted = float(residual.norm() / expected.gradient.norm())
+    assert row["relative_residual"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_score_defaults() -> None:
+    table = evalkit.score(*CASES["mlp_categorical"].make())
+    assert list(table["method"]) == ["sgd", "ef", "ief", "sf"]
+    assert list(table["damping"]) == [1e-12] * 4
+    assert table["ratio"][0] == pytest.approx(1.0)
+
+
+def test_rows_of_a_sweep() -> None:
+    """One row per method and damping: methods outermost, both in the order given."""
+    methods, dampings = ("ief", "sgd", "ef"), (1e-1, 1e-6, 1e-3)
+    table = evalkit.score(*CASES["mlp_categorical"].make(), methods=methods, damping=dampings)
+    pairs = list(zip(table["method"], table["damping"], strict=True))
+    assert pairs == [(method, damping) for method in methods for damping in dampings]
+    expected = reference("mlp_categorical")
+    solves = {"ief": dense.ief, "ef": dense.ef, "sgd": lambda dense_batch, _: dense_batch.gradient}
+    wanted = [expected.gamma(solves[method](expected, damping)) for method, damping in pairs]
+    assert list(table["gamma"]) == pytest.approx(wanted, rel=1e-8)
+
+
+def test_one_row_does_not_depend_on_the_others() -> None:
+    batch = CASES["mlp_categorical"].make()
+    alone = evalkit.score(*batch, methods=("sf",), damping=1e-3, seed=5)
+    crowd = evalkit.score(
+        *batch, methods=("ngd", "sf:labels_per_sample=2", "ef", "sf"), seed=5, damping=(1e-1, 1e-3)
+    )
+    pd.testing.assert_frame_equal(
+        alone, crowd.tail(1).reset_index(drop=True), check_dtype=False, check_exact=True
+    )
+
+
+def test_seed_decides_the_sampled_labels() -> None:
+    lin = linearized("mlp_categorical")
+    first = evalkit.update("sf", lin, damping=1e-3, seed=0)
+    assert torch.equal(first, evalkit.update("sf", lin, damping=1e-3, seed=0))
+    others = [evalkit.update("sf", lin, damping=1e-3, seed=seed) for seed in range(1, 6)]
+    assert not any(torch.equal(first, other) for other in others)
+
+
+# --- what is left alone ----------------------------------------------------------------------
+
+
+def state(model: nn.Module) -> list[object]:
+    """Everything about the caller's model and process that must stay."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    modules = list(model.modules())
+    parameters = list(model.parameters())
+    return [
+        [module.training for module in modules],
+        [[list(getattr(module, hook)) for hook in hooks] for module in modules],
+        [sorted(vars(module)) for module in modules],
+        [(id(p), p.requires_grad, id(p.grad), p.is_leaf) for p in parameters],
+        [list((p._backward_hooks or {}).keys()) for p in parameters],
+        [p.detach().numpy().tobytes() for p in parameters],
+        [p.grad.numpy().tobytes() for p in parameters if p.grad is not None],
+        [(id(b), b.numpy().tobytes()) for b in model.buffers()],
+        torch.get_rng_state().numpy().tobytes(),
+        random.getstate(),
+        [str(part) for part in np.random.get_state()],  # noqa: NPY002
+        (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()),
+        (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()),
+        torch.are_deterministic_algorithms_enabled(),
+    ]
+
+
+def use_everything(batch: Batch) -> None:
+    lin = evalkit.linearize(*batch)
+    lin.fvp(lin.gradient)
+    _ = lin.gram
+    evalkit.natural_gradient(lin, damping=1e-2, max_iterations=3)
+    evalkit.score(*batch, methods=(*evalkit.methods(),), damping=1e-2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mlp_categorical",
+        "attention_module",
+        "convolution_group_norm",
+        "batch_norm_in_eval_mode",
+        "frozen_parameters",
+        "hooks_that_change_values",
+        "embedding_tied_by_attribute",
+        "weight_normalised",
+    ],
+)
+def test_model_and_process_are_left_alone(name: str) -> None:
+    batch = CASES[name].make()
+    trained = [p for p in batch.model.parameters() if p.requires_grad]
+    trained[0].grad = torch.ones_like(trained[0])
+    before = state(batch.model)
+    use_everything(batch)
+    assert state(batch.model) == before
+
+
+def test_mixed_modes_and_buffers_are_left_alone() -> None:
+    batch = CASES["mlp_categorical"].make()
+    model = nn.Sequential(Counter(), nn.Dropout(0.5).eval(), batch.model, nn.Identity().eval())
+    batch = batch._replace(model=model)
+    before = state(model)
+    use_everything(batch)
+    assert state(model) == before
+
+
+def test_inputs_and_targets_are_left_alone() -> None:
+    batch = CASES["dict_inputs_and_output_object"].make()
+    copies = {name: value.clone() for name, value in batch.inputs.items()}
+    targets = batch.targets.clone()
+    use_everything(batch)
+    assert list(batch.inputs) == list(copies)
+    assert all(torch.equal(batch.inputs[name], value) for name, value in copies.items())
+    assert torch.equal(batch.targets, targets)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    batch = CASES["frozen_parameters"].make()
+    trained = [p for p in batch.model.parameters() if p.requires_grad]
+    lin = linearized("frozen_parameters")
+    assert lin.num_params == sum(p.numel() for p in trained)
+    assert lin.gradient.shape == (lin.num_params,)
+    assert all(p.grad is None for p in batch.model.parameters())
