@@ -19,7 +19,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## Score the bundled trajectory and write the report
-	$(BIN)/evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --out $(DEMO_RUN)
+	$(BIN)/evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --batches 40 --out $(DEMO_RUN)
 	$(BIN)/evalkit report $(DEMO_RUN)
 
 test: lint types ## Check format, types and run every test

@@ -71,7 +71,8 @@ def natural_gradient(
     Raises:
         EvalkitError: a setting is out of range.
     """
-    _check_settings(damping, max_iterations, tolerance, floor_tolerance)
+    damping = check_damping(damping)
+    _check_settings(max_iterations, tolerance, floor_tolerance)
     g = lin.gradient
     x, residual, v = torch.zeros_like(g), g.clone(), g.clone()
     residual_parts = lin.split(residual)  # views: products are subtracted without joining them
@@ -129,10 +130,7 @@ def _residual(lin: Linearization, x: Tensor, damping: float) -> Tensor:
     return lin.gradient - lin.fvp(x) - damping * x
 
 
-def _check_settings(
-    damping: float, max_iterations: int, tolerance: float, floor_tolerance: float
-) -> None:
-    check_damping(damping)
+def _check_settings(max_iterations: int, tolerance: float, floor_tolerance: float) -> None:
     if max_iterations < 1:
         raise EvalkitError(
             f"expected max_iterations of at least 1, found {max_iterations}; allow one iteration"

@@ -6,7 +6,7 @@ model keeps its mode, gradients, hooks, parameters and buffers whatever the forw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from evalkit.errors import EvalkitError
 
-Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a model's forward takes: a tensor, positional arguments, or keyword arguments."""
 
 
@@ -64,7 +64,7 @@ def forward(model: nn.Module, inputs: Inputs) -> Tensor:
     Raises:
         EvalkitError: the output is neither.
     """
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return _logits(model(**inputs))
     return _logits(model(*inputs)) if isinstance(inputs, tuple) else _logits(model(inputs))
 
@@ -82,7 +82,7 @@ def _logits(output: Any) -> Tensor:
 @contextmanager
 def differentiable() -> Iterator[None]:
     """Grad mode with the attention kernel that can be differentiated twice."""
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
@@ -97,6 +97,10 @@ def record(model: nn.Module, inputs: Inputs, num_samples: int) -> Recording:
     Raises:
         EvalkitError: nothing is trainable, or the forward is not deterministic.
     """
+    if not isinstance(model, nn.Module):
+        raise EvalkitError(
+            f"expected a torch.nn.Module to score, found {type(model).__name__}; pass the module"
+        )
     parameters = {
         name: parameter.detach().requires_grad_()
         for name, parameter in model.named_parameters()
@@ -119,7 +123,7 @@ def record(model: nn.Module, inputs: Inputs, num_samples: int) -> Recording:
         logits = call(parameters, inputs)
         random = any(not torch.equal(a, b) for a, b in zip(state, _random_state(), strict=True))
     if random:
-        _refuse_random_forward(model, inputs)
+        _refuse_random_forward(model, lambda: call(parameters, inputs))
     return Recording(
         logits, parameters, tuple(recorder.uses), frozenset(recorder.other), call, inputs
     )
@@ -211,7 +215,7 @@ def preserved_random_state() -> Iterator[None]:
         yield
 
 
-def _refuse_random_forward(model: nn.Module, inputs: Inputs) -> None:
+def _refuse_random_forward(model: nn.Module, run: Callable[[], Tensor]) -> None:
     """Run the forward again, watching the random state, and name the module that draws numbers."""
     states: dict[str, list[Tensor]] = {}
     random: list[tuple[str, nn.Module]] = []
@@ -230,7 +234,7 @@ def _refuse_random_forward(model: nn.Module, inputs: Inputs) -> None:
     handles = [handle for name, module in model.named_modules() for handle in watch(name, module)]
     try:
         with torch.no_grad(), preserved_random_state():
-            forward(model, inputs)
+            run()
     finally:
         for handle in handles:
             handle.remove()

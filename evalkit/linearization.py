@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -64,6 +64,8 @@ class Linearization:
 
     def __init__(self, model: nn.Module, inputs: Inputs, targets: Tensor, likelihood: str) -> None:
         self.likelihood = likelihoods.get(likelihood)
+        # A plain dict, so that other mappings (a tokenizer's output) are seen through too.
+        inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
         num_samples = _check_batch(inputs, targets)
         self._recording = record(model, inputs, num_samples)
         self.logits = self._recording.logits.detach()

@@ -14,7 +14,7 @@ from typing import Any
 
 from evalkit.errors import EvalkitError
 from evalkit.registry import suggest
-from evalkit.run import write_atomically
+from evalkit.tables import write_atomically
 from evalkit.tensors import SUFFIXES
 
 MANIFEST_NAME = "trajectory.json"

@@ -24,7 +24,8 @@ from evalkit.results import (
     summarize,
     summarize_batches,
 )
-from evalkit.run import FIGURES_FOLDER, REPORT_FILE, Run, read_run, write_atomically
+from evalkit.run import FIGURES_FOLDER, REPORT_FILE, Run, read_run
+from evalkit.tables import write_atomically
 
 
 @dataclass(frozen=True)

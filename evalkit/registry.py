@@ -59,7 +59,8 @@ class Registry(Generic[T]):
             EvalkitError: there is none; near names are suggested.
         """
         if name not in self._entries:
-            raise EvalkitError(f"unknown {self.kind} '{name}'; {suggest(name, self._entries)}")
+            hint = suggest(str(name), self._entries)
+            raise EvalkitError(f"unknown {self.kind} '{name}'; {hint}")
         return self._entries[name]
 
     def names(self) -> tuple[str, ...]:

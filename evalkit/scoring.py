@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
@@ -14,8 +16,14 @@ from evalkit.indicator import indicator
 from evalkit.linearization import Linearization, linearize
 from evalkit.metrics import efficiency
 from evalkit.reductions import norm
-from evalkit.run import SCORE_COLUMNS
-from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, check_damping, check_each_once
+from evalkit.settings import (
+    DEFAULT_DAMPING,
+    DEFAULT_METHODS,
+    check_damping,
+    check_each_once,
+    check_seed,
+)
+from evalkit.tables import SCORE_COLUMNS
 from evalkit.updates import Update, compute
 from evalkit.updates.registry import parse
 
@@ -82,6 +90,7 @@ def score(
         EvalkitError: something does not fit; the sentence says what to do.
     """
     names, dampings = check_request(methods, damping)
+    seed = check_seed(seed)
     lin = linearize(model, inputs, targets, likelihood)
     return to_frame(score_linearization(lin, names, dampings, seed))
 
@@ -96,14 +105,14 @@ def check_request(
             given twice, or there are none.
     """
     names = (methods,) if isinstance(methods, str) else tuple(methods)
-    dampings = (damping,) if isinstance(damping, int | float) else tuple(damping)
-    for name in names:
-        parse(name)
-    for value in dampings:
-        check_damping(value)
+    # A tensor or array without axes is one number too.
+    several: Any = damping if np.ndim(damping) else (damping,)
+    dampings = tuple(check_damping(value) for value in several)
     check_each_once("method", names)
     check_each_once("damping", dampings)
-    return names, tuple(float(value) for value in dampings)
+    for name in names:
+        parse(name)
+    return names, dampings
 
 
 def score_linearization(

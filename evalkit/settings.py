@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 from evalkit.errors import EvalkitError
 
@@ -46,21 +48,39 @@ class Settings:
                     f"expected {words} of at least 1, found {getattr(self, name)}; "
                     f"set --{name.replace('_', '-')} to 1 or more"
                 )
-        if self.seed < 0:
-            raise EvalkitError(f"expected a seed of at least 0, found {self.seed}; choose another")
+        check_seed(self.seed)
 
 
-def check_damping(damping: float) -> None:
-    """Refuse a damping that is not a finite number of at least 0.
+def check_damping(damping: Any) -> float:
+    """Return a damping as a float.
 
     Raises:
-        EvalkitError: it is negative, NaN or infinite.
+        EvalkitError: it is not a finite number of at least 0.
     """
-    if not 0 <= damping < math.inf:
+    try:
+        value = float(damping)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value < math.inf:
         raise EvalkitError(
-            f"expected a damping that is a finite number of at least 0, found {damping}; the "
+            f"expected a damping that is a finite number of at least 0, found {damping!r}; the "
             f"paper's near-zero damping is {DEFAULT_DAMPING:g}"
         )
+    return value
+
+
+def check_seed(seed: Any) -> int:
+    """Return a seed as an int.
+
+    Raises:
+        EvalkitError: it is not a whole number from 0 to 2^63 - 1.
+    """
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not whole or not 0 <= int(seed) < 2**63:
+        raise EvalkitError(
+            f"expected a seed that is a whole number from 0 to 2^63 - 1, found {seed!r}; choose one"
+        )
+    return int(seed)
 
 
 def check_each_once(kind: str, values: Sequence[object]) -> None:

@@ -21,7 +21,6 @@ from evalkit.errors import EvalkitError
 from evalkit.linearization import linearize
 from evalkit.metrics import batch_metrics
 from evalkit.run import (
-    KEY_COLUMNS,
     PROVENANCE_FILE,
     append_rows,
     create_run,
@@ -33,6 +32,7 @@ from evalkit.run import (
 )
 from evalkit.scoring import check_request, score_linearization, to_frame
 from evalkit.settings import Settings
+from evalkit.tables import KEY_COLUMNS
 from evalkit.tasks import Samples, Task
 from evalkit.tasks.task import user_code
 from evalkit.version import __version__

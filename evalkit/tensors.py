@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.run import write_atomically
+from evalkit.tables import write_atomically
 
 SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import evalkit
 import evalkit.gram
+import evalkit.layer_rules
 import evalkit.linearization
 import evalkit.per_sample
 from evalkit.updates.sf import sampled_logit_gradients
@@ -252,7 +253,7 @@ def test_gram_where_the_total_gradient_vanishes() -> None:
 )
 def test_gram_in_small_blocks(name: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks that bound the memory, which tiny cases never fill, change nothing."""
-    monkeypatch.setattr(evalkit.gram, "ELEMENTS_AT_ONCE", elements)
+    monkeypatch.setattr(evalkit.layer_rules, "ELEMENTS_AT_ONCE", elements)
     monkeypatch.setattr(evalkit.per_sample, "ELEMENTS_AT_ONCE", elements)
     batch = CASES[name].make()
     torch.testing.assert_close(evalkit.linearize(*batch).gram, dense.dense(*batch).gram)
@@ -288,13 +289,13 @@ def test_rules_are_exact_without_their_safety_net(
 def test_linear_layers_form_no_per_sample_gradients(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    form = evalkit.linearization.per_sample_gram
+    form = evalkit.gram.per_sample_gram
 
     def watched(recording: Any, cotangents: Tensor, names: list[str], route: Any) -> Tensor:
         assert not names
         return form(recording, cotangents, names, route)
 
-    monkeypatch.setattr(evalkit.linearization, "per_sample_gram", watched)
+    monkeypatch.setattr(evalkit.gram, "per_sample_gram", watched)
     lin = evalkit.linearize(*CASES[name].make())
     assert lin.gram.shape == (lin.num_samples, lin.num_samples)
     evalkit.update("sf", lin, labels_per_sample=2)

@@ -14,9 +14,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from evalkit.drawing import bar_start
 from evalkit.errors import EvalkitError
 from evalkit.figures import (
-    bar_start,
     draw_figures,
     method_styles,
     plot_efficiency,

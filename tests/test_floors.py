@@ -15,7 +15,8 @@ PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version
 registry settings reductions
-likelihoods run
+likelihoods tables
+run
 forward factor
 layer_rules per_sample
 gram
@@ -31,13 +32,24 @@ manifest
 fitting
 checkpoints
 training study
-results
+drawing results
 figures
 page
 cli
 """
 FLOOR = {name: height for height, line in enumerate(FLOORS.split("\n")) for name in line.split()}
-WITHOUT_TORCH = ("errors", "version", "registry", "settings", "run", "results", "figures", "page")
+WITHOUT_TORCH = (
+    "errors",
+    "version",
+    "registry",
+    "settings",
+    "tables",
+    "run",
+    "results",
+    "drawing",
+    "figures",
+    "page",
+)
 
 
 def modules() -> list[Path]:

@@ -10,10 +10,11 @@ import torch
 
 from evalkit import EvalkitError
 from evalkit.checkpoints import load_into, open_trajectory, trajectory_task
-from evalkit.run import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS, read_run
+from evalkit.run import read_run
 from evalkit.scoring import score
 from evalkit.settings import Settings
 from evalkit.study import batch_seed, draw_batch, run_study
+from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
 from tests.folders import BUNDLED
 
 SMALL = Settings(methods=("sgd", "ief", "sf"), batches=2, batch_size=12)

@@ -124,19 +124,28 @@ def _score(
 def _print_table(run: Path) -> None:
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
     from evalkit.results import final_table, headline
     from evalkit.run import read_run
 
     result = read_run(run)
     rows = final_table(result)
-    table = Table(box=box.SIMPLE_HEAD, title="gamma / gamma of SGD (efficiency = floor / gamma)")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title="gamma relative to SGD's, and efficiency (floor / gamma)",
+        title_justify="left",
+    )
     for position, column in enumerate(rows.columns):
-        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+        table.add_column(Text(column), justify="right" if position else "left", no_wrap=True)
     for row in rows.itertuples(index=False):
-        table.add_row(*row)
-    console = Console()
-    width = console.measure(table).maximum
-    Console(width=max(console.width, width)).print(table)
+        table.add_row(*map(Text, row))
+    # Wider than the window rather than cut off.
+    endless = Console(width=10_000)
+    needed = Measurement.get(endless, endless.options, table).maximum
+    Console(width=max(Console().width, needed)).print(table)
     click.echo(headline(result))

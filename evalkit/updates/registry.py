@@ -14,7 +14,7 @@ from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization, join
 from evalkit.reductions import is_finite
 from evalkit.registry import Registry, suggest
-from evalkit.settings import DEFAULT_DAMPING, check_damping
+from evalkit.settings import DEFAULT_DAMPING, check_damping, check_seed
 
 Method = Callable[..., "Tensor | Update"]
 _METHODS: Registry[Method] = Registry("method")
@@ -82,6 +82,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         EvalkitError: the method or a setting is unknown, or a setting is not name=value.
     """
+    if not isinstance(text, str):
+        raise EvalkitError(f"expected the name of a method, found {text!r}; pass a string")
     name, *parts = text.split(":")
     _METHODS.get(name)
     settings: dict[str, Any] = {}
@@ -140,7 +142,7 @@ def compute(
         EvalkitError: the method or a setting is unknown or out of range, or the method returned
             something that is not a finite vector of length P.
     """
-    check_damping(damping)
+    damping, seed = check_damping(damping), check_seed(seed)
     name, written = parse(text)
     _check_settings(name, settings)
     function = _METHODS.get(name)

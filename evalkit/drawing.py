@@ -1,0 +1,188 @@
+"""How lines, bars, names, floors and log axes are drawn: the parts that all figures share."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from scipy.optimize import isotonic_regression
+
+_LINE = 11.5  # points from one end label to the next
+# Ticks in a decade of a log axis that spans at most so many decades.
+_STEPS = {1: (1, 1.5, 2, 3, 4, 5, 6, 8), 2: (1, 2, 5), 3: (1, 3), math.inf: (1,)}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a line is drawn.
+
+    Attributes:
+        color: hexadecimal.
+        marker: matplotlib's letter.
+        dashes: points on and off; empty for a solid line.
+    """
+
+    color: str
+    marker: str
+    dashes: tuple[float, ...] = ()
+
+
+FLOOR = Style("#8c8c8c", "", (1, 1.2))
+
+
+def curve(ax: Axes, x: pd.Series, mean: pd.Series, std: pd.Series, style: Style) -> None:
+    """Draw means joined by a line with bars of one sigma; infinite means at the upper edge."""
+    xs, means, sigmas = (values.to_numpy(float) for values in (x, mean, std))
+    drawn = np.isfinite(means)
+    line: dict[str, Any] = {
+        **line_style(style),
+        "marker": style.marker,
+        "markeredgewidth": 0,
+        "zorder": 3,
+    }
+    size = 4.5 if len(xs) <= 25 else 2.5
+    ax.plot(xs, np.where(drawn, means, np.nan), markersize=size, **line)
+    bars = drawn & (sigmas > 0)
+    if bars.any():
+        middle, upper = means[bars], means[bars] + sigmas[bars]
+        lower = (
+            bar_start(middle, sigmas[bars]) if ax.get_yscale() == "log" else middle - sigmas[bars]
+        )
+        ax.vlines(xs[bars], lower, upper, colors=style.color, linewidth=0.9, alpha=0.55, zorder=2)
+    edge = xs[np.isposinf(means)]
+    if edge.size:
+        up: dict[str, Any] = {"marker": 6, "linestyle": "", "color": style.color, "markersize": 6}
+        ax.plot(edge, np.ones(edge.size), transform=ax.get_xaxis_transform(), clip_on=False, **up)
+
+
+def bar_start(mean: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Return where bars start on a log axis: mean - sigma, at most half a decade down."""
+    return np.maximum(mean - sigma, mean / math.sqrt(10))
+
+
+def line_style(style: Style) -> dict[str, Any]:
+    pattern = (0, style.dashes) if style.dashes else "-"
+    return {"color": style.color, "linestyle": pattern, "linewidth": 1.5}
+
+
+def shade_floor(ax: Axes, x: pd.Series, floor: pd.Series) -> None:
+    """Draw the floor and shade what no direction reaches."""
+    xs, floors = x.to_numpy(float), floor.to_numpy(float)
+    if len(xs) == 1:
+        xs, floors = xs[0] + np.array([-0.02, 0.02]), floors.repeat(2)
+    ax.plot(xs, floors, **line_style(FLOOR), zorder=2)
+    bottom = ax.get_ylim()[0]
+    ax.fill_between(xs, bottom, floors, color=FLOOR.color, alpha=0.16, linewidth=0, zorder=1)
+
+
+def last_value(values: pd.Series) -> float:
+    present = values.dropna()
+    return float(present.iloc[-1]) if len(present) else math.nan
+
+
+def label_ends(ax: Axes, ends: Sequence[tuple[str, float, Style]]) -> None:
+    """Name lines beside the right edge at their last value, moved apart where they would overlap.
+
+    Values off the axis get no name, infinite ones a name at the upper edge.
+    """
+    lower, upper = ax.get_ylim()
+    shown = [end for end in ends if lower <= end[1] <= upper or math.isinf(end[1])]
+    shown.sort(key=lambda end: end[1])
+    to_axes = ax.transScale + ax.transLimits
+    heights = [min(float(to_axes.transform((0, min(end[1], upper)))[1]), 1) for end in shown]
+    names = [name + (" (infinite)" if math.isinf(value) else "") for name, value, _ in shown]
+    names = [textwrap.fill(name, 20, break_long_words=False) for name in names]
+    width, height = np.array(ax.get_window_extent().size) * 72 / ax.figure.dpi
+    places = _spread_out(heights, names, height)
+    for name, (_, _, style), start, place in zip(names, shown, heights, places, strict=True):
+        _label(ax, name, style, (start, place), width)
+
+
+def _spread_out(heights: list[float], names: list[str], points: float) -> list[float]:
+    """Return label places in axes units, nearest to ``heights`` in order without overlap."""
+    if not heights:
+        return []
+    lines = np.array([name.count("\n") + 1 for name in names])
+    tops = np.cumsum(lines) * _LINE / points
+    centres = tops - lines * _LINE / points / 2
+    moved = isotonic_regression(np.array(heights) - centres).x
+    room = max(1 - float(tops[-1]), 0) + _LINE / points / 2
+    return list(np.clip(moved, -_LINE / points / 2, room) + centres)
+
+
+def _label(ax: Axes, name: str, style: Style, places: tuple[float, float], width: float) -> None:
+    """Draw a leader from the line's end to its label, a piece of the line, and the name.
+
+    Args:
+        places: of the end and of the label, in axes units.
+        width: of the axes in points.
+    """
+    start, place = places
+    edge, corner, middle, end, text = (1 + np.array([2, 10, 21, 32, 36]) / width).tolist()
+    free: dict[str, Any] = {"transform": ax.transAxes, "clip_on": False}
+    ax.plot([edge, corner], [start, place], color=style.color, linewidth=0.6, **free)
+    handle: dict[str, Any] = {**line_style(style), "marker": style.marker, "markeredgewidth": 0}
+    ax.plot([corner, middle, end], [place] * 3, markevery=[1], markersize=4.5, **handle, **free)
+    ax.text(text, place, name, va="center_baseline", fontsize=9, parse_math=False, **free)
+
+
+def bar_ends(table: pd.DataFrame, column: str) -> np.ndarray:
+    """Return the ends of all finite bars of a column on a log axis."""
+    mean = table[f"{column}_mean"].to_numpy(float)
+    sigma = np.nan_to_num(table[f"{column}_std"].to_numpy(float))
+    kept = np.isfinite(mean) & (mean > 0)
+    mean, sigma = mean[kept], sigma[kept]
+    return np.concatenate([bar_start(mean, sigma), mean + sigma])
+
+
+def log_limits(values: np.ndarray, always: float) -> tuple[float, float]:
+    """Return limits a little beyond all finite positive values and ``always``."""
+    inside = np.append(values[np.isfinite(values) & (values > 0)], always)
+    margin = 10 ** (0.06 + 0.03 * math.log10(inside.max() / inside.min()))
+    return float(inside.min() / margin), float(inside.max() * margin)
+
+
+def log_axis(ax: Axes, lower: float, upper: float) -> None:
+    """Give ``ax`` a log axis with few round ticks: 1-2-5 steps, decades, or every few decades."""
+    ax.set_yscale("log")
+    ax.set_ylim(lower, upper)
+    decades = math.log10(upper / lower)
+    fits = (steps for most, steps in _STEPS.items() if decades <= most)
+    steps = next(fits)
+    stride = max(1, round(decades / 5))
+    powers = range(math.floor(math.log10(lower)), math.ceil(math.log10(upper)) + 1)
+    ticks = [step * 10.0**power for power in powers if power % stride == 0 for step in steps]
+    ax.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if lower <= tick <= upper]))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    if not 1 < decades <= 4:
+        ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _tick(value: float) -> str:
+    if value == 0 or 1e-3 <= value < 1e4:
+        return f"{value:g}"
+    return f"$10^{{{round(math.log10(value))}}}$"
+
+
+def damping_axis(ax: Axes, dampings: pd.Series) -> dict[float, float]:
+    """Give ``ax`` a log axis of dampings, zero two decades below the rest; return their places."""
+    present = sorted({float(value) for value in dampings})
+    positive = [value for value in present if value > 0] or [1.0]
+    places = {value: value if value > 0 else positive[0] / 100 for value in present}
+    ax.set_xscale("log")
+    ax.set_xlim(min(places.values()) / 3, max(places.values()) * 3)
+    shown = present[:: math.ceil(len(present) / 5)]
+    ax.xaxis.set_major_locator(FixedLocator([places[value] for value in shown]))
+    labels = {places[value]: _tick(value) for value in shown}
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda place, _: labels.get(place, "")))
+    ax.xaxis.set_minor_locator(FixedLocator(list(places.values())))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    return places

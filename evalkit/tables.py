@@ -1,0 +1,198 @@
+"""The tables of a RUN folder: their columns, and CSV that keeps every digit and type."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from evalkit.errors import EvalkitError
+
+SCORES_FILE = "scores.csv"
+BATCHES_FILE = "batches.csv"
+
+KEY_COLUMNS = ("checkpoint", "step", "progress", "batch")
+SCORE_COLUMNS = (
+    "method",
+    "damping",
+    "gamma",
+    "ratio",
+    "efficiency",
+    "fisher_norm",
+    "slope",
+    "norm",
+    "cosine_sgd",
+    "iterations",
+    "relative_residual",
+    "converged",
+)
+BATCH_COLUMNS = (
+    "num_samples",
+    "loss",
+    "imbalance",
+    "logit_imbalance",
+    "target_probability",
+    "gamma_floor",
+    "gram_rank",
+)
+TABLES = {
+    SCORES_FILE: KEY_COLUMNS + SCORE_COLUMNS,
+    BATCHES_FILE: KEY_COLUMNS + BATCH_COLUMNS,
+}
+_TEXT = frozenset({"checkpoint", "method"})
+_WHOLE = frozenset({"step", "batch", "num_samples", "gram_rank", "iterations"})
+_FLAG = frozenset({"converged"})
+_REQUIRED = frozenset({*KEY_COLUMNS, "method", "damping", "num_samples"})
+SCORE_AGAIN = "score again into a new folder with 'evalkit score'"
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write ``content`` to ``path`` so that a reader sees the old file or the new one whole.
+
+    Raises:
+        EvalkitError: the file cannot be written; the old one is kept.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> EvalkitError:
+    return EvalkitError(
+        f"expected a file that can be written at {path}, found: {error.strerror}; "
+        "free the path or name another folder"
+    )
+
+
+def csv_line(fields: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(fields)
+    return line.getvalue()
+
+
+def csv_rows(frame: pd.DataFrame, name: str) -> str:
+    """Return the rows as text: floats in full precision, missing values empty."""
+    columns = TABLES[name]
+    if set(frame.columns) != set(columns):
+        difference = sorted(set(frame.columns) ^ set(columns))
+        raise EvalkitError(
+            f"expected the columns of {name}, found a difference in {', '.join(difference)}; "
+            f"give exactly: {', '.join(columns)}"
+        )
+    typed = pd.DataFrame({column: _typed(frame[column]) for column in columns})
+    for column in _TEXT & set(columns):
+        broken = [text for text in typed[column] if "\n" in text or "\r" in text]
+        if broken:
+            raise EvalkitError(
+                f"expected a {column} name of one line, found {broken[0]!r}; rename it"
+            )
+    return typed.to_csv(index=False, header=False, lineterminator="\n")
+
+
+def _typed(column: pd.Series) -> pd.Series:
+    """Return a column in the type its name calls for."""
+    if column.name in _TEXT:
+        return column.astype(str)
+    if column.name in _FLAG:
+        return column.astype("boolean")
+    numbers = pd.to_numeric(column)
+    return numbers.astype("Int64") if column.name in _WHOLE else numbers.astype("float64")
+
+
+def read_text(path: Path) -> str:
+    if not path.parent.is_dir():
+        raise EvalkitError(
+            f"expected a run folder at {path.parent}, found none; make one with 'evalkit score'"
+        )
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError as error:
+        raise EvalkitError(
+            f"expected {path.name} in the run folder {path.parent}, found none; {SCORE_AGAIN}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvalkitError(f"expected text in {path}, found {error}; {SCORE_AGAIN}") from error
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Return the whole lines of a table, typed; a last line without an end is left out.
+
+    Raises:
+        EvalkitError: no file, missing columns, or a line or value that cannot be read.
+    """
+    columns = TABLES[path.name]
+    text = read_text(path)
+    try:
+        lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+    except csv.Error as error:
+        raise EvalkitError(f"expected CSV in {path}, found: {error}; {SCORE_AGAIN}") from error
+    header = lines[0] if lines else []
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise EvalkitError(
+            f"expected the columns {', '.join(columns)} in {path}, "
+            f"found no {', '.join(missing)}; {SCORE_AGAIN}"
+        )
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(header):
+            raise EvalkitError(
+                f"expected {len(header)} fields in line {number} of {path}, "
+                f"found {len(line)}; {SCORE_AGAIN}"
+            )
+    place = {column: header.index(column) for column in columns}
+    return pd.DataFrame(
+        {
+            column: _parsed(column, [line[place[column]] for line in lines[1:]], path)
+            for column in columns
+        }
+    )
+
+
+def _number(text: str, column: str) -> float:
+    value = float(text)
+    if column in _REQUIRED and not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _parsed(column: str, texts: list[str], path: Path) -> pd.Series:
+    """Return one column from its texts; Python's own float keeps every digit."""
+    if column in _TEXT:
+        return pd.Series(texts, dtype=str)
+    values: list[Any] = []
+    for number, text in enumerate(texts, start=2):
+        try:
+            if not text and column not in _REQUIRED:
+                values.append(None if column in _WHOLE | _FLAG else math.nan)
+            elif column in _FLAG:
+                values.append({"True": True, "False": False}[text])
+            else:
+                values.append(int(text) if column in _WHOLE else _number(text, column))
+        except (ValueError, KeyError):
+            kind = "True or False" if column in _FLAG else "a number"
+            raise EvalkitError(
+                f"expected {kind} as {column} in line {number} of {path}, "
+                f"found '{text}'; {SCORE_AGAIN}"
+            ) from None
+    if column in _FLAG:
+        return pd.Series(values, dtype="boolean")
+    if column in _WHOLE:
+        return pd.Series(values, dtype="int64" if column in _REQUIRED else "Int64")
+    return pd.Series(values, dtype="float64")
