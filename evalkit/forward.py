@@ -6,6 +6,7 @@ model keeps its mode, gradients, hooks, parameters and buffers whatever the forw
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +29,18 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class LinearUse:
-    """One call of ``F.linear``: inputs (N, ..., in) and the graph edge of outputs (N, ..., out)."""
+    """One call of ``F.linear``.
+
+    Attributes:
+        inputs: (..., in), detached.
+        version: of the inputs at the call; an in-place change later would raise it.
+        outputs: the graph edge of the outputs, (..., out).
+        weight: name of the trainable parameter, None where the weight is not one.
+        bias: likewise.
+    """
 
     inputs: Tensor
+    version: int
     outputs: GradientEdge
     weight: str | None
     bias: str | None
@@ -43,9 +53,8 @@ class Recording:
     Attributes:
         logits: (N, ..., C), with the graph attached.
         parameters: the trainable parameters by name, in the order of ``named_parameters``.
-        linear_uses: every ``F.linear`` call that a trainable parameter took part in, sample axis
-            first.
-        other: names of the parameters that took part in anything else.
+        linear_uses: every ``F.linear`` call that a trainable parameter took part in.
+        linear: names of the parameters whose every use is one of these calls.
         call: maps (parameters by name, inputs) to logits: the same forward again.
         inputs: the inputs of this pass.
     """
@@ -53,7 +62,7 @@ class Recording:
     logits: Tensor
     parameters: dict[str, Tensor]
     linear_uses: tuple[LinearUse, ...]
-    other: frozenset[str]
+    linear: frozenset[str]
     call: Callable[[dict[str, Tensor], Inputs], Tensor]
     inputs: Inputs
 
@@ -86,13 +95,12 @@ def differentiable() -> Iterator[None]:
         yield
 
 
-def record(model: nn.Module, inputs: Inputs, num_samples: int) -> Recording:
+def record(model: nn.Module, inputs: Inputs) -> Recording:
     """Run the forward once and keep its graph.
 
     Args:
         model: any module; its trainable parameters are those with ``requires_grad``.
         inputs: what its forward takes.
-        num_samples: N, to recognise layers whose first axis is the sample axis.
 
     Raises:
         EvalkitError: nothing is trainable, or the forward is not deterministic.
@@ -117,16 +125,60 @@ def record(model: nn.Module, inputs: Inputs, num_samples: int) -> Recording:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         return functional_call(_Logits(model), _prefixed({**values, **buffers}), (arguments,))
 
-    recorder = _Recorder({id(value): name for name, value in parameters.items()}, num_samples)
+    recorder = _Recorder({id(value): name for name, value in parameters.items()})
     with differentiable(), preserved_random_state(), recorder:
         state = _random_state()
         logits = call(parameters, inputs)
         random = any(not torch.equal(a, b) for a, b in zip(state, _random_state(), strict=True))
     if random:
         _refuse_random_forward(model, lambda: call(parameters, inputs))
-    return Recording(
-        logits, parameters, tuple(recorder.uses), frozenset(recorder.other), call, inputs
-    )
+    uses = tuple(recorder.uses)
+    linear = frozenset(_linear_parameters(logits, parameters, uses) - recorder.other)
+    return Recording(logits, parameters, uses, linear, call, inputs)
+
+
+def _linear_parameters(
+    logits: Tensor, parameters: dict[str, Tensor], uses: tuple[LinearUse, ...]
+) -> set[str]:
+    """Return the parameters that the graph of the logits reaches through recorded calls alone.
+
+    The graph is the witness: each use of a parameter, seen by the recorder or not (custom
+    autograd functions, C++, gradients taken inside the forward), ends in the node that accumulates
+    its gradient. A linear call reaches it through a transposition, whose users count.
+    """
+    users, accumulators = _users_of_nodes(logits)
+    calls = Counter[str]()
+    for use in uses:
+        if use.outputs.node in users and use.inputs._version == use.version:
+            calls.update(name for name in (use.weight, use.bias) if name)
+
+    def count(node: Any) -> int:
+        return sum(
+            count(user) if len(user.next_functions) == 1 and users[user] else 1
+            for user in users[node]
+        )
+
+    found = {name: accumulators.get(id(value)) for name, value in parameters.items()}
+    return {name for name, node in found.items() if node is not None and count(node) == calls[name]}
+
+
+def _users_of_nodes(logits: Tensor) -> tuple[dict[Any, list[Any]], dict[int, Any]]:
+    """Return the users of every node in the graph of the logits, and the nodes of leaves by id."""
+    users: dict[Any, list[Any]] = {logits.grad_fn: []}
+    accumulators: dict[int, Any] = {}
+    pending = [logits.grad_fn]
+    while pending:
+        node = pending.pop()
+        for following, _ in node.next_functions if node is not None else ():
+            if following is None:
+                continue
+            if following not in users:
+                users[following] = []
+                pending.append(following)
+                if hasattr(following, "variable"):
+                    accumulators[id(following.variable)] = following
+            users[following].append(node)
+    return users, accumulators
 
 
 class _Logits(nn.Module):
@@ -151,10 +203,9 @@ class _Recorder(TorchFunctionMode):
     parameters alike.
     """
 
-    def __init__(self, names: dict[int, str], num_samples: int) -> None:
+    def __init__(self, names: dict[int, str]) -> None:
         super().__init__()
         self.names = names
-        self.num_samples = num_samples
         self.uses: list[LinearUse] = []
         self.other: set[str] = set()
 
@@ -179,13 +230,14 @@ class _Recorder(TorchFunctionMode):
         self, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> bool:
         """Note an ``F.linear`` call (its argument names are torch's); False if it has no rule."""
-        if input.dim() < 2 or input.shape[0] != self.num_samples or self._known(input):
+        if input.dim() < 2 or self._known(input):
             return False
         # The edge, not the tensor: an in-place activation may overwrite the tensor later.
         edge = get_gradient_edge(output)
         weight_name = self.names.get(id(weight))
         bias_name = self.names.get(id(bias)) if bias is not None else None
-        self.uses.append(LinearUse(input.detach(), edge, weight_name, bias_name))
+        inputs = input.detach()
+        self.uses.append(LinearUse(inputs, inputs._version, edge, weight_name, bias_name))
         return True
 
 

@@ -24,11 +24,15 @@ ELEMENTS_AT_ONCE = 1 << 24
 
 
 def linear_parameters(recording: Recording) -> list[str]:
-    """Return the parameters that the rule for linear layers covers completely."""
-    names: dict[str, None] = {}
-    for use in recording.linear_uses:
-        names.update({name: None for name in (use.weight, use.bias) if name})
-    return [name for name in names if name not in recording.other]
+    """Return the parameters whose every use is a linear call with the samples on axis 0."""
+    samples = len(recording.logits)
+    elsewhere = {
+        name
+        for use in recording.linear_uses
+        if use.inputs.shape[0] != samples
+        for name in (use.weight, use.bias)
+    }
+    return [name for name in recording.parameters if name in recording.linear - elsewhere]
 
 
 def linear_gram(recording: Recording, cotangents: Tensor, names: list[str]) -> Tensor:

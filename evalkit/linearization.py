@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_leaves
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize
-from evalkit.forward import Inputs, Recording, differentiable, record
+from evalkit.forward import Inputs, Recording, record
 from evalkit.gram import ROUTES, gram_matrix
 from evalkit.per_sample import CannotVectorizeError, PerSample, defining_gradients
 from evalkit.reductions import norm, power_of_two
+from evalkit.tangents import Tangents
 
 T = TypeVar("T")
 
@@ -67,7 +68,8 @@ class Linearization:
         # A plain dict, so that other mappings (a tokenizer's output) are seen through too.
         inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
         num_samples = _check_batch(inputs, targets)
-        self._recording = record(model, inputs, num_samples)
+        self._recording = record(model, inputs)
+        self._tangents = Tangents(self._recording)
         self.logits = self._recording.logits.detach()
         if self.logits.dim() == 0 or self.logits.shape[0] != num_samples:
             raise EvalkitError(
@@ -101,74 +103,69 @@ class Linearization:
         return self.likelihood.losses(self.logits, self.targets)
 
     @cached_property
-    def _pulled(self) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The graph of the VJP u -> J^T u, built at u = r, so that its value is the gradient."""
-        r = self.logit_gradients.detach().clone().to(self.logits.dtype).requires_grad_()
-        with differentiable():
-            pulled = torch.autograd.grad(
-                self._recording.logits,
-                list(self._recording.parameters.values()),
-                r,
-                create_graph=True,
-                materialize_grads=True,
-            )
-        return r, pulled
-
-    @cached_property
-    def gradient_by_parameter(self) -> tuple[Tensor, ...]:
-        """The gradient of the summed loss, in the shapes of the parameters."""
-        return tuple(value.detach() for value in self._pulled[1])
-
-    @cached_property
     def gradient(self) -> Tensor:
         """g = sum_n J_n^T r_n, the gradient of the summed loss: (P,)."""
-        return join(self.gradient_by_parameter)
+        return self.vjp(self.logit_gradients)
 
     @cached_property
     def gradient_norm(self) -> float:
         """|g|."""
-        return norm(self.gradient_by_parameter)
+        return self.pulled_norm(self.logit_gradients, self.gradient_jvp)
 
     def jvp(self, vector: Tensor) -> Tensor:
-        """Return J v: (P,) -> like logits.
+        """Return J v: (P,) -> like logits. About one backward.
 
         Raises:
             EvalkitError: v is not a vector of length P.
         """
-        return self.jvp_by_parameter(self.split(vector))
-
-    def jvp_by_parameter(self, values: Sequence[Tensor]) -> Tensor:
-        """Return J v for v in the shapes of the parameters: like logits.
-
-        One backward through the graph of u -> J^T u: its derivative in u, applied to v, is J v.
-        """
-        r, pulled = self._pulled
-        pairs = [
-            (root, value.detach().to(root.dtype))
-            for root, value in zip(pulled, values, strict=True)
-            if root.requires_grad
-        ]
-        if not pairs:
-            return torch.zeros_like(self.logits)
-        roots, cotangents = zip(*pairs, strict=True)
-        (product,) = torch.autograd.grad(
-            roots, r, cotangents, retain_graph=True, materialize_grads=True
-        )
-        return product
+        return self._tangents.push(self.split(vector.detach()))
 
     def vjp(self, cotangents: Tensor) -> Tensor:
-        """Return sum_n J_n^T c_n: like logits -> (P,).
+        """Return sum_n J_n^T c_n: like logits -> (P,). One backward.
 
         Raises:
             EvalkitError: c does not have the shape of the logits.
         """
-        return join(self.vjp_by_parameter(cotangents))
+        return torch.cat([value.flatten() for value in self.vjp_by_parameter(cotangents)])
 
     def vjp_by_parameter(self, cotangents: Tensor) -> tuple[Tensor, ...]:
-        """Return sum_n J_n^T c_n in the shapes of the parameters: one backward.
+        """Return sum_n J_n^T c_n in the shapes of the parameters.
 
-        A vector that only feeds a JVP or a norm is best left in parts: joining 10 million numbers
-        takes a quarter of a training step.
+        Joining 10 million numbers takes a quarter of a training step: leave them in parts where
+        that will do.
+        """
+        scaled, scale = self._scaled(cotangents)
+        return tuple(value.mul_(scale) for value in self._tangents.pull(scaled))
+
+    def kernel_product(self, cotangents: Tensor) -> Tensor:
+        """Return J J^T c, the tangent kernel applied to c: like logits -> like logits, float64.
+
+        This is J d for the direction d = sum_n J_n^T c_n, and takes less than the VJP and the JVP
+        one after the other: d itself is not formed for layers that have a rule.
+        """
+        scaled, scale = self._scaled(cotangents)
+        return self._tangents.kernel_product(scaled).double() * scale
+
+    def pulled_norm(self, cotangents: Tensor, product: Tensor) -> float:
+        """Return the norm of d = sum_n J_n^T c_n.
+
+        |d|^2 = c . (J J^T c), a sum of signed terms; where it nearly cancels, d is formed.
+
+        Args:
+            cotangents: c, like logits.
+            product: J J^T c, like logits.
+        """
+        terms = self.sample_dots(cotangents, product)
+        total = float(terms.sum())
+        if total > 0.01 * float(terms.abs().sum()):
+            return total**0.5
+        return norm(self.vjp_by_parameter(cotangents))
+
+    def _scaled(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cotangents of order one in the dtype of the logits, and the scale taken out.
+
+        Raises:
+            EvalkitError: they do not have the shape of the logits.
         """
         if cotangents.shape != self.logits.shape:
             raise EvalkitError(
@@ -177,14 +174,7 @@ class Linearization:
             )
         cotangents = cotangents.detach().double()
         scale = power_of_two(cotangents)
-        pulled = torch.autograd.grad(
-            self._recording.logits,
-            list(self._recording.parameters.values()),
-            (cotangents / scale).to(self.logits.dtype),
-            retain_graph=True,
-            materialize_grads=True,
-        )
-        return tuple(value.mul_(scale) for value in pulled)
+        return (cotangents / scale).to(self.logits.dtype), scale
 
     def fvp(self, vector: Tensor) -> Tensor:
         """Return F v = sum_n J_n^T S_n J_n v, the exact Fisher-vector product: (P,) -> (P,)."""
@@ -196,8 +186,8 @@ class Linearization:
 
     @cached_property
     def gradient_jvp(self) -> Tensor:
-        """J g: like logits. Its product with r_n is G_n . g, the slope of each loss along g."""
-        return self.jvp_by_parameter(self.gradient_by_parameter)
+        """J g: like logits, float64. r_n . (J g)_n = G_n . g is the slope of each loss along g."""
+        return self.kernel_product(self.logit_gradients)
 
     @cached_property
     def gram(self) -> Tensor:
@@ -244,7 +234,7 @@ class Linearization:
         """Return whether (K w)_n = r_n . J J^T (w r) for one w, as holds for the true K alone.
 
         With w = 1 the right side is r . (J g), which scoring needs anyway. Where g nearly vanishes
-        that says nothing; then random signs w decide, for one more VJP and JVP.
+        that says nothing; then random signs w decide, for one more product.
         """
         norms = gram.diagonal().clamp_min(0).sqrt()
         eps = torch.finfo(self.logits.dtype).eps
@@ -255,7 +245,7 @@ class Linearization:
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (self.num_samples,), generator=generator).to(gram) * 2 - 1
         weighted = signs.view(-1, *([1] * (self.logits.dim() - 1))) * self.logit_gradients
-        product = self.jvp_by_parameter(self.vjp_by_parameter(weighted))
+        product = self.kernel_product(weighted)
         errors = (gram @ signs - self.sample_dots(self.logit_gradients, product)).abs()
         return bool((errors <= eps**0.5 * norms * norms.sum()).all())
 
@@ -305,11 +295,6 @@ class Linearization:
         values = self._recording.parameters.values()
         parts = vector.split([value.numel() for value in values])
         return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
-
-
-def join(values: Sequence[Tensor]) -> Tensor:
-    """Return values in the shapes of the parameters as one vector: (P,)."""
-    return torch.cat([value.flatten() for value in values])
 
 
 def _check_batch(inputs: Inputs, targets: Tensor) -> int:

@@ -136,10 +136,8 @@ def to_frame(rows: Sequence[Score]) -> pd.DataFrame:
 
 
 def _row(lin: Linearization, name: str, damping: float, update: Update, reference: float) -> Score:
-    d = update.values
-    is_gradient = d is lin.gradient_by_parameter
-    found = indicator(lin, lin.gradient_jvp if is_gradient else lin.jvp_by_parameter(d))
-    length = norm(d)
+    jvp, length = _jvp_and_norm(lin, update)
+    found = indicator(lin, jvp)
     product = length * lin.gradient_norm
     return Score(
         method=name,
@@ -155,3 +153,15 @@ def _row(lin: Linearization, name: str, damping: float, update: Update, referenc
         relative_residual=update.relative_residual,
         converged=update.converged,
     )
+
+
+def _jvp_and_norm(lin: Linearization, update: Update) -> tuple[Tensor, float]:
+    """Return J d and |d|, without forming d where the update comes as cotangents."""
+    c = update.cotangents
+    if c is None:
+        d = update.direction(lin)
+        return lin.jvp(d), norm([d])
+    if c is lin.logit_gradients:
+        return lin.gradient_jvp, lin.gradient_norm
+    product = lin.kernel_product(c)
+    return product, lin.pulled_norm(c, product)

@@ -18,7 +18,7 @@ registry settings reductions
 likelihoods tables
 run
 forward factor
-layer_rules per_sample
+layer_rules per_sample tangents
 gram
 linearization
 indicator

@@ -17,5 +17,9 @@ def ngd(
 ) -> Update:
     """Exact natural gradient: d = (F + lambda I)^-1 g by linear CG (paper, eq. 51, Algorithm 5)."""
     result = natural_gradient(lin, damping, max_iterations, tolerance, floor_tolerance)
-    values = lin.split(result.solution)
-    return Update(values, result.iterations, result.relative_residual, result.converged)
+    return Update(
+        vector=result.solution,
+        iterations=result.iterations,
+        relative_residual=result.relative_residual,
+        converged=result.converged,
+    )

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization import Linearization, join
+from evalkit.linearization import Linearization
 from evalkit.reductions import is_finite
 from evalkit.registry import Registry, suggest
 from evalkit.settings import DEFAULT_DAMPING, check_damping, check_seed
@@ -24,22 +24,29 @@ _METHODS: Registry[Method] = Registry("method")
 class Update:
     """A direction and, for iterative methods, the state of the solver.
 
+    The direction d is given as a vector or, by methods that combine gradients of the logits, as
+    cotangents c with d = sum_n J_n^T c_n. Then d is not formed unless somebody asks for it.
+
     Attributes:
-        values: d in the shapes of the parameters, which move along -d.
+        vector: d, (P,); the parameters move along -d.
+        cotangents: c, like logits.
         iterations: iterations of the solver, None for direct methods.
         relative_residual: recomputed, None for direct methods.
         converged: None for direct methods.
     """
 
-    values: tuple[Tensor, ...]
+    vector: Tensor | None = None
+    cotangents: Tensor | None = None
     iterations: int | None = None
     relative_residual: float | None = None
     converged: bool | None = None
 
-    @property
-    def direction(self) -> Tensor:
-        """d: (P,)."""
-        return join(self.values)
+    def direction(self, lin: Linearization) -> Tensor:
+        """Return d: (P,)."""
+        if self.vector is not None:
+            return self.vector
+        assert self.cotangents is not None
+        return lin.vjp(self.cotangents)
 
 
 def method(name: str) -> Callable[[Method], Method]:
@@ -151,8 +158,9 @@ def compute(
         settings["seed"] = seed
     result = function(lin, damping, **settings)
     if not isinstance(result, Update):
-        result = Update(_split(name, result, lin))
-    if not is_finite(result.values):
+        result = Update(vector=_checked(name, result, lin))
+    given = result.vector if result.vector is not None else result.cotangents
+    if given is None or not is_finite([given]):
         raise EvalkitError(
             f"expected method '{name}' to return finite numbers, found NaN or infinity; raise the "
             "damping or check the method"
@@ -168,14 +176,14 @@ def update(
     **settings: Any,
 ) -> Tensor:
     """Return the direction d of a method: (P,); arguments and errors as :func:`compute`."""
-    return compute(name, lin, damping, seed, **settings).direction
+    return compute(name, lin, damping, seed, **settings).direction(lin)
 
 
-def _split(name: str, direction: Any, lin: Linearization) -> tuple[Tensor, ...]:
+def _checked(name: str, direction: Any, lin: Linearization) -> Tensor:
     if not isinstance(direction, Tensor) or direction.shape != (lin.num_params,):
         found = tuple(direction.shape) if isinstance(direction, Tensor) else type(direction)
         raise EvalkitError(
             f"expected method '{name}' to return a vector of length {lin.num_params}, found "
             f"{found}; return one number per trainable parameter"
         )
-    return lin.split(direction)
+    return direction

@@ -58,7 +58,7 @@ def _pull(lin: Linearization, sample: _Sample, base: Tensor, weights: Tensor) ->
     """Return J^T base + Gs^T weights as an update."""
     r = sample.logit_gradients
     shape = (len(r), -1) + (1,) * (lin.logits.dim() - 1)
-    return Update(lin.vjp_by_parameter(base + (weights.view(shape) * r).sum(0)))
+    return Update(cotangents=base + (weights.view(shape) * r).sum(0))
 
 
 def sampled_logit_gradients(lin: Linearization, seed: int, labels_per_sample: int) -> Tensor:

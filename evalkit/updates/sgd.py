@@ -7,4 +7,4 @@ from evalkit.updates.registry import Update, method
 @method("sgd")
 def sgd(lin: Linearization, damping: float) -> Update:
     """Plain gradient: d = g = sum_n G_n. The damping plays no part."""
-    return Update(lin.gradient_by_parameter)
+    return Update(cotangents=lin.logit_gradients)

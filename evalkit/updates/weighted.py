@@ -7,11 +7,11 @@ from evalkit.updates.registry import Update
 
 
 def weighted_sum(lin: Linearization, weights: Tensor) -> Update:
-    """Return G^T alpha = sum_n J_n^T (alpha_n r_n), as an update: one VJP.
+    """Return G^T alpha = sum_n J_n^T (alpha_n r_n), as an update.
 
     Args:
         lin: the model and batch.
         weights: alpha, (N,).
     """
     shape = (-1,) + (1,) * (lin.logits.dim() - 1)
-    return Update(lin.vjp_by_parameter(weights.view(shape) * lin.logit_gradients))
+    return Update(cotangents=weights.view(shape) * lin.logit_gradients)

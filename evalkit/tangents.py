@@ -1,0 +1,162 @@
+"""The Jacobian of a recorded forward and its transpose, applied layer by layer.
+
+A parameter that only ever feeds ``F.linear`` acts on the logits through the outputs of those calls.
+With inputs A (R, in) over all rows of a call, a change (v_W, v_b) of weight and bias moves the
+outputs by A v_W^T + v_b, and output gradients D (R, out) make D^T A and the column sums of D.
+So J factors as
+
+    J v = sum over calls of B (A v_W^T + v_b) + the other parameters' part,
+
+B being the Jacobian of the logits in the outputs of the call. The graph of u -> B^T u is built
+once; its derivative in u, applied to a change of the outputs, is one backward that multiplies no
+weight gradients.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from evalkit.forward import LinearUse, Recording, differentiable
+
+
+class Tangents:
+    """J, J^T and J J^T of a recorded forward.
+
+    Args:
+        recording: the forward pass.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        ruled = recording.linear
+        self._uses = [u for u in recording.linear_uses if u.weight in ruled or u.bias in ruled]
+        self._others = [name for name in recording.parameters if name not in ruled]
+        self._inner_products: dict[str, Tensor] = {}
+
+    def _pull(self, cotangents: Tensor, graph: bool) -> tuple[Tensor | None, ...]:
+        """Return the gradients in the outputs of linear calls, then in the other parameters."""
+        places: list[Any] = [use.outputs for use in self._uses]
+        places += [self._recording.parameters[name] for name in self._others]
+        return torch.autograd.grad(
+            self._recording.logits,
+            places,
+            cotangents,
+            create_graph=graph,
+            retain_graph=True,
+            allow_unused=True,
+        )
+
+    @cached_property
+    def _graph(self) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """A cotangent u and the graph of everything that it pulls back to, linear in u."""
+        u = torch.zeros_like(self._recording.logits, requires_grad=True)
+        with differentiable():
+            return u, self._pull(u, graph=True)
+
+    def pull(self, cotangents: Tensor) -> tuple[Tensor, ...]:
+        """Return J^T c in the shapes of the parameters: one backward.
+
+        Args:
+            cotangents: c, like logits and in their dtype.
+        """
+        return torch.autograd.grad(
+            self._recording.logits,
+            list(self._recording.parameters.values()),
+            cotangents,
+            retain_graph=True,
+            materialize_grads=True,
+        )
+
+    def push(self, values: Sequence[Tensor]) -> Tensor:
+        """Return J v for v in the shapes of the parameters: like logits."""
+        by_name = dict(zip(self._recording.parameters, values, strict=True))
+        moved = (self._moved(use, by_name) for use in self._uses)
+        return self._push(itertools.chain(moved, (by_name[name] for name in self._others)))
+
+    def _moved(self, use: LinearUse, values: dict[str, Tensor]) -> Tensor:
+        """Return how far a change of weight and bias moves the outputs of a call."""
+        ruled = self._recording.linear
+        bias = values[use.bias] if use.bias is not None and use.bias in ruled else None
+        if use.weight is not None and use.weight in ruled:
+            return linear(use.inputs, values[use.weight], bias)
+        assert bias is not None
+        return bias.expand(*use.inputs.shape[:-1], len(bias))
+
+    def _push(self, changes: Iterable[Tensor | None]) -> Tensor:
+        """Return what changes of the linear calls' outputs, then of other parameters, do."""
+        u, pulled = self._graph
+        pairs = [
+            (root, change.to(root.dtype).view_as(root))
+            for root, change in zip(pulled, changes, strict=True)
+            if root is not None and root.requires_grad and change is not None
+        ]
+        if not pairs:
+            return torch.zeros_like(u)
+        roots, cotangents = zip(*pairs, strict=True)
+        (product,) = torch.autograd.grad(
+            roots, u, cotangents, retain_graph=True, materialize_grads=True
+        )
+        return product
+
+    def kernel_product(self, cotangents: Tensor) -> Tensor:
+        """Return J J^T c, without forming J^T c for linear layers where that is cheaper.
+
+        A weight's part of J^T c is D^T A over the rows of all its calls, and moves their outputs
+        by A (D^T A)^T = (A A^T) D. With fewer rows than features, as for an MLP on a batch, the
+        right side takes far fewer multiplications, and A A^T is the same for every c.
+
+        Args:
+            cotangents: c, like logits and in their dtype.
+        """
+        pulled = self._pull(cotangents, graph=False)
+        count = len(self._uses)
+        moved: list[Tensor | None] = [None] * count
+        reached = [index for index in range(count) if pulled[index] is not None]
+        for name, indices in self._grouped(reached, "weight").items():
+            d = self._rows([pulled[index] for index in indices])
+            parts = self._through_weight(name, indices, d).split(
+                [self._uses[index].inputs.shape[:-1].numel() for index in indices]
+            )
+            for index, part in zip(indices, parts, strict=True):
+                moved[index] = part
+        for indices in self._grouped(reached, "bias").values():
+            total = self._rows([pulled[index] for index in indices]).sum(0)
+            for index in indices:
+                before = moved[index]
+                moved[index] = total if before is None else before + total
+        changes = [
+            None if root is None or change is None else change.expand_as(root.flatten(0, -2))
+            for root, change in zip(pulled[:count], moved, strict=True)
+        ]
+        return self._push([*changes, *pulled[count:]])
+
+    def _grouped(self, indices: Sequence[int], role: str) -> dict[str, list[int]]:
+        """Return the calls that share a ruled weight or bias, by its name."""
+        groups: dict[str, list[int]] = defaultdict(list)
+        for index in indices:
+            name = getattr(self._uses[index], role)
+            if name in self._recording.linear:
+                groups[name].append(index)
+        return groups
+
+    def _rows(self, values: Sequence[Tensor | None]) -> Tensor:
+        parts = [value.reshape(-1, value.shape[-1]) for value in values if value is not None]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _through_weight(self, name: str, indices: Sequence[int], d: Tensor) -> Tensor:
+        """Return A (D^T A)^T by the cheaper order of multiplication: (R, out)."""
+        a = self._rows([self._uses[index].inputs for index in indices])
+        rows, width = a.shape
+        if rows * (width + d.shape[-1]) > 2 * width * d.shape[-1]:
+            return a @ (a.T @ d)
+        if name not in self._inner_products:
+            self._inner_products[name] = a @ a.T
+        return self._inner_products[name] @ d
