@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO_RUN := runs/digits-mlp
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types bench clean
+.PHONY: help install demo example test lint format types bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,8 +19,13 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## Score the bundled trajectory and write the report
-	$(BIN)/evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --batches 40 --out $(DEMO_RUN)
+	$(BIN)/evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --batches 20 --out $(DEMO_RUN)
 	$(BIN)/evalkit report $(DEMO_RUN)
+
+example: demo ## Replace the example report under reports/ by that of the demo
+	rm -rf reports/digits-mlp
+	mkdir -p reports
+	cp -r $(DEMO_RUN) reports/digits-mlp
 
 test: lint types ## Check format, types and run every test
 	$(BIN)/python -m pytest
