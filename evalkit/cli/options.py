@@ -29,25 +29,21 @@ class CommaSeparated(click.ParamType):
             self.fail(f"expected numbers separated by commas, found '{value}'", param, ctx)
 
 
-class Whole(click.ParamType):
-    """A whole number; the error says what was found."""
+class Number(click.ParamType):
+    """One number; the error says what was found.
+
+    Args:
+        kind: ``int`` or ``float``.
+    """
 
     name = "number"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         try:
-            return int(value)
+            return self.kind(value)
         except ValueError:
-            self.fail(f"expected a whole number, found '{value}'", param, ctx)
-
-
-class Real(click.ParamType):
-    """A number; the error says what was found."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"expected a number, found '{value}'", param, ctx)
+            wanted = "a whole number" if self.kind is int else "a number"
+            self.fail(f"expected {wanted}, found '{value}'", param, ctx)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.options import CommaSeparated, Whole
+from evalkit.cli.options import CommaSeparated, Number
 from evalkit.settings import Settings
 
 
@@ -50,21 +50,21 @@ Examples:
 )
 @click.option(
     "--batches",
-    type=Whole(),
+    type=Number(int),
     default=Settings.batches,
     show_default=True,
     help="Batches per checkpoint.",
 )
 @click.option(
     "--batch-size",
-    type=Whole(),
+    type=Number(int),
     default=Settings.batch_size,
     show_default=True,
     help="Samples per batch.",
 )
 @click.option(
     "--seed",
-    type=Whole(),
+    type=Number(int),
     default=Settings.seed,
     show_default=True,
     help="Of the batches and of sampled labels.",

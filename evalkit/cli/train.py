@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.options import Real, Whole
+from evalkit.cli.options import Number
 
 
 @click.command(
@@ -29,14 +29,14 @@ Examples:
     help="Folder of the checkpoints; new or empty.",
 )
 @click.option("--optimizer", metavar="NAME", help="adamw, adam or sgd; default: the task's.")
-@click.option("--learning-rate", type=Real(), help="For the mean loss; default: the task's.")
-@click.option("--weight-decay", type=Real(), help="Default: the task's.")
-@click.option("--epochs", type=Whole(), help="Default: the task's.")
-@click.option("--batch-size", type=Whole(), help="Samples per step; default: the task's.")
-@click.option("--checkpoint-every", type=Whole(), metavar="EPOCHS", help="Default: the task's.")
+@click.option("--learning-rate", type=Number(float), help="For the mean loss; default: the task's.")
+@click.option("--weight-decay", type=Number(float), help="Default: the task's.")
+@click.option("--epochs", type=Number(int), help="Default: the task's.")
+@click.option("--batch-size", type=Number(int), help="Samples per step; default: the task's.")
+@click.option("--checkpoint-every", type=Number(int), metavar="EPOCHS", help="Default: the task's.")
 @click.option(
     "--seed",
-    type=Whole(),
+    type=Number(int),
     default=0,
     show_default=True,
     help="Of initial values and the order of the samples.",
