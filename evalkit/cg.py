@@ -1,4 +1,4 @@
-"""The exact natural gradient by linear conjugate gradients on Fisher-vector products."""
+"""The exact natural gradient by linear conjugate gradients, without a matrix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class NaturalGradient:
 
     Attributes:
         solution: x, (P,).
-        iterations: Fisher-vector products spent on the solve.
+        cotangents: y with x = J^T y, like logits, float64.
+        iterations: of CG.
         converged: whether one of the two tolerances was met.
         relative_residual: |g - (F + lambda I) x| / |g|, recomputed from the solution.
         gammas: gamma of each iterate; without damping they fall (paper, appendix F.2).
@@ -37,6 +38,7 @@ class NaturalGradient:
     """
 
     solution: Tensor
+    cotangents: Tensor
     iterations: int
     converged: bool
     relative_residual: float
@@ -55,16 +57,19 @@ def natural_gradient(
 ) -> NaturalGradient:
     """Return (F + lambda I)^-1 g by linear CG (paper, Algorithm 5).
 
-    From x = 0 and v = r = g, each iteration takes one Fisher-vector product:
-    alpha = |r|^2 / v^T (F + lambda I) v; x += alpha v; r -= alpha (F + lambda I) v;
-    beta = |r_new|^2 / |r|^2; v = r + beta v. The curvature v^T F v and the gamma of the iterate
-    are taken in logit space from J v, so they are exact sums of squares in float64.
+    From x = 0 and v = res = g, each iteration does alpha = |res|^2 / v^T (F + lambda I) v;
+    x += alpha v; res -= alpha (F + lambda I) v; beta = |res_new|^2 / |res|^2; v = res + beta v.
+
+    All of these vectors lie in the range of J^T, since g = J^T r and F v = J^T S J v. So they are
+    kept as cotangents: x = J^T y, res = J^T q, v = J^T w, with J v by the recurrence of v and one
+    product J J^T q per iteration, which is cheaper than a Fisher-vector product. Inner products are
+    q . (J J^T q) = |res|^2 and (J v) . S (J v) = v^T F v, in float64.
 
     Args:
         lin: the model and batch.
         damping: lambda >= 0.
         max_iterations: stop here at the latest.
-        tolerance: stop when |r| <= tolerance |g|.
+        tolerance: stop when |res| <= tolerance |g|.
         floor_tolerance: stop when gamma <= (1 + floor_tolerance) gamma_floor; 0 leaves it out.
         on_iteration: called with the iteration and its gamma.
 
@@ -73,61 +78,61 @@ def natural_gradient(
     """
     damping = check_damping(damping)
     _check_settings(max_iterations, tolerance, floor_tolerance)
-    g = lin.gradient
-    x, residual, v = torch.zeros_like(g), g.clone(), g.clone()
-    residual_parts = lin.split(residual)  # views: products are subtracted without joining them
-    jx = torch.zeros_like(lin.logit_gradients)
-    rho = initial = checked = lin.gradient_norm**2
     goal = (1 + floor_tolerance) * lin.gamma_floor if floor_tolerance > 0 else 0.0
+    y = jx = torch.zeros_like(lin.logit_gradients)
+    q, jq = lin.logit_gradients, lin.gradient_jvp
+    w, jv = q, jq
+    rho = initial = checked = lin.gradient_norm**2
     gammas: list[float] = []
     status: Status = "iteration limit" if initial > 0 else "residual"
     while status == "iteration limit" and len(gammas) < max_iterations:
-        jv = lin.jvp(v).double()
         sjv = lin.output_fisher(jv)
-        curvature = float((jv * sjv).sum()) + (damping * norm([v]) ** 2 if damping else 0.0)
+        curvature = float((jv * sjv).sum()) + damping * float((w * jv).sum())
         if not (curvature > 0 and math.isfinite(curvature)):
             status = "breakdown"
             break
         alpha = rho / curvature
-        x.add_(v, alpha=alpha)
-        for part, product in zip(residual_parts, lin.vjp_by_parameter(sjv), strict=True):
-            part.sub_(product, alpha=alpha)
-        if damping:
-            residual.sub_(v, alpha=alpha * damping)
-        jx += alpha * jv
+        y, jx = y + alpha * w, jx + alpha * jv
+        q = q - alpha * (sjv + damping * w)
         gammas.append(indicator(lin, jx).gamma)
         if on_iteration is not None:
             on_iteration(len(gammas), gammas[-1])
-        rho, previous = norm([residual]) ** 2, rho
-        v.mul_(rho / previous).add_(residual)
         if gammas[-1] <= goal:
             status = "floor"
-        elif rho <= tolerance**2 * initial:
-            # The recursion drifts from the truth: believe the recomputed residual only, and go on
+            break
+        jq, rho, previous = *_pushed(lin, q), rho
+        if rho <= tolerance**2 * initial:
+            # The recurrences drift from the truth: believe the recomputed residual only, and go on
             # from it as long as that still helps.
-            residual.copy_(_residual(lin, x, damping))
-            v = residual.clone()
-            rho = norm([residual]) ** 2
+            jx = lin.kernel_product(y)
+            q = lin.logit_gradients - lin.output_fisher(jx) - damping * y
+            jq, rho = _pushed(lin, q)
             if rho <= tolerance**2 * initial:
                 status = "residual"
             elif rho >= checked:
                 status = "breakdown"
-            checked = rho
-    relative = norm([_residual(lin, x, damping)]) / lin.gradient_norm if initial else 0.0
+            w, jv, checked = q, jq, rho
+        else:
+            beta = rho / previous
+            w, jv = q + beta * w, jq + beta * jv
+    x = lin.vjp(y)
+    residual = lin.gradient - lin.fvp(x) - damping * x
     return NaturalGradient(
         solution=x,
+        cotangents=y,
         iterations=len(gammas),
         converged=status in ("residual", "floor"),
-        relative_residual=relative,
+        relative_residual=norm([residual]) / lin.gradient_norm if initial else 0.0,
         gammas=tuple(gammas),
         gamma_floor=lin.gamma_floor,
         status=status,
     )
 
 
-def _residual(lin: Linearization, x: Tensor, damping: float) -> Tensor:
-    """Return g - (F + lambda I) x: (P,)."""
-    return lin.gradient - lin.fvp(x) - damping * x
+def _pushed(lin: Linearization, q: Tensor) -> tuple[Tensor, float]:
+    """Return J J^T q, and |J^T q|^2."""
+    product = lin.kernel_product(q)
+    return product, lin.pulled_norm(q, product) ** 2
 
 
 def _check_settings(max_iterations: int, tolerance: float, floor_tolerance: float) -> None:

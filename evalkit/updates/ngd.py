@@ -18,7 +18,7 @@ def ngd(
     """Exact natural gradient: d = (F + lambda I)^-1 g by linear CG (paper, eq. 51, Algorithm 5)."""
     result = natural_gradient(lin, damping, max_iterations, tolerance, floor_tolerance)
     return Update(
-        vector=result.solution,
+        cotangents=result.cotangents,
         iterations=result.iterations,
         relative_residual=result.relative_residual,
         converged=result.converged,
