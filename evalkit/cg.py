@@ -122,7 +122,7 @@ def natural_gradient(
         cotangents=y,
         iterations=len(gammas),
         converged=status in ("residual", "floor"),
-        relative_residual=norm([residual]) / lin.gradient_norm if initial else 0.0,
+        relative_residual=norm(residual) / lin.gradient_norm if initial else 0.0,
         gammas=tuple(gammas),
         gamma_floor=lin.gamma_floor,
         status=status,

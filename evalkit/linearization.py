@@ -127,11 +127,7 @@ class Linearization:
             EvalkitError: c does not have the shape of the logits.
         """
         scaled, scale = self._scaled(cotangents)
-        pulled = self._tangents.pull(scaled)
-        joined = pulled[0].new_empty(self.num_params)
-        for part, value in zip(self.split(joined), pulled, strict=True):
-            torch.mul(value, scale, out=part)
-        return joined
+        return self._tangents.pull(scaled, scale)
 
     def kernel_product(self, cotangents: Tensor) -> Tensor:
         """Return J J^T c, the tangent kernel applied to c: like logits -> like logits, float64.
@@ -155,8 +151,7 @@ class Linearization:
         total = float(terms.sum())
         if total > 0.01 * float(terms.abs().sum()):
             return total**0.5
-        scaled, scale = self._scaled(cotangents)
-        return norm(self._tangents.pull(scaled)) * float(scale)
+        return norm(self.vjp(cotangents))
 
     def _scaled(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
         """Return cotangents of order one in the dtype of the logits, and the scale taken out.
@@ -289,9 +284,7 @@ class Linearization:
                 f"parameters, found shape {tuple(vector.shape)}; flatten the parameters in the "
                 "order of named_parameters()"
             )
-        values = self._recording.parameters.values()
-        parts = vector.split([value.numel() for value in values])
-        return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
+        return self._tangents.split(vector)
 
 
 def _check_batch(inputs: Inputs, targets: Tensor) -> int:

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 BLOCK = 4096
 
 
-def norm(values: Sequence[Tensor]) -> float:
-    """Return |v| of a vector given in parts, with the sum accumulated in float64.
+def norm(vector: Tensor) -> float:
+    """Return |v| with the sum accumulated in float64.
 
     Blocks are summed in the vector's dtype, so that a long float32 vector needs no float64 copy;
     a sum of 4096 squares loses at most the last digit or two, and those errors average out.
 
     Args:
-        values: parts of any shape.
+        vector: (P,).
     """
-    return float(torch.linalg.vector_norm(torch.cat([_block_norms(value) for value in values])))
-
-
-def _block_norms(value: Tensor) -> Tensor:
-    """Return numbers whose squares add up to |v|^2, in float64."""
-    vector = value.reshape(-1)
     whole = vector.numel() // BLOCK * BLOCK
-    blocks = torch.linalg.vector_norm(vector[:whole].view(-1, BLOCK), dim=1)
-    return torch.cat([blocks.double(), vector[whole:].double()])
+    blocks = torch.linalg.vector_norm(vector[:whole].view(-1, BLOCK), dim=1).double()
+    return float(torch.linalg.vector_norm(torch.cat([blocks, vector[whole:].double()])))
 
 
-def is_finite(values: Sequence[Tensor]) -> bool:
-    """Return whether every entry is finite; sums decide, unless one overflows itself."""
-    return all(bool(value.sum().isfinite()) or bool(value.isfinite().all()) for value in values)
+def is_finite(values: Tensor) -> bool:
+    """Return whether every entry is finite; the sum decides, unless it overflows itself."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def power_of_two(values: Tensor, dim: int | None = None) -> Tensor:

@@ -160,7 +160,7 @@ def _jvp_and_norm(lin: Linearization, update: Update) -> tuple[Tensor, float]:
     c = update.cotangents
     if c is None:
         d = update.direction(lin)
-        return lin.jvp(d), norm([d])
+        return lin.jvp(d), norm(d)
     if c is lin.logit_gradients:
         return lin.gradient_jvp, lin.gradient_norm
     product = lin.kernel_product(c)

@@ -160,7 +160,7 @@ def compute(
     if not isinstance(result, Update):
         result = Update(vector=_checked(name, result, lin))
     given = result.vector if result.vector is not None else result.cotangents
-    if given is None or not is_finite([given]):
+    if given is None or not is_finite(given):
         raise EvalkitError(
             f"expected method '{name}' to return finite numbers, found NaN or infinity; raise the "
             "damping or check the method"
