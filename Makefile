@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/.installed
 DEMO_RUN := runs/digits-mlp
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo example test lint format types bench clean
+.PHONY: help install demo example test lint format types bench bench-engine clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Create .venv and install the pinned dependencies
 
@@ -43,6 +43,10 @@ types: $(INSTALLED) ## Check the type hints
 
 bench: $(INSTALLED) ## Print the cost of scores on the 10.5M-parameter MLP, in training steps
 	$(BIN)/python -m tests.benchmarks.scores
+
+bench-engine: $(INSTALLED) ## Print the cost of the engine beside curvlinops, in training steps
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m tests.benchmarks.engine
 
 clean: ## Remove the environment and all runs
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -22,26 +22,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import evalkit
+from tests.benchmarks.problems import PROBLEMS
 
-SAMPLES = 160
+MLP = PROBLEMS[0]
+SAMPLES = MLP.samples
 METHODS = ("sgd", "ef", "ief", "sf")
-
-
-def mlp() -> nn.Sequential:
-    """Return the MLP 3072-2048-2048-10 of the paper (appendix H.7)."""
-    return nn.Sequential(
-        nn.Linear(3072, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10)
-    )
-
-
-def problem() -> tuple[nn.Module, Tensor, Tensor]:
-    """Return the model and one batch of random images and labels."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = mlp()
-    inputs = torch.randn(SAMPLES, 3072, generator=generator)
-    return model, inputs, torch.randint(0, 10, (SAMPLES,), generator=generator)
 
 
 def peak_megabytes() -> float:
@@ -64,7 +49,7 @@ def training_step(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
 
 def measure(work: Callable[[], object], repetitions: int) -> tuple[float, float]:
     """Return the median cost of ``work`` in training steps, and its peak memory in MB."""
-    batch = problem()
+    batch = MLP.make()
     before = peak_megabytes()
     work()
     memory = peak_megabytes() - before
@@ -78,13 +63,13 @@ def measure(work: Callable[[], object], repetitions: int) -> tuple[float, float]
 
 def four_scores() -> tuple[float, float]:
     """Measure ``evalkit.score``."""
-    model, inputs, targets = problem()
+    model, inputs, targets = MLP.make()
     return measure(lambda: evalkit.score(model, inputs, targets, methods=METHODS), repetitions=9)
 
 
 def four_scores_with_gradients_formed() -> tuple[float, float]:
     """Measure the same four gammas with the per-sample gradients formed by ``vmap(grad)``."""
-    model, inputs, targets = problem()
+    model, inputs, targets = MLP.make()
     parameters = {name: value.detach() for name, value in model.named_parameters()}
 
     def loss(values: dict[str, Tensor], sample: Tensor, target: Tensor) -> Tensor:
