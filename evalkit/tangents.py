@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from evalkit.errors import EvalkitError
 from evalkit.forward import LinearUse, Recording, differentiable
 
 
@@ -128,9 +129,15 @@ class Tangents:
         if not pairs:
             return torch.zeros_like(u)
         roots, cotangents = zip(*pairs, strict=True)
-        (product,) = torch.autograd.grad(
-            roots, u, cotangents, retain_graph=True, materialize_grads=True
-        )
+        try:
+            (product,) = torch.autograd.grad(
+                roots, u, cotangents, retain_graph=True, materialize_grads=True
+            )
+        except NotImplementedError as error:
+            raise EvalkitError(
+                f"expected a model whose layers can be differentiated twice, found that {error}; "
+                "replace that layer by one made of basic operations for the evaluation"
+            ) from error
         return product
 
     def kernel_product(self, cotangents: Tensor) -> Tensor:

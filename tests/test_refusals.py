@@ -259,3 +259,9 @@ def test_vectors_of_another_size_are_refused() -> None:
     refusal(lambda: lin.jvp(wrong))
     refusal(lambda: lin.fvp(wrong))
     refusal(lambda: lin.vjp(torch.zeros(2, 2, dtype=torch.float64)))
+
+
+def test_a_layer_without_second_derivative_is_refused() -> None:
+    model = nn.Sequential(nn.EmbeddingBag(10, 4), nn.Tanh(), nn.Linear(4, 3))
+    tokens, targets = torch.arange(18).reshape(6, 3) % 10, torch.arange(6) % 3
+    assert "embedding_bag" in refusal(lambda: evalkit.score(model, tokens, targets))
