@@ -159,6 +159,11 @@ def _steps(paths: list[Path]) -> list[int]:
     if all(number is None for number in numbers):
         return list(range(len(paths)))
     for path, number in zip(paths, numbers, strict=True):
+        if number is not None and number >= 2**63:
+            raise EvalkitError(
+                f"expected a step number below 2^63 in the name of a checkpoint, found '{path}'; "
+                "rename it"
+            )
         if number is None:
             raise EvalkitError(
                 f"expected a step number in the name of every checkpoint or of none, found "

@@ -109,21 +109,25 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
         raise EvalkitError(
             f"expected a torch.nn.Module to score, found {type(model).__name__}; pass the module"
         )
-    parameters = {
-        name: parameter.detach().requires_grad_()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    parameters = {name: value.detach().requires_grad_() for name, value in trainable.items()}
     if not parameters:
         raise EvalkitError(
             f"expected a model with trainable parameters, found none in {type(model).__name__}; "
             "set requires_grad on the parameters to score"
         )
+    _refuse_precision(parameters)
     _refuse_batch_statistics(model)
 
+    owners = _owners(model)
+
     def call(values: dict[str, Tensor], arguments: Inputs) -> Tensor:
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        return functional_call(_Logits(model), _prefixed({**values, **buffers}), (arguments,))
+        chosen = {id(value): values[name] for name, value in trainable.items()}
+        chosen |= {id(buffer): buffer.clone() for buffer in model.buffers()}
+        swapped = {place: chosen[id(old)] for place, old in owners.items() if id(old) in chosen}
+        # Every place is swapped once and on its own: torch's own handling of tied weights leaves a
+        # module that is registered twice with a plain tensor in place of its parameter.
+        return functional_call(_Logits(model), swapped, (arguments,), tie_weights=False)
 
     recorder = _Recorder({id(value): name for name, value in parameters.items()})
     with differentiable(), preserved_random_state(), recorder:
@@ -133,12 +137,23 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
     if random:
         _refuse_random_forward(model, lambda: call(parameters, inputs))
     uses = tuple(recorder.uses)
-    linear = frozenset(_linear_parameters(logits, parameters, uses) - recorder.other)
+    users, accumulators = _users_of_nodes(logits)
+    for name, value in trainable.items():
+        if id(value) in accumulators:
+            raise EvalkitError(
+                f"expected parameter '{name}' to be used through its module alone, found a forward "
+                "that uses a reference kept elsewhere; read it from the module inside forward"
+            )
+    reached = _linear_parameters(users, accumulators, parameters, uses)
+    linear = frozenset(reached - recorder.other)
     return Recording(logits, parameters, uses, linear, call, inputs)
 
 
 def _linear_parameters(
-    logits: Tensor, parameters: dict[str, Tensor], uses: tuple[LinearUse, ...]
+    users: dict[Any, list[Any]],
+    accumulators: dict[int, Any],
+    parameters: dict[str, Tensor],
+    uses: tuple[LinearUse, ...],
 ) -> set[str]:
     """Return the parameters that the graph of the logits reaches through recorded calls alone.
 
@@ -146,17 +161,20 @@ def _linear_parameters(
     autograd functions, C++, gradients taken inside the forward), ends in the node that accumulates
     its gradient. A linear call reaches it through a transposition, whose users count.
     """
-    users, accumulators = _users_of_nodes(logits)
     calls = Counter[str]()
     for use in uses:
         if use.outputs.node in users and use.inputs._version == use.version:
             calls.update(name for name in (use.weight, use.bias) if name)
 
     def count(node: Any) -> int:
-        return sum(
-            count(user) if len(user.next_functions) == 1 and users[user] else 1
-            for user in users[node]
-        )
+        total, pending = 0, [node]
+        while pending:
+            for user in users[pending.pop()]:
+                if len(user.next_functions) == 1 and users[user]:
+                    pending.append(user)
+                else:
+                    total += 1
+        return total
 
     found = {name: accumulators.get(id(value)) for name, value in parameters.items()}
     return {name for name, node in found.items() if node is not None and count(node) == calls[name]}
@@ -192,8 +210,23 @@ class _Logits(nn.Module):
         return forward(self.model, inputs)
 
 
-def _prefixed(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"model.{name}": value for name, value in values.items()}
+def _owners(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer by where it lies, once for each module and attribute."""
+    return {
+        ".".join(filter(None, ("model", path, attribute))): value
+        for path, module in model.named_modules()
+        for attribute, value in (*module._parameters.items(), *module._buffers.items())
+        if value is not None
+    }
+
+
+def _refuse_precision(parameters: dict[str, Tensor]) -> None:
+    for name, value in parameters.items():
+        if value.dtype not in (torch.float32, torch.float64):
+            raise EvalkitError(
+                f"expected trainable parameters in float32 or float64, found "
+                f"{str(value.dtype).removeprefix('torch.')} in '{name}'; call model.float() first"
+            )
 
 
 class _Recorder(TorchFunctionMode):
@@ -230,7 +263,10 @@ class _Recorder(TorchFunctionMode):
         self, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> bool:
         """Note an ``F.linear`` call (its argument names are torch's); False if it has no rule."""
-        if input.dim() < 2 or self._known(input):
+        # Autocast multiplies copies of another precision, which the rule would not see.
+        if input.dim() < 2 or self._known(input) or output.dtype != input.dtype:
+            return False
+        if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
             return False
         # The edge, not the tensor: an in-place activation may overwrite the tensor later.
         edge = get_gradient_edge(output)

@@ -47,7 +47,7 @@ def _is_file(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _is_number(value: Any) -> bool:
@@ -64,9 +64,9 @@ def _is_hash(value: Any) -> bool:
 
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "file": (_is_file, f"a file inside the folder that ends in {', '.join(SUFFIXES)}"),
-    "step": (_is_count, "an integer of at least 0"),
+    "step": (_is_count, "an integer from 0 to 2^63 - 1"),
     "progress": (_is_share, "a number from 0 to 1"),
-    "epoch": (_is_count, "an integer of at least 0"),
+    "epoch": (_is_count, "an integer from 0 to 2^63 - 1"),
     "sha256": (_is_hash, "64 hexadecimal digits"),
     "training_loss": (_is_number, "a finite number"),
     "validation_accuracy": (_is_share, "a number from 0 to 1"),

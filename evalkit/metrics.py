@@ -27,7 +27,7 @@ def efficiency(gamma: float, gamma_floor: float) -> float:
 
     A direction that does not descend at all (gamma = inf) has efficiency 0.
     """
-    return gamma_floor / gamma if gamma_floor < math.inf else math.nan
+    return gamma_floor / gamma if gamma > 0 and gamma_floor < math.inf else math.nan
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,11 @@ def norm(vector: Tensor) -> float:
     """
     whole = vector.numel() // BLOCK * BLOCK
     blocks = torch.linalg.vector_norm(vector[:whole].view(-1, BLOCK), dim=1).double()
-    return float(torch.linalg.vector_norm(torch.cat([blocks, vector[whole:].double()])))
+    total = float(torch.linalg.vector_norm(torch.cat([blocks, vector[whole:].double()])))
+    if 1e-15 < total < 1e15 or vector.dtype == torch.float64:
+        return total
+    # Squares in float32 underflow or overflow here.
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
 def is_finite(values: Tensor) -> bool:

@@ -170,7 +170,11 @@ def _keyed(key: tuple[Any, ...], frame: pd.DataFrame) -> pd.DataFrame:
 def _provenance(
     trajectory: Trajectory, task: Task, settings: Settings, model: nn.Module
 ) -> dict[str, Any]:
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise EvalkitError(
+            f"expected a model with parameters in task '{task.name}', found none; check the task"
+        )
     return {
         "evalkit": __version__,
         "versions": {
@@ -226,7 +230,10 @@ def _identity(provenance: dict[str, Any]) -> dict[str, Any]:
         identity[name] = list(settings.get(name, ()))
     identity["evalkit"] = provenance.get("evalkit")
     identity["task"] = provenance.get("task")
-    identity["checkpoints"] = [item.get("sha256") for item in provenance.get("checkpoints", ())]
+    identity["checkpoints"] = [
+        [item.get(key) for key in ("name", "step", "progress", "sha256")]
+        for item in provenance.get("checkpoints", ())
+    ]
     return identity
 
 

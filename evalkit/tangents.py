@@ -46,21 +46,31 @@ class Tangents:
         """Return the gradients in the outputs of linear calls, then in the other parameters."""
         places: list[Any] = [use.outputs for use in self._uses]
         places += [self._recording.parameters[name] for name in self._others]
-        return torch.autograd.grad(
-            self._recording.logits,
-            places,
-            cotangents,
-            create_graph=graph,
-            retain_graph=True,
-            allow_unused=True,
-        )
+        with differentiable():
+            return torch.autograd.grad(
+                self._recording.logits,
+                places,
+                cotangents,
+                create_graph=graph,
+                retain_graph=True,
+                allow_unused=True,
+            )
 
     @cached_property
     def _graph(self) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """A cotangent u and the graph of everything that it pulls back to, linear in u."""
         u = torch.zeros_like(self._recording.logits, requires_grad=True)
-        with differentiable():
-            return u, self._pull(u, graph=True)
+        pulled = self._pull(u, graph=True)
+        cut = [i for i, root in enumerate(pulled) if root is not None and not root.requires_grad]
+        if cut:
+            probe = self._pull(torch.ones_like(u), graph=False)
+            if any(bool(value.any()) for i in cut if (value := probe[i]) is not None):
+                raise EvalkitError(
+                    "expected layers that can be differentiated twice, found a backward that "
+                    "torch cannot see into; mark the custom autograd.Function's backward as "
+                    "differentiable, or use basic operations for the evaluation"
+                )
+        return u, pulled
 
     def pull(self, cotangents: Tensor, scale: Tensor) -> Tensor:
         """Return J^T c times a scale: (P,). One backward.
@@ -130,10 +140,13 @@ class Tangents:
             return torch.zeros_like(u)
         roots, cotangents = zip(*pairs, strict=True)
         try:
-            (product,) = torch.autograd.grad(
-                roots, u, cotangents, retain_graph=True, materialize_grads=True
-            )
-        except NotImplementedError as error:
+            with differentiable():
+                (product,) = torch.autograd.grad(
+                    roots, u, cotangents, retain_graph=True, materialize_grads=True
+                )
+        except RuntimeError as error:
+            if not isinstance(error, NotImplementedError) and "double backward" not in str(error):
+                raise
             raise EvalkitError(
                 f"expected a model whose layers can be differentiated twice, found that {error}; "
                 "replace that layer by one made of basic operations for the evaluation"

@@ -39,6 +39,7 @@ class _Commands(click.Group):
 
 @click.command(
     cls=_Commands,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
@@ -49,8 +50,11 @@ Examples:
 """,
 )
 @click.version_option(__version__, prog_name="evalkit")
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """Score approximate natural-gradient updates against the exact natural gradient."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "check the path, the permissions and the free space"
         )
     except (KeyboardInterrupt, click.Abort):
-        print("evalkit: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        hint = "; the same command goes on where it stopped" if given[:1] == ["score"] else ""
+        print(f"evalkit: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     return result if isinstance(result, int) else 0
 

@@ -137,7 +137,8 @@ def _print_table(run: Path) -> None:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
-        title="gamma relative to SGD's, and efficiency (floor / gamma)",
+        title="gamma relative to SGD's, and efficiency (floor / gamma), at damping "
+        f"{result.scores['damping'].min():g}",
         title_justify="left",
     )
     for position, column in enumerate(rows.columns):

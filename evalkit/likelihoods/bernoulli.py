@@ -67,7 +67,10 @@ class Bernoulli(Likelihood):
     def floor_terms(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return (p - y)^2 / (p (1 - p)) = ((1 - y) e^(z/2) - y e^(-z/2))^2, summed: (N,)."""
         half = logits.double() / 2
-        terms = ((1 - targets) * half.exp() - targets * (-half).exp()).square()
+        # exp may overflow where its factor is zero.
+        up = torch.where(targets < 1, (1 - targets) * half.exp(), 0.0)
+        down = torch.where(targets > 0, targets * (-half).exp(), 0.0)
+        terms = (up - down).square()
         return sum_positions(terms.where(targets != IGNORED_LABEL, 0.0))
 
     def target_probabilities(self, logits: Tensor, targets: Tensor) -> Tensor:

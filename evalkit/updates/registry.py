@@ -186,4 +186,4 @@ def _checked(name: str, direction: Any, lin: Linearization) -> Tensor:
             f"expected method '{name}' to return a vector of length {lin.num_params}, found "
             f"{found}; return one number per trainable parameter"
         )
-    return direction
+    return direction.detach().to(lin.logits)

@@ -1,0 +1,178 @@
+"""Models that a shortcut would get wrong or damage: right numbers, or one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import evalkit
+from evalkit.likelihoods import get
+from evalkit.metrics import efficiency
+from evalkit.reductions import norm
+from tests import dense
+
+TARGETS = torch.tensor([0, 1, 2, 0, 1])
+
+
+class Rule(nn.Module):
+    """A forward given as a function of the module and its input."""
+
+    def __init__(self, rule: Callable[[Any, Tensor], Tensor], **parts: Any) -> None:
+        super().__init__()
+        self.rule = rule
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rule(self, x)
+
+
+def inputs(samples: int = 5) -> Tensor:
+    return torch.randn(samples, 4, generator=torch.Generator().manual_seed(0)).double()
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def agrees_with_dense(model: nn.Module) -> None:
+    batch = (model, inputs(), TARGETS, "categorical")
+    lin, expected = evalkit.linearize(*batch), dense.dense(*batch)
+    torch.testing.assert_close(lin.gram, expected.gram)
+    for scale in (0.01, 1.0, 100.0):
+        torch.testing.assert_close(lin.vjp(scale * lin.logit_gradients), scale * lin.gradient)
+    product = lin.jvp(lin.gradient).double()
+    torch.testing.assert_close(lin.kernel_product(lin.logit_gradients), product)
+    copy = deepcopy(model)  # functional_call may leave a module that is registered twice broken
+    gradient = torch.autograd.functional.jacobian(
+        lambda *values: (
+            get("categorical")
+            .losses(
+                torch.func.functional_call(
+                    copy, dict(zip(dict(model.named_parameters()), values, strict=True)), inputs()
+                ),
+                TARGETS,
+            )
+            .sum()
+        ),
+        tuple(model.parameters()),
+    )
+    torch.testing.assert_close(lin.gradient, torch.cat([part.flatten() for part in gradient]))
+
+
+def test_a_module_registered_twice_is_left_whole_and_scored_right() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(4, 3)).double()
+    before = [id(value) for value in (*model.parameters(), *model.buffers())]
+    agrees_with_dense(model)
+    evalkit.score(model, inputs(), TARGETS)
+    assert [id(value) for value in (*model.parameters(), *model.buffers())] == before
+    assert all(isinstance(value, nn.Parameter) for value in model.parameters())
+
+
+def test_two_parameters_with_one_gradient_tensor() -> None:
+    agrees_with_dense(
+        Rule(lambda m, x: F.linear(x, m.a + m.b), a=parameter(3, 4), b=parameter(3, 4))
+    )
+
+
+@pytest.mark.parametrize("shape", [(1,), (5, 3)])
+def test_a_bias_that_is_broadcast(shape: tuple[int, ...]) -> None:
+    agrees_with_dense(
+        Rule(lambda m, x: F.linear(x, m.w, m.b), w=parameter(3, 4), b=parameter(*shape))
+    )
+
+
+def test_a_weight_behind_many_operations() -> None:
+    def rule(model: Any, x: Tensor) -> Tensor:
+        weight = model.w
+        for _ in range(1500):
+            weight = weight * 1.0
+        return F.linear(x, weight)
+
+    agrees_with_dense(Rule(rule, w=parameter(3, 4)))
+
+
+def test_a_parameter_kept_in_a_list_is_refused() -> None:
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+            self.kept = [self.linear.weight]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.kept[0], self.linear.bias)
+
+    with pytest.raises(evalkit.EvalkitError, match=r"linear\.weight"):
+        evalkit.linearize(Kept().double(), inputs(), TARGETS)
+
+
+class Opaque(torch.autograd.Function):
+    """tanh with a backward that autograd cannot differentiate."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        with torch.no_grad():
+            return gradient * (1 - x.tanh() ** 2)
+
+
+def test_an_opaque_backward_is_refused() -> None:
+    model = Rule(
+        lambda m, x: m.out(Opaque.apply(m.hidden(x))), hidden=nn.Linear(4, 6), out=nn.Linear(6, 3)
+    )
+    with pytest.raises(evalkit.EvalkitError, match="differentiated twice"):
+        evalkit.score(model, inputs(), TARGETS)
+
+
+def test_a_weak_interaction_of_samples_is_seen_in_float32() -> None:
+    def rule(model: Any, x: Tensor) -> Tensor:
+        hidden = torch.tanh(model.hidden(x))
+        return model.out(hidden - 0.1 * hidden.mean(0))
+
+    model = Rule(rule, hidden=nn.Linear(4, 20), out=nn.Linear(20, 3))
+    batch = (inputs(40), torch.arange(40) % 3)
+    exact = evalkit.linearize(model, *batch)
+    with pytest.warns(UserWarning, match="influence each other"):
+        gram = exact.gram
+    single = evalkit.linearize(model.float(), batch[0].float(), batch[1])
+    with pytest.warns(UserWarning, match="influence each other"):
+        torch.testing.assert_close(single.gram, gram, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_refused(dtype: torch.dtype) -> None:
+    model = nn.Linear(4, 3).to(dtype)
+    with pytest.raises(evalkit.EvalkitError, match=r"model\.float"):
+        evalkit.linearize(model, inputs().to(dtype), TARGETS)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-25, 1.0, 1e25])
+def test_norms_of_extreme_vectors(size: float) -> None:
+    vector = torch.full((8192,), size)
+    assert norm(vector) == pytest.approx(size * 8192**0.5, rel=1e-5)
+
+
+def test_the_floor_of_saturated_outputs_is_a_number() -> None:
+    z, y = torch.tensor([[1500.0]]), torch.tensor([[1.0]])
+    assert float(get("bernoulli").floor_terms(z, y.double()).sum()) == 0.0
+    assert efficiency(0.0, 0.0) != efficiency(0.0, 0.0)  # NaN
