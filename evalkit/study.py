@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from evalkit import likelihoods
 from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
 from evalkit.errors import EvalkitError
 from evalkit.linearization import linearize
@@ -87,6 +88,8 @@ def run_study(
             f"expected a batch size of at most {len(samples)}, the training samples of task "
             f"'{task.name}', found {settings.batch_size}; lower --batch-size"
         )
+    if likelihoods.get(task.likelihood).ignores_labels:
+        likelihoods.check_labels(samples.targets != likelihoods.IGNORED_LABEL)
     model = task.build_model(settings.seed).eval()
     verify_trajectory(trajectory, model)
     provenance = _provenance(trajectory, task, settings, model)

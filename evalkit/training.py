@@ -22,6 +22,7 @@ from evalkit.errors import EvalkitError
 from evalkit.forward import forward
 from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.manifest import FORMAT, MANIFEST_NAME, Entry, write_manifest
+from evalkit.settings import check_seed
 from evalkit.tasks import Recipe, Samples, Task
 from evalkit.tasks.task import seeded, user_code
 from evalkit.tensors import file_hash, write_tensor_file
@@ -90,7 +91,7 @@ def train(
     }
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     recipe = dataclasses.replace(task.recipe, **given)
-    _check_seed(seed)
+    seed = check_seed(seed)
     folder = Path(folder)
     _check_folder(folder)
     samples = task.training_samples()
@@ -238,13 +239,6 @@ def _manifest(
         },
         "checkpoints": [dataclasses.asdict(entry) for entry in entries],
     }
-
-
-def _check_seed(seed: int) -> None:
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise EvalkitError(
-            f"expected the seed to be an integer from 0 to 2^63 - 1, found {seed!r}; pass another"
-        )
 
 
 def _check_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -118,3 +119,15 @@ def test_the_bundled_trajectory_shows_what_the_readme_says(tmp_path: Path) -> No
     scores = study(tmp_path / "run", settings)
     last = scores[scores["progress"] == 1].groupby("method")["ratio"].mean()
     assert last["ief"] < 1 < last["ef"]
+
+
+def test_a_sample_without_label_is_refused_before_the_first_score(tmp_path: Path) -> None:
+    trajectory = open_trajectory(BUNDLED)
+    task = trajectory_task(trajectory)
+    samples = task.training_samples()
+    targets = samples.targets.clone()
+    targets[-1] = -100
+    unlabelled = replace(task, data=lambda: (samples.inputs, targets))
+    with pytest.raises(EvalkitError, match="label in every sample"):
+        run_study(trajectory, unlabelled, SMALL, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

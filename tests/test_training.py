@@ -244,8 +244,8 @@ def test_an_empty_folder_is_used_and_a_full_one_is_not(tmp_path: Path) -> None:
         ({"learning_rate": -1.0}, "learning rate above 0, found -1.0"),
         ({"weight_decay": -1.0}, "weight decay of at least 0, found -1.0"),
         ({"optimizer": "adamx"}, "unknown optimizer 'adamx'; did you mean"),
-        ({"seed": "one"}, "seed to be an integer"),
-        ({"seed": -1}, "seed to be an integer"),
+        ({"seed": "one"}, "seed that is a whole number"),
+        ({"seed": -1}, "seed that is a whole number"),
     ],
 )
 def test_settings_out_of_range(tmp_path: Path, settings: dict, expected: str) -> None:

@@ -3,13 +3,22 @@
 Each likelihood is one file with one class of pure functions; :func:`get` finds it by name.
 """
 
-from evalkit.likelihoods.base import IGNORED_LABEL, Likelihood
+from evalkit.likelihoods.base import IGNORED_LABEL, Likelihood, check_labels
 from evalkit.likelihoods.bernoulli import Bernoulli
 from evalkit.likelihoods.categorical import Categorical
 from evalkit.likelihoods.gaussian import Gaussian
 from evalkit.registry import Registry
 
-__all__ = ["IGNORED_LABEL", "Bernoulli", "Categorical", "Gaussian", "Likelihood", "get", "names"]
+__all__ = [
+    "IGNORED_LABEL",
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "Likelihood",
+    "check_labels",
+    "get",
+    "names",
+]
 
 _REGISTRY: Registry[Likelihood] = Registry("likelihood")
 for _likelihood in (Categorical(), Bernoulli(), Gaussian()):

@@ -23,6 +23,8 @@ class Likelihood(ABC):
     """
 
     name: ClassVar[str]
+    ignores_labels: ClassVar[bool] = True
+    """Whether the target -100 means that a position has no label."""
 
     @abstractmethod
     def check(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ class Gaussian(Likelihood):
     """
 
     name: ClassVar[str] = "gaussian"
+    ignores_labels: ClassVar[bool] = False
 
     def check(self, logits: Tensor, targets: Tensor) -> Tensor:
         return match_real_targets(logits, targets)
