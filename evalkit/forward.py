@@ -66,6 +66,11 @@ class Recording:
     call: Callable[[dict[str, Tensor], Inputs], Tensor]
     inputs: Inputs
 
+    @property
+    def num_params(self) -> int:
+        """P, the number of trainable parameters."""
+        return sum(value.numel() for value in self.parameters.values())
+
 
 def forward(model: nn.Module, inputs: Inputs) -> Tensor:
     """Return the logits of a model: its output tensor, or the ``logits`` of its output object.

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize
-from evalkit.forward import Inputs, Recording, record
+from evalkit.forward import Inputs, record
 from evalkit.gram import ROUTES, gram_matrix
 from evalkit.per_sample import CannotVectorizeError, PerSample, defining_gradients
 from evalkit.reductions import norm, power_of_two
@@ -93,10 +93,10 @@ class Linearization:
         """N."""
         return len(self.logits)
 
-    @cached_property
+    @property
     def num_params(self) -> int:
         """P, the number of trainable parameters."""
-        return sum(value.numel() for value in self._recording.parameters.values())
+        return self._recording.num_params
 
     @cached_property
     def losses(self) -> Tensor:
@@ -186,8 +186,8 @@ class Linearization:
     def gram(self) -> Tensor:
         """K_nm = G_n . G_m for the per-sample gradients G_n = J_n^T r_n: (N, N) float64.
 
-        The fast routes take something for granted about the model, so their result is checked: by
-        row sums, which only the true K has. Where they fail, the next slower route is taken.
+        The fast routes take something for granted about the model, so their row sums are checked;
+        where they fail, the next slower route is taken.
         """
         cotangents = self.logit_gradients.unsqueeze(0)
         for route in ROUTES[:-1]:
@@ -237,14 +237,17 @@ class Linearization:
             return bool(((gram.sum(1) - slopes).abs() <= tolerance).all())
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (self.num_samples,), generator=generator).to(gram) * 2 - 1
-        weighted = signs.view(-1, *([1] * (self.logits.dim() - 1))) * self.logit_gradients
-        product = self.kernel_product(weighted)
+        product = self.kernel_product(self.weighted_logit_gradients(signs))
         slopes = self.sample_dots(self.logit_gradients, product)
         return bool(((gram @ signs - slopes).abs() <= tolerance).all())
 
     def sample_dots(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the inner product of two logit-shaped values for each sample: (N,) float64."""
         return (left.double() * right.double()).flatten(1).sum(1)
+
+    def weighted_logit_gradients(self, weights: Tensor) -> Tensor:
+        """Return alpha_n r_n, which J^T maps to G^T alpha: (N,) -> like logits."""
+        return weights.view(-1, *([1] * (self.logits.dim() - 1))) * self.logit_gradients
 
     @cached_property
     def gradient_norms(self) -> Tensor:
@@ -310,6 +313,3 @@ def _check_batch(inputs: Inputs, targets: Tensor) -> int:
             f"{sizes or 'no tensor'}; pass inputs and targets of the same batch"
         )
     return len(targets)
-
-
-__all__ = ["Inputs", "Linearization", "Recording", "linearize"]

@@ -83,7 +83,7 @@ class Tangents:
             scale: a number.
         """
         parameters = self._recording.parameters
-        joined = cotangents.new_empty(sum(value.numel() for value in parameters.values()))
+        joined = cotangents.new_empty(self._recording.num_params)
         parts = dict(zip(parameters, self.split(joined), strict=True))
         pulled = self._pull(cotangents, graph=False)
         count = len(self._uses)

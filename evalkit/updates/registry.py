@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -43,10 +43,10 @@ class Update:
 
     def direction(self, lin: Linearization) -> Tensor:
         """Return d: (P,)."""
-        if self.vector is not None:
-            return self.vector
-        assert self.cotangents is not None
-        return lin.vjp(self.cotangents)
+        if self.cotangents is not None:
+            return lin.vjp(self.cotangents)
+        assert self.vector is not None
+        return self.vector
 
 
 def method(name: str) -> Callable[[Method], Method]:
@@ -158,8 +158,10 @@ def compute(
         settings["seed"] = seed
     result = function(lin, damping, **settings)
     if not isinstance(result, Update):
-        result = Update(vector=_checked(name, result, lin))
-    given = result.vector if result.vector is not None else result.cotangents
+        result = Update(vector=result)
+    if result.cotangents is None:
+        result = replace(result, vector=_checked(name, result.vector, lin))
+    given = result.vector if result.cotangents is None else result.cotangents
     if given is None or not is_finite(given):
         raise EvalkitError(
             f"expected method '{name}' to return finite numbers, found NaN or infinity; raise the "
@@ -181,7 +183,8 @@ def update(
 
 def _checked(name: str, direction: Any, lin: Linearization) -> Tensor:
     if not isinstance(direction, Tensor) or direction.shape != (lin.num_params,):
-        found = tuple(direction.shape) if isinstance(direction, Tensor) else type(direction)
+        kind = type(direction).__name__
+        found = tuple(direction.shape) if isinstance(direction, Tensor) else kind
         raise EvalkitError(
             f"expected method '{name}' to return a vector of length {lin.num_params}, found "
             f"{found}; return one number per trainable parameter"

@@ -13,5 +13,4 @@ def weighted_sum(lin: Linearization, weights: Tensor) -> Update:
         lin: the model and batch.
         weights: alpha, (N,).
     """
-    shape = (-1,) + (1,) * (lin.logits.dim() - 1)
-    return Update(cotangents=weights.view(shape) * lin.logit_gradients)
+    return Update(cotangents=lin.weighted_logit_gradients(weights))
