@@ -7,32 +7,37 @@ parameters only.
 
 from __future__ import annotations
 
+from functools import cached_property
+
+import torch
 from torch import Tensor
 
 from evalkit.forward import Recording
-from evalkit.layer_rules import linear_gram, linear_parameters
+from evalkit.layers.rows import GradientRows
+from evalkit.micro_batches import MicroBatches
 from evalkit.per_sample import (
     CannotVectorizeError,
     PerSample,
     defining_gradients,
-    per_sample_gram,
+    inner_products,
     vectorized_gradients,
 )
 from evalkit.reductions import power_of_two
+from evalkit.ruled_rows import ruled_names, ruled_rows
 
 ROUTES: tuple[PerSample | None, ...] = (None, vectorized_gradients, defining_gradients)
 """From fast to slow: rules where there are some, all vectorised, all by definition. The first two
 take axis 0 of every tensor to be the sample axis and samples not to influence each other."""
 
 
-def gram_matrix(recording: Recording, cotangents: Tensor, route: PerSample | None) -> Tensor:
+def gram_matrix(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> Tensor:
     """Return the inner products of J_n^T c_kn by one route.
 
     Each cotangent is scaled to order one by a power of two before it is pulled back, and K scaled
     back in float64, so that a saturated sample keeps its digits where its gradient would underflow.
 
     Args:
-        recording: the forward pass.
+        batches: the forward passes. With several, each pair of them gives a block of the matrix.
         cotangents: c, (K, N, ..., C) float64: K cotangents per sample.
         route: one of :data:`ROUTES`.
 
@@ -44,19 +49,54 @@ def gram_matrix(recording: Recording, cotangents: Tensor, route: PerSample | Non
     """
     scales = power_of_two(cotangents.flatten(2), dim=2)
     shape = (*scales.shape, *([1] * (cotangents.dim() - 2)))
-    scaled = (cotangents / scales.view(shape)).to(recording.logits.dtype)
+    scaled = (cotangents / scales.view(shape)).to(batches.dtype)
+    draws, samples = scales.shape
+    gram = scaled.new_empty(draws, samples, draws, samples, dtype=torch.float64)
+    for i, here in enumerate(batches.slices):
+        left = _Side(batches[i].recording, scaled[:, here], route)
+        for j, there in enumerate(batches.slices[i:], start=i):
+            other = batches[j].recording if j > i else left.recording
+            right = left if j == i else _Side(other, scaled[:, there], route)
+            block = left.inner(right).view(draws, here.stop - here.start, draws, -1)
+            gram[:, here, :, there] = block
+            gram[:, there, :, here] = block.permute(2, 3, 0, 1)
     rows = scales.flatten()
-    return rows[:, None] * _scaled_gram(recording, scaled, route) * rows
+    return rows[:, None] * gram.view(draws * samples, draws * samples) * rows
 
 
-def _scaled_gram(recording: Recording, cotangents: Tensor, route: PerSample | None) -> Tensor:
-    names = list(recording.parameters)
-    if route is not None:
-        return per_sample_gram(recording, cotangents, names, route)
-    ruled = linear_parameters(recording)
-    others = [name for name in names if name not in ruled]
-    gram = linear_gram(recording, cotangents, ruled)
-    try:
-        return gram + per_sample_gram(recording, cotangents, others, vectorized_gradients)
-    except CannotVectorizeError:
-        return gram + per_sample_gram(recording, cotangents, others, defining_gradients)
+class _Side:
+    """The per-sample gradients of one micro-batch by one route."""
+
+    def __init__(self, recording: Recording, cotangents: Tensor, route: PerSample | None) -> None:
+        self.recording = recording
+        self.cotangents = cotangents
+        self._route = route
+
+    @cached_property
+    def _rows(self) -> dict[str, GradientRows]:
+        return {} if self._route is not None else ruled_rows(self.recording, self.cotangents)
+
+    @cached_property
+    def _ruled(self) -> frozenset[str]:
+        return frozenset() if self._route is not None else ruled_names(self.recording)
+
+    def inner(self, other: _Side) -> Tensor:
+        """Return the inner products with the gradients of another micro-batch."""
+        ruled = self._ruled & other._ruled
+        total = self.cotangents.new_zeros(
+            self.cotangents.shape[:2].numel(),
+            other.cotangents.shape[:2].numel(),
+            dtype=torch.float64,
+        )
+        for name in ruled & self._rows.keys() & other._rows.keys():
+            total += self._rows[name].inner(other._rows[name])
+        names = [name for name in self.recording.parameters if name not in ruled]
+        if not names:
+            return total
+        sides = ((self.recording, self.cotangents), (other.recording, other.cotangents))
+        if self._route is not None:
+            return total + inner_products(*sides, names, self._route)
+        try:
+            return total + inner_products(*sides, names, vectorized_gradients)
+        except CannotVectorizeError:
+            return total + inner_products(*sides, names, defining_gradients)

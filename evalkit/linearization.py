@@ -14,17 +14,23 @@ from torch.utils._pytree import tree_leaves
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize
-from evalkit.forward import Inputs, record
+from evalkit.forward import Inputs
 from evalkit.gram import ROUTES, gram_matrix
+from evalkit.micro_batches import MicroBatches
 from evalkit.per_sample import CannotVectorizeError, PerSample, defining_gradients
 from evalkit.reductions import norm, power_of_two
-from evalkit.tangents import Tangents
+from evalkit.settings import check_dtype
 
 T = TypeVar("T")
 
 
 def linearize(
-    model: nn.Module, inputs: Inputs, targets: Tensor, likelihood: str = "categorical"
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    likelihood: str = "categorical",
+    micro_batch_size: int | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> Linearization:
     """Run the forward once and return everything linear at this model and batch.
 
@@ -36,12 +42,17 @@ def linearize(
             of the tensors is the sample axis.
         targets: labels or values for the likelihood; see :mod:`evalkit.likelihoods`.
         likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
+        micro_batch_size: run the forward on so many samples at a time, and again for every
+            product: results stay the same, memory is that of a micro-batch. None keeps the graph
+            of the whole batch.
+        dtype: ``"float32"`` or ``"float64"``, of the whole evaluation; None keeps the model's, with
+            half precision evaluated in float32.
 
     Raises:
         EvalkitError: the inputs do not fit together, the forward is not deterministic, samples
             have no label, or the logits are not finite.
     """
-    return Linearization(model, inputs, targets, likelihood)
+    return Linearization(model, inputs, targets, likelihood, micro_batch_size, dtype)
 
 
 class Linearization:
@@ -64,19 +75,24 @@ class Linearization:
         logit_gradients: r, like logits, float64.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, targets: Tensor, likelihood: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        targets: Tensor,
+        likelihood: str,
+        micro_batch_size: int | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> None:
         self.likelihood = likelihoods.get(likelihood)
         # A plain dict, so that other mappings (a tokenizer's output) are seen through too.
         inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
         num_samples = _check_batch(inputs, targets)
-        self._recording = record(model, inputs)
-        self._tangents = Tangents(self._recording)
-        self.logits = self._recording.logits.detach()
-        if self.logits.dim() == 0 or self.logits.shape[0] != num_samples:
-            raise EvalkitError(
-                f"expected logits with {num_samples} samples on axis 0, as the targets have, found "
-                f"shape {tuple(self.logits.shape)}; check the model's output and the targets"
-            )
+        name = check_dtype(dtype)
+        precision = None if name is None else getattr(torch, name)
+        batches = MicroBatches(model, inputs, num_samples, micro_batch_size, precision)
+        self._batches = batches
+        self.logits = batches.logits
         if not self.logits.isfinite().all():
             bad = int((~self.logits.isfinite()).sum())
             raise EvalkitError(
@@ -96,7 +112,7 @@ class Linearization:
     @property
     def num_params(self) -> int:
         """P, the number of trainable parameters."""
-        return self._recording.num_params
+        return sum(value.numel() for value in self._batches.parameters.values())
 
     @cached_property
     def losses(self) -> Tensor:
@@ -119,7 +135,7 @@ class Linearization:
         Raises:
             EvalkitError: v is not a vector of length P.
         """
-        return self._tangents.push(self.split(vector))
+        return self._batches.jvp(self.split(vector))
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         """Return sum_n J_n^T c_n: like logits -> (P,). One backward.
@@ -127,8 +143,8 @@ class Linearization:
         Raises:
             EvalkitError: c does not have the shape of the logits.
         """
-        scaled, scale = self._scaled(cotangents)
-        return self._tangents.pull(scaled, scale)
+        scaled, scale = self._scaled(self._checked(cotangents))
+        return self._batches.vjp(scaled, scale)
 
     def kernel_product(self, cotangents: Tensor) -> Tensor:
         """Return J J^T c, the tangent kernel applied to c: like logits -> like logits, float64.
@@ -136,8 +152,8 @@ class Linearization:
         This is J d for the direction d = sum_n J_n^T c_n, and takes less than the VJP and the JVP
         one after the other: d itself is not formed for layers that have a rule.
         """
-        scaled, scale = self._scaled(cotangents)
-        return self._tangents.kernel_product(scaled).double() * scale
+        scaled, scale = self._scaled(self._checked(cotangents))
+        return self._batches.kernel_product(scaled).double() * scale
 
     def pulled_norm(self, cotangents: Tensor, product: Tensor) -> float:
         """Return the norm of d = sum_n J_n^T c_n.
@@ -154,24 +170,36 @@ class Linearization:
             return total**0.5
         return norm(self.vjp(cotangents))
 
-    def _scaled(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cotangents of order one in the dtype of the logits, and the scale taken out.
+    def _checked(self, cotangents: Tensor) -> Tensor:
+        """Return cotangents of the shape of the logits.
 
         Raises:
-            EvalkitError: they do not have the shape of the logits.
+            EvalkitError: they have another shape.
         """
         if cotangents.shape != self.logits.shape:
             raise EvalkitError(
                 f"expected cotangents of the shape of the logits, {tuple(self.logits.shape)}, "
                 f"found {tuple(cotangents.shape)}; pass one value per logit"
             )
+        return cotangents
+
+    def _scaled(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cotangents of order one in the dtype of the logits, and the scale taken out."""
         cotangents = cotangents.detach().double()
         scale = power_of_two(cotangents)
         return (cotangents / scale).to(self.logits.dtype), scale
 
     def fvp(self, vector: Tensor) -> Tensor:
         """Return F v = sum_n J_n^T S_n J_n v, the exact Fisher-vector product: (P,) -> (P,)."""
-        return self.vjp(self.output_fisher(self.jvp(vector)))
+        values = self.split(vector)
+        total: Tensor | None = None
+        for batch, part in zip(self._batches, self._batches.slices, strict=True):
+            moved = batch.tangents.push(values)
+            weighted = self.likelihood.fisher_product(self.logits[part], self.targets[part], moved)
+            product = batch.tangents.pull(*self._scaled(weighted))
+            total = product if total is None else total.add_(product)
+        assert total is not None
+        return total
 
     def output_fisher(self, vectors: Tensor) -> Tensor:
         """Return S_n u_n for every sample: like logits -> like logits, float64."""
@@ -192,7 +220,7 @@ class Linearization:
         cotangents = self.logit_gradients.unsqueeze(0)
         for route in ROUTES[:-1]:
             try:
-                gram = gram_matrix(self._recording, cotangents, route)
+                gram = gram_matrix(self._batches, cotangents, route)
             except CannotVectorizeError:
                 continue
             if self._row_sums_agree(gram):
@@ -204,7 +232,7 @@ class Linearization:
             "throughout: per-sample gradients are formed by one backward each, which is slow",
             stacklevel=2,
         )
-        return gram_matrix(self._recording, cotangents, defining_gradients)
+        return gram_matrix(self._batches, cotangents, defining_gradients)
 
     @cached_property
     def gram_factor(self) -> GramFactor:
@@ -221,7 +249,7 @@ class Linearization:
             (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
         """
         _ = self.gram  # settles the route
-        return gram_matrix(self._recording, cotangents, self._route)
+        return gram_matrix(self._batches, cotangents, self._route)
 
     def _row_sums_agree(self, gram: Tensor) -> bool:
         """Return whether (K w)_n = r_n . J J^T (w r) for one w, as holds for the true K alone.
@@ -288,7 +316,9 @@ class Linearization:
                 f"parameters, found {_shape(vector)}; flatten the parameters in the "
                 "order of named_parameters()"
             )
-        return self._tangents.split(vector.detach().to(self.logits))
+        values = self._batches.parameters.values()
+        parts = vector.detach().to(self.logits).split([value.numel() for value in values])
+        return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
 
 
 def _shape(value: Any) -> str:

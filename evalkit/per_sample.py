@@ -24,39 +24,43 @@ PerSample = Callable[[Recording, Tensor, list[str], Tensor], list[Tensor]]
 """Maps (recording, cotangents, names, rows) to the per-sample gradients of each parameter."""
 
 
-def per_sample_gram(
-    recording: Recording, cotangents: Tensor, names: list[str], route: PerSample
+def inner_products(
+    left: tuple[Recording, Tensor],
+    right: tuple[Recording, Tensor],
+    names: list[str],
+    route: PerSample,
 ) -> Tensor:
-    """Return the part of the Gram matrix that some parameters add, their gradients formed.
+    """Return the inner products of per-sample gradients that are formed, over some parameters.
 
     Rows are taken in blocks that bound the memory; a block is formed again for each pair.
 
     Args:
-        recording: the forward pass.
-        cotangents: c, (K, N, ..., C), in the dtype of the logits.
+        left: a forward pass and c, (K, N, ..., C), in the dtype of the logits.
+        right: likewise; the same objects for a symmetric matrix, of which one half is computed.
         names: the parameters to include.
         route: :func:`vectorized_gradients` or :func:`defining_gradients`.
 
     Returns:
-        (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
+        (K N, K' N') float64; row k N + n belongs to cotangent k of sample n.
     """
-    rows = cotangents.shape[0] * cotangents.shape[1]
-    gram = torch.zeros(rows, rows, dtype=torch.float64, device=cotangents.device)
-    size = sum(recording.parameters[name].numel() for name in names)
-    if not size:
-        return gram
-    blocks = torch.arange(rows, device=gram.device).split(max(1, ELEMENTS_AT_ONCE // size))
-    for i, first in enumerate(blocks):
-        left = route(recording, cotangents, names, first)
-        for second in blocks[i:]:
-            right = left if second is first else route(recording, cotangents, names, second)
-            block = sum(
-                (a.double() @ b.double().T for a, b in zip(left, right, strict=True)),
-                gram.new_zeros(len(first), len(second)),
+    same = left[1] is right[1]
+    size = sum(left[0].parameters[name].numel() for name in names)
+    rows, columns = (
+        torch.arange(c.shape[:2].numel(), device=c.device).split(max(1, ELEMENTS_AT_ONCE // size))
+        for _, c in (left, right)
+    )
+    blocks = [[torch.empty(0)] * len(columns) for _ in rows]
+    for i, first in enumerate(rows):
+        formed = route(*left, names, first)
+        for j, second in enumerate(columns[i if same else 0 :], start=i if same else 0):
+            other = formed if same and j == i else route(*right, names, second)
+            blocks[i][j] = sum(
+                (a.double() @ b.double().T for a, b in zip(formed, other, strict=True)),
+                torch.zeros(len(first), len(second), dtype=torch.float64, device=first.device),
             )
-            gram[first[:, None], second] = block
-            gram[second[:, None], first] = block.T
-    return gram
+            if same and j > i:
+                blocks[j][i] = blocks[i][j].T
+    return torch.cat([torch.cat(row, 1) for row in blocks])
 
 
 def vectorized_gradients(
@@ -104,7 +108,7 @@ def vectorized_gradients(
 def defining_gradients(
     recording: Recording, cotangents: Tensor, names: list[str], rows: Tensor
 ) -> list[Tensor]:
-    """Return J_n^T c_n by one VJP of the whole batch per row: slow, and true by definition.
+    """Return J_n^T c_n by one VJP of the whole forward per row: slow, and true by definition.
 
     Returns:
         For each parameter, (rows, size).

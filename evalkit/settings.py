@@ -13,6 +13,7 @@ from evalkit.errors import EvalkitError
 DEFAULT_METHODS = ("sgd", "ef", "ief", "sf")
 DEFAULT_DAMPING = 1e-12
 """Near zero and absolute, as in the paper."""
+PRECISIONS = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,21 @@ def check_damping(damping: Any) -> float:
             f"paper's near-zero damping is {DEFAULT_DAMPING:g}"
         )
     return value
+
+
+def check_dtype(dtype: Any) -> str | None:
+    """Return the name of the dtype of an evaluation, None for the model's own.
+
+    Raises:
+        EvalkitError: it is neither float32 nor float64.
+    """
+    name = None if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in (None, *PRECISIONS):
+        raise EvalkitError(
+            f"expected dtype {' or '.join(PRECISIONS)}, found {name}; half precision loses the "
+            "digits that scores need"
+        )
+    return name
 
 
 def check_seed(seed: Any) -> int:

@@ -1,11 +1,10 @@
 """The Jacobian of a recorded forward and its transpose, applied layer by layer.
 
-A parameter that only ever feeds ``F.linear`` acts on the logits through the outputs of those calls.
-With inputs A (R, in) over all rows of a call, a change (v_W, v_b) of weight and bias moves the
-outputs by A v_W^T + v_b, and output gradients D (R, out) make D^T A and the column sums of D.
-So J factors as
+A parameter that only ever feeds layers with a rule acts on the logits through the outputs of those
+calls: a change of it moves each call's outputs, and the gradients in the outputs make its gradient
+(:mod:`evalkit.layers`). So J factors as
 
-    J v = sum over calls of B (A v_W^T + v_b) + the other parameters' part,
+    J v = sum over calls of B (the call's outputs, moved by v) + the other parameters' part,
 
 B being the Jacobian of the logits in the outputs of the call. The graph of u -> B^T u is built
 once; its derivative in u, applied to a change of the outputs, is one backward that multiplies no
@@ -22,10 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from evalkit.errors import EvalkitError
-from evalkit.forward import LinearUse, Recording, differentiable
+from evalkit.forward import Recording, differentiable
+from evalkit.layers.linear import Linear
+from evalkit.recorder import LayerUse
 
 
 class Tangents:
@@ -37,13 +37,13 @@ class Tangents:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        ruled = recording.linear
-        self._uses = [u for u in recording.linear_uses if u.weight in ruled or u.bias in ruled]
+        ruled = recording.ruled
+        self._uses = [u for u in recording.uses if u.weight in ruled or u.bias in ruled]
         self._others = [name for name in recording.parameters if name not in ruled]
         self._inner_products: dict[str, Tensor] = {}
 
     def _pull(self, cotangents: Tensor, graph: bool) -> tuple[Tensor | None, ...]:
-        """Return the gradients in the outputs of linear calls, then in the other parameters."""
+        """Return the gradients in the outputs of ruled calls, then in the other parameters."""
         places: list[Any] = [use.outputs for use in self._uses]
         places += [self._recording.parameters[name] for name in self._others]
         with differentiable():
@@ -60,7 +60,8 @@ class Tangents:
     def _graph(self) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """A cotangent u and the graph of everything that it pulls back to, linear in u."""
         u = torch.zeros_like(self._recording.logits, requires_grad=True)
-        pulled = self._pull(u, graph=True)
+        with self._recording.linearizing():
+            pulled = self._pull(u, graph=True)
         cut = [i for i, root in enumerate(pulled) if root is not None and not root.requires_grad]
         if cut:
             probe = self._pull(torch.ones_like(u), graph=False)
@@ -87,25 +88,39 @@ class Tangents:
         parts = dict(zip(parameters, self.split(joined), strict=True))
         pulled = self._pull(cotangents, graph=False)
         count = len(self._uses)
-        reached = [index for index in range(count) if pulled[index] is not None]
-        weights, biases = (self._grouped(reached, role) for role in ("weight", "bias"))
-        for name, indices in weights.items():
-            d = self._rows([pulled[index] for index in indices]) * scale
-            torch.mm(
-                d.T, self._rows([self._uses[index].inputs for index in indices]), out=parts[name]
-            )
-        for name, indices in biases.items():
-            torch.mul(
-                self._rows([pulled[index] for index in indices]).sum(0), scale, out=parts[name]
-            )
+        ruled = self._ruled_gradients(pulled[:count], scale, parts)
         for name, value in zip(self._others, pulled[count:], strict=True):
             if value is None:
                 parts[name].zero_()
             else:
                 torch.mul(value, scale, out=parts[name])
-        for name in self._recording.linear - weights.keys() - biases.keys():
+        for name in self._recording.ruled - ruled:
             parts[name].zero_()
         return joined
+
+    def _ruled_gradients(
+        self, d: Sequence[Tensor | None], scale: Tensor, parts: dict[str, Tensor]
+    ) -> set[str]:
+        """Write the gradients of ruled parameters times a scale; return whose were written."""
+        reached = [index for index, value in enumerate(d) if value is not None]
+        weights, biases = (self._grouped(reached, role) for role in ("weight", "bias"))
+        for name, indices in weights.items():
+            if all(isinstance(self._uses[index].layer, Linear) for index in indices):
+                rows = self._rows([d[index] for index in indices]) * scale
+                torch.mm(rows.T, self._input_rows(indices), out=parts[name])
+            else:
+                torch.mul(self._weight_gradient(indices, d), scale, out=parts[name])
+        for name, indices in biases.items():
+            torch.mul(self._bias_gradient(indices, d), scale, out=parts[name])
+        return weights.keys() | biases.keys()
+
+    def _weight_gradient(self, indices: Sequence[int], d: Sequence[Tensor | None]) -> Tensor:
+        parts = [self._uses[i].layer.weight_gradient(x) for i in indices if (x := d[i]) is not None]
+        return sum(parts[1:], parts[0])
+
+    def _bias_gradient(self, indices: Sequence[int], d: Sequence[Tensor | None]) -> Tensor:
+        parts = [self._uses[i].layer.bias_gradient(x) for i in indices if (x := d[i]) is not None]
+        return sum(parts[1:], parts[0])
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """Return views of a vector, (P,), in the shapes of the parameters."""
@@ -119,20 +134,20 @@ class Tangents:
         moved = (self._moved(use, by_name) for use in self._uses)
         return self._push(itertools.chain(moved, (by_name[name] for name in self._others)))
 
-    def _moved(self, use: LinearUse, values: dict[str, Tensor]) -> Tensor:
+    def _moved(self, use: LayerUse, values: dict[str, Tensor]) -> Tensor:
         """Return how far a change of weight and bias moves the outputs of a call."""
-        ruled = self._recording.linear
-        bias = values[use.bias] if use.bias is not None and use.bias in ruled else None
-        if use.weight is not None and use.weight in ruled:
-            return linear(use.inputs, values[use.weight], bias)
-        assert bias is not None
-        return bias.expand(*use.inputs.shape[:-1], len(bias))
+        ruled = self._recording.ruled
+        weight, bias = (
+            values[name] if name is not None and name in ruled else None
+            for name in (use.weight, use.bias)
+        )
+        return use.layer.moved(weight, bias)
 
     def _push(self, changes: Iterable[Tensor | None]) -> Tensor:
-        """Return what changes of the linear calls' outputs, then of other parameters, do."""
+        """Return what changes of the ruled calls' outputs, then of other parameters, do."""
         u, pulled = self._graph
         pairs = [
-            (root, change.to(root.dtype).view_as(root))
+            (root, change.to(root.dtype).expand_as(root))
             for root, change in zip(pulled, changes, strict=True)
             if root is not None and root.requires_grad and change is not None
         ]
@@ -165,32 +180,25 @@ class Tangents:
         """
         pulled = self._pull(cotangents, graph=False)
         count = len(self._uses)
+        d = pulled[:count]
         moved: list[Tensor | None] = [None] * count
-        reached = [index for index in range(count) if pulled[index] is not None]
+        reached = [index for index, value in enumerate(d) if value is not None]
         for name, indices in self._grouped(reached, "weight").items():
-            d = self._rows([pulled[index] for index in indices])
-            parts = self._through_weight(name, indices, d).split(
-                [self._uses[index].inputs.shape[:-1].numel() for index in indices]
-            )
-            for index, part in zip(indices, parts, strict=True):
+            for index, part in zip(indices, self._through_weight(name, indices, d), strict=True):
                 moved[index] = part
         for indices in self._grouped(reached, "bias").values():
-            total = self._rows([pulled[index] for index in indices]).sum(0)
+            total = self._bias_gradient(indices, d)
             for index in indices:
-                before = moved[index]
-                moved[index] = total if before is None else before + total
-        changes = [
-            None if root is None or change is None else change.expand_as(root.flatten(0, -2))
-            for root, change in zip(pulled[:count], moved, strict=True)
-        ]
-        return self._push([*changes, *pulled[count:]])
+                before, part = moved[index], self._uses[index].layer.moved(None, total)
+                moved[index] = part if before is None else before + part
+        return self._push([*moved, *pulled[count:]])
 
     def _grouped(self, indices: Sequence[int], role: str) -> dict[str, list[int]]:
         """Return the calls that share a ruled weight or bias, by its name."""
         groups: dict[str, list[int]] = defaultdict(list)
         for index in indices:
             name = getattr(self._uses[index], role)
-            if name in self._recording.linear:
+            if name in self._recording.ruled:
                 groups[name].append(index)
         return groups
 
@@ -198,12 +206,29 @@ class Tangents:
         parts = [value.reshape(-1, value.shape[-1]) for value in values if value is not None]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _through_weight(self, name: str, indices: Sequence[int], d: Tensor) -> Tensor:
-        """Return A (D^T A)^T by the cheaper order of multiplication: (R, out)."""
-        a = self._rows([self._uses[index].inputs for index in indices])
-        rows, width = a.shape
-        if rows * (width + d.shape[-1]) > 2 * width * d.shape[-1]:
-            return a @ (a.T @ d)
-        if name not in self._inner_products:
-            self._inner_products[name] = a @ a.T
-        return self._inner_products[name] @ d
+    def _input_rows(self, indices: Sequence[int]) -> Tensor:
+        return self._rows([self._uses[index].layer.inputs for index in indices])
+
+    def _through_weight(
+        self, name: str, indices: Sequence[int], d: Sequence[Tensor | None]
+    ) -> Sequence[Tensor]:
+        """Return how far the weight's part of J^T c moves the outputs of its calls."""
+        layers = [self._uses[index].layer for index in indices]
+        if not all(isinstance(layer, Linear) for layer in layers):
+            if len(layers) == 1 and (only := d[indices[0]]) is not None:
+                return [layers[0].through_weight(only)]
+            gradient = self._weight_gradient(indices, d)
+            return [layer.moved(gradient, None) for layer in layers]
+        a, rows = self._input_rows(indices), self._rows([d[index] for index in indices])
+        count, width = a.shape
+        if count * (width + rows.shape[-1]) > 2 * width * rows.shape[-1]:
+            moved = a @ (a.T @ rows)
+        else:
+            if name not in self._inner_products:
+                self._inner_products[name] = a @ a.T
+            moved = self._inner_products[name] @ rows
+        parts = moved.split([layer.inputs.shape[:-1].numel() for layer in layers])
+        return [
+            part.view(*layer.inputs.shape[:-1], -1)
+            for part, layer in zip(parts, layers, strict=True)
+        ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import evalkit
 import evalkit.gram
-import evalkit.layer_rules
+import evalkit.layers.rows
 import evalkit.linearization
 import evalkit.per_sample
 from evalkit.updates.sf import sampled_logit_gradients
@@ -253,7 +253,7 @@ def test_gram_where_the_total_gradient_vanishes() -> None:
 )
 def test_gram_in_small_blocks(name: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks that bound the memory, which tiny cases never fill, change nothing."""
-    monkeypatch.setattr(evalkit.layer_rules, "ELEMENTS_AT_ONCE", elements)
+    monkeypatch.setattr(evalkit.layers.rows, "ELEMENTS_AT_ONCE", elements)
     monkeypatch.setattr(evalkit.per_sample, "ELEMENTS_AT_ONCE", elements)
     batch = CASES[name].make()
     torch.testing.assert_close(evalkit.linearize(*batch).gram, dense.dense(*batch).gram)
@@ -289,13 +289,10 @@ def test_rules_are_exact_without_their_safety_net(
 def test_linear_layers_form_no_per_sample_gradients(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    form = evalkit.gram.per_sample_gram
+    def refused(*_: Any) -> Tensor:
+        raise AssertionError("per-sample gradients were formed")
 
-    def watched(recording: Any, cotangents: Tensor, names: list[str], route: Any) -> Tensor:
-        assert not names
-        return form(recording, cotangents, names, route)
-
-    monkeypatch.setattr(evalkit.gram, "per_sample_gram", watched)
+    monkeypatch.setattr(evalkit.gram, "inner_products", refused)
     lin = evalkit.linearize(*CASES[name].make())
     assert lin.gram.shape == (lin.num_samples, lin.num_samples)
     evalkit.update("sf", lin, labels_per_sample=2)

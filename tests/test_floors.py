@@ -17,8 +17,12 @@ errors version
 registry settings reductions
 likelihoods tables
 run
-forward factor
-layer_rules per_sample tangents
+layers determinism factor
+double_backward
+recorder
+forward
+ruled_rows per_sample tangents
+micro_batches
 gram
 linearization
 indicator

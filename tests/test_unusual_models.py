@@ -160,10 +160,16 @@ def test_a_weak_interaction_of_samples_is_seen_in_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_refused(dtype: torch.dtype) -> None:
-    model = nn.Linear(4, 3).to(dtype)
-    with pytest.raises(evalkit.EvalkitError, match=r"model\.float"):
-        evalkit.linearize(model, inputs().to(dtype), TARGETS)
+def test_half_precision_is_evaluated_in_float32(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)).to(dtype)
+    model[0].requires_grad_(False)
+    model.register_buffer("unused", torch.ones(3, dtype=dtype))
+    lin = evalkit.linearize(model, inputs().to(dtype), TARGETS)
+    expected = evalkit.linearize(deepcopy(model).float(), inputs().to(dtype).float(), TARGETS)
+    assert lin.logits.dtype == lin.gradient.dtype == torch.float32
+    assert torch.equal(lin.logits, expected.logits)
+    assert torch.equal(lin.gram, expected.gram)
+    assert all(value.dtype == dtype for value in model.state_dict().values())
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-25, 1.0, 1e25])

@@ -1,0 +1,133 @@
+"""Layers whose backward can be differentiated in its cotangent at the cost of the layer itself.
+
+J v is a derivative of u -> J^T u in u. Torch's double-backward of convolutions and normalisations
+also computes, or splits into many steps, what only derivatives in the inputs need. Here the
+backward u -> B^T u is a function of u with derivative v -> B v, one native kernel each, while the
+inputs and the parameters are constants; the graph of a linearization is built that way.
+
+A derivative taken inside a forward may depend on the inputs: then torch's own formula is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from evalkit.layers import ReplacedLayer
+
+
+class Linearizing:
+    """Whether a backward is run to build the graph of u -> J^T u, as nothing else but a flag."""
+
+    def __init__(self) -> None:
+        self.active = False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        self.active = True
+        try:
+            yield
+        finally:
+            self.active = False
+
+
+def replaced(layer: ReplacedLayer, inputs: Tensor, linearizing: Linearizing) -> Tensor:
+    """Return the outputs of a layer, with a backward that can be differentiated cheaply.
+
+    Args:
+        layer: the call.
+        inputs: its inputs with their graph.
+        linearizing: says while the backward is to be linear in its cotangent alone.
+    """
+    constants = (None if p is None else p.detach() for p in (layer.weight, layer.bias))
+    outputs = layer.call(inputs.detach(), *constants)
+    anchor = None
+    if any(value is not None and value.requires_grad for value in (layer.weight, layer.bias)):
+        anchor = _Parameters.apply(layer, (inputs,), outputs.shape, layer.weight, layer.bias)
+    # In tuples, so that torch draws no edge to these tensors.
+    return _Call.apply(layer, linearizing, inputs, anchor, (outputs,))
+
+
+def _native(
+    layer: ReplacedLayer, inputs: Tensor, places: Sequence[Tensor], u: Tensor
+) -> tuple[Tensor, ...]:
+    """Return torch's own gradients; under grad mode, differentiable in everything."""
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs = layer.call(inputs if graph else inputs.detach(), layer.weight, layer.bias)
+    return torch.autograd.grad(outputs, places, u, create_graph=graph)
+
+
+class _Call(Function):
+    """The layer as a function of its inputs; ``anchor`` stands for its parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        layer: ReplacedLayer,
+        linearizing: Linearizing,
+        inputs: Tensor,
+        anchor: Tensor | None,
+        outputs: Sequence[Tensor],
+    ) -> Tensor:
+        ctx.layer, ctx.linearizing = layer, linearizing
+        ctx.save_for_backward(inputs)
+        return outputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+        (inputs,) = ctx.saved_tensors
+        pulled = None
+        if ctx.needs_input_grad[2]:
+            if not torch.is_grad_enabled():
+                pulled = ctx.layer.pull(u)
+            elif ctx.linearizing.active:
+                pulled = _Pull.apply(ctx.layer, u)
+            else:
+                (pulled,) = _native(ctx.layer, inputs, [inputs], u)
+        return None, None, pulled, u if ctx.needs_input_grad[3] else None, None
+
+
+class _Pull(Function):
+    """u -> B^T u, whose derivative is v -> B v."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: ReplacedLayer, u: Tensor) -> Tensor:
+        ctx.layer = layer
+        return layer.pull(u)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        return None, ctx.layer.push(v)
+
+
+class _Parameters(Function):
+    """The layer as a function of its parameters: a node of its own, run only where they count."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        layer: ReplacedLayer,
+        inputs: Sequence[Tensor],
+        shape: torch.Size,
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        ctx.layer, ctx.inputs = layer, inputs
+        parameter = weight if weight is not None else bias
+        assert parameter is not None
+        return parameter.new_zeros(()).expand(shape)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+        (inputs,) = ctx.inputs
+        places = (ctx.layer.weight, ctx.layer.bias)
+        wanted = [value for value in places if value is not None and value.requires_grad]
+        gradients = iter(_native(ctx.layer, inputs, wanted, u))
+        found = (next(gradients) if needed else None for needed in ctx.needs_input_grad[3:])
+        return None, None, None, *found

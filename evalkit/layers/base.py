@@ -1,0 +1,85 @@
+"""What the Jacobian, its transpose and the Gram matrix need to know of a layer.
+
+A layer y = f(x; W, b) that is affine in its parameters acts on them through its outputs alone: a
+change (v_W, v_b) moves y by f(x; v_W, v_b) (for a normalisation by v_W x_hat + v_b), and output
+gradients d give the parameters' gradients, the transpose of that map.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from evalkit.layers.rows import Formed, GradientRows
+
+
+@dataclass(frozen=True, eq=False)
+class Layer(ABC):
+    """One call of a layer with N samples on axis 0 of its inputs.
+
+    Attributes:
+        inputs: x, detached.
+        weight: W as the call used it, None where it has none.
+        bias: b, likewise.
+    """
+
+    inputs: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @property
+    def kind(self) -> Hashable:
+        """What must be equal for the rows of two calls with one weight to be joined."""
+        return type(self)
+
+    @abstractmethod
+    def moved(self, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return how far a change of weight and bias moves the outputs: like the outputs.
+
+        Args:
+            weight: v_W, None for no change.
+            bias: v_b, likewise.
+        """
+
+    @abstractmethod
+    def weight_gradient(self, d: Tensor) -> Tensor:
+        """Return the gradient in the weight for output gradients d: like the weight."""
+
+    @abstractmethod
+    def bias_gradient(self, d: Tensor) -> Tensor:
+        """Return the gradient in the bias for output gradients d: like the bias."""
+
+    def through_weight(self, d: Tensor) -> Tensor:
+        """Return how far the weight's own gradient for d moves the outputs: like the outputs."""
+        return self.moved(self.weight_gradient(d), None)
+
+    @abstractmethod
+    def weight_rows(self, d: Tensor) -> GradientRows:
+        """Return the weight's per-sample gradients for output gradients d, (K, N, ...)."""
+
+    @abstractmethod
+    def bias_rows(self, d: Tensor) -> Formed:
+        """Return the bias's per-sample gradients for output gradients d, (K, N, ...)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReplacedLayer(Layer):
+    """A layer whose double-backward torch computes with more work than it takes.
+
+    With B the Jacobian of the outputs in the inputs, ``pull`` is u -> B^T u and ``push`` v -> B v.
+    """
+
+    @abstractmethod
+    def call(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return the outputs by torch's own layer."""
+
+    @abstractmethod
+    def pull(self, u: Tensor) -> Tensor:
+        """Return B^T u: like the inputs."""
+
+    @abstractmethod
+    def push(self, v: Tensor) -> Tensor:
+        """Return B v: like the outputs."""

@@ -1,0 +1,80 @@
+"""Embeddings: rows of a table, looked up by index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from evalkit.layers.base import Layer
+from evalkit.layers.rows import Formed, Lookups
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding(Layer):
+    """One call of ``F.embedding`` with indices (N, ...) as its inputs.
+
+    Attributes:
+        padding: the index whose row gets no gradient, None for none.
+    """
+
+    padding: int | None
+
+    def _masked(self, values: Tensor) -> Tensor:
+        """Return values at the lookups, (..., *inputs, width), zero at the padding."""
+        if self.padding is None:
+            return values
+        return values * (self.inputs != self.padding).unsqueeze(-1)
+
+    def moved(self, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return the looked-up rows of v_W."""
+        assert weight is not None
+        return self._masked(functional.embedding(self.inputs, weight))
+
+    def weight_gradient(self, d: Tensor) -> Tensor:
+        """Return the table with each d added to the row of its index."""
+        assert self.weight is not None
+        table = d.new_zeros(self.weight.shape)
+        return table.index_add_(0, self.inputs.flatten(), self._masked(d).flatten(0, -2))
+
+    def bias_gradient(self, d: Tensor) -> Tensor:
+        """An embedding has no bias."""
+        raise NotImplementedError
+
+    def through_weight(self, d: Tensor) -> Tensor:
+        """Return, at each lookup, the sum of d over all lookups of the same index."""
+        entries, places = self.inputs.flatten().unique(return_inverse=True)
+        sums = d.new_zeros(len(entries), d.shape[-1])
+        sums.index_add_(0, places, self._masked(d).flatten(0, -2))
+        return self._masked(sums[places].view_as(d))
+
+    def weight_rows(self, d: Tensor) -> Lookups:
+        """Return rows that add each d_n to the row of its index."""
+        masked = self._masked(d)
+        return Lookups(
+            self.inputs.reshape(len(self.inputs), -1), masked.reshape(*d.shape[:2], -1, d.shape[-1])
+        )
+
+    def bias_rows(self, d: Tensor) -> Formed:
+        """An embedding has no bias."""
+        raise NotImplementedError
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Embedding | None:
+    """Return the layer of a call of ``F.embedding``, whose argument names these are, or None."""
+    if max_norm is not None or scale_grad_by_freq or sparse or input.dim() < 1:
+        return None
+    if padding_idx is not None and padding_idx < 0:
+        padding_idx += len(weight)
+    indices = input.detach().to(torch.int64)
+    return Embedding(indices, weight, None, padding_idx)

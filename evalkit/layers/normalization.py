@@ -1,0 +1,170 @@
+"""Layer and group normalisation: y = w x_hat + b, x_hat with mean 0 and variance 1."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from evalkit.layers.base import ReplacedLayer
+from evalkit.layers.rows import Formed
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Normalization(ReplacedLayer):
+    """A normalisation over parts of a sample, then weight and bias for each channel.
+
+    With M the derivative of x_hat in x, which is symmetric, B = diag(w) M and B^T = M diag(w):
+    B^T u is torch's backward, and B v is w times its backward without a weight.
+
+    Attributes:
+        eps: added to the variance.
+        mean: of each part, as torch's layer returns it.
+        rstd: 1 / standard deviation, likewise.
+    """
+
+    eps: float
+    mean: Tensor
+    rstd: Tensor
+
+    @abstractmethod
+    def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Sequence[Tensor]:
+        """Return torch's gradients in inputs, weight and bias, as far as wanted."""
+
+    @abstractmethod
+    def _per_channel(self, values: Tensor) -> Tensor:
+        """Return a value of each channel so that it multiplies the outputs."""
+
+    @abstractmethod
+    def _channel_sums(self, values: Tensor) -> Tensor:
+        """Sum (K, N, ...) over everything but draws, samples and channels: (K, N, size)."""
+
+    def moved(self, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return v_w x_hat + v_b."""
+        if weight is not None:
+            return self.call(self.inputs, weight, bias)
+        assert bias is not None
+        return self._per_channel(bias)
+
+    def pull(self, u: Tensor) -> Tensor:
+        """Return M diag(w) u."""
+        weight = None if self.weight is None else self.weight.detach()
+        return self._backward(u, weight, [True, False, False])[0]
+
+    def push(self, v: Tensor) -> Tensor:
+        """Return diag(w) M v."""
+        pushed = self._backward(v, None, [True, False, False])[0]
+        return pushed if self.weight is None else pushed * self._per_channel(self.weight.detach())
+
+    def weight_gradient(self, d: Tensor) -> Tensor:
+        """Return the sums of d x_hat."""
+        assert self.weight is not None
+        return self._backward(d, self.weight.detach(), [False, True, False])[1]
+
+    def bias_gradient(self, d: Tensor) -> Tensor:
+        """Return the sums of d."""
+        assert self.bias is not None
+        return self._channel_sums(d[None]).sum((0, 1)).view_as(self.bias)
+
+    def weight_rows(self, d: Tensor) -> Formed:
+        """Return the sums of d_n x_hat_n."""
+        normalized = self.call(self.inputs, None, None).double()
+        return Formed(self._channel_sums(d.double() * normalized))
+
+    def bias_rows(self, d: Tensor) -> Formed:
+        """Return the sums of d_n."""
+        return Formed(self._channel_sums(d.double()))
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNorm(Normalization):
+    """One call of ``F.layer_norm``: the last axes of (N, ..., *shape) are one part.
+
+    Attributes:
+        shape: of the last axes, and of weight and bias.
+    """
+
+    shape: tuple[int, ...]
+
+    def call(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return the normalised inputs."""
+        return functional.layer_norm(inputs, self.shape, weight, bias, self.eps)
+
+    def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Sequence[Tensor]:
+        return aten.native_layer_norm_backward(
+            d.contiguous(), self.inputs, self.shape, self.mean, self.rstd, weight, None, wanted
+        )
+
+    def _per_channel(self, values: Tensor) -> Tensor:
+        return values
+
+    def _channel_sums(self, values: Tensor) -> Tensor:
+        return values.reshape(*values.shape[:2], -1, math.prod(self.shape)).sum(2)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupNorm(Normalization):
+    """One call of ``F.group_norm``: groups of channels of (N, channels, ...) are the parts.
+
+    Attributes:
+        groups: number of groups.
+    """
+
+    groups: int
+
+    def call(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return the normalised inputs."""
+        return functional.group_norm(inputs, self.groups, weight, bias, self.eps)
+
+    def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Sequence[Tensor]:
+        samples, channels, *rest = self.inputs.shape
+        sizes = (samples, channels, math.prod(rest), self.groups)
+        return aten.native_group_norm_backward(
+            d.contiguous(), self.inputs, self.mean, self.rstd, weight, *sizes, wanted
+        )
+
+    def _per_channel(self, values: Tensor) -> Tensor:
+        return values.view(1, -1, *[1] * (self.inputs.dim() - 2))
+
+    def _channel_sums(self, values: Tensor) -> Tensor:
+        return values.flatten(3).sum(3) if values.dim() > 3 else values
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> LayerNorm | None:
+    """Return the layer of a call of ``F.layer_norm``, whose argument names these are, or None."""
+    shape = tuple(normalized_shape)
+    if input.dim() <= len(shape):
+        return None
+    x = input.detach().contiguous()
+    _, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
+    return LayerNorm(x, weight, bias, eps, mean, rstd, shape)
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> GroupNorm | None:
+    """Return the layer of a call of ``F.group_norm``, whose argument names these are, or None."""
+    if input.dim() < 2 or input.shape[1] % num_groups:
+        return None
+    x = input.detach().contiguous()
+    samples, channels, *rest = x.shape
+    sizes = (samples, channels, math.prod(rest), num_groups)
+    _, mean, rstd = torch.native_group_norm(x, None, None, *sizes, eps)
+    return GroupNorm(x, weight, bias, eps, mean, rstd, num_groups)

@@ -1,0 +1,140 @@
+"""One batch as micro-batches: a single one is kept, several are run again when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from evalkit.errors import EvalkitError
+from evalkit.forward import Inputs, Recording, record
+from evalkit.tangents import Tangents
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The forward of some samples and the linear maps of its logits."""
+
+    recording: Recording
+    tangents: Tangents
+
+
+class MicroBatches:
+    """The Jacobian of a whole batch, made of those of its micro-batches.
+
+    The graph of a single micro-batch is kept, so that no product repeats its forward. Of several,
+    one or two are held at a time, and each product runs their forwards again: memory follows the
+    micro-batch, time grows by about one training step per product.
+
+    Args:
+        model: as in :func:`evalkit.forward.record`.
+        inputs: of the whole batch; tensors with N samples on axis 0 are split, others shared.
+        num_samples: N.
+        size: samples in a micro-batch, None for all.
+        dtype: of the evaluation.
+
+    Attributes:
+        slices: the samples of each micro-batch.
+        logits: of the whole batch, detached.
+
+    Raises:
+        EvalkitError: as :func:`evalkit.forward.record`, or the size is not positive.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        num_samples: int,
+        size: int | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        if size is not None and size < 1:
+            raise EvalkitError(
+                f"expected a micro-batch size of at least 1, found {size}; "
+                "pass a smaller part of the batch"
+            )
+        step = num_samples if size is None else min(size, num_samples)
+        starts = range(0, num_samples, step)
+        self.slices = tuple(slice(start, min(start + step, num_samples)) for start in starts)
+        self._model, self._inputs, self._dtype = model, inputs, dtype
+        self._num_samples = num_samples
+        self._kept: dict[int, MicroBatch] = {}
+        logits = [_check(batch, part) for batch, part in zip(self, self.slices, strict=True)]
+        self.logits = logits[0] if len(logits) == 1 else torch.cat(logits)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the logits."""
+        return self.logits.dtype
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The trainable parameters by name."""
+        return self._last().recording.parameters
+
+    def _last(self) -> MicroBatch:
+        return next(reversed(self._kept.values()))
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> MicroBatch:
+        """Return a micro-batch; the last one that was asked for is at hand."""
+        if index not in self._kept:
+            self._kept.clear()
+            recording = record(self._model, self._part(self.slices[index]), self._dtype)
+            self._kept[index] = MicroBatch(recording, Tangents(recording))
+        return self._kept[index]
+
+    def _part(self, samples: slice) -> Inputs:
+        if len(self.slices) == 1:
+            return self._inputs
+
+        def take(leaf: object) -> object:
+            batched = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == self._num_samples
+            return leaf[samples] if batched and isinstance(leaf, Tensor) else leaf
+
+        return tree_map(take, self._inputs)
+
+    def jvp(self, values: tuple[Tensor, ...]) -> Tensor:
+        """Return J v for v in the shapes of the parameters: like logits."""
+        return torch.cat([batch.tangents.push(values) for batch in self])
+
+    def vjp(self, cotangents: Tensor, scale: Tensor) -> Tensor:
+        """Return J^T c times a scale: (P,)."""
+        total: Tensor | None = None
+        for batch, part in zip(self, self.slices, strict=True):
+            pulled = batch.tangents.pull(cotangents[part], scale)
+            total = pulled if total is None else total.add_(pulled)
+        assert total is not None
+        return total
+
+    def kernel_product(self, cotangents: Tensor) -> Tensor:
+        """Return J J^T c: like logits. With several micro-batches J^T c is formed."""
+        if len(self.slices) == 1:
+            return self[0].tangents.kernel_product(cotangents)
+        pulled = self.vjp(cotangents, torch.ones((), device=cotangents.device))
+        return self.jvp(self._last().tangents.split(pulled))
+
+
+def _check(batch: MicroBatch, part: slice) -> Tensor:
+    """Return the logits of a micro-batch.
+
+    Raises:
+        EvalkitError: they do not have its samples on axis 0.
+    """
+    logits = batch.recording.logits.detach()
+    samples = part.stop - part.start
+    if logits.dim() == 0 or logits.shape[0] != samples:
+        raise EvalkitError(
+            f"expected logits with {samples} samples on axis 0, as the targets have, found "
+            f"shape {tuple(logits.shape)}; check the model's output and the targets"
+        )
+    return logits

@@ -1,0 +1,156 @@
+"""What a forward does with each trainable parameter, seen call by call.
+
+Looking at torch calls rather than at modules finds tied weights, modules used twice and bare
+parameters alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from evalkit.double_backward import Linearizing, replaced
+from evalkit.layers import LAYERS, Layer, ReplacedLayer
+
+
+@dataclass(frozen=True, eq=False)
+class LayerUse:
+    """One call of a layer with a rule.
+
+    Attributes:
+        layer: the call.
+        version: of its inputs at the call; an in-place change later would raise it.
+        outputs: the graph edge of its outputs.
+        weight: name of the trainable parameter, None where the weight is not one.
+        bias: likewise.
+    """
+
+    layer: Layer
+    version: int
+    outputs: GradientEdge
+    weight: str | None
+    bias: str | None
+
+
+class Recorder(TorchFunctionMode):
+    """Sees every torch call of a forward and notes what is done with each trainable parameter.
+
+    Attributes:
+        uses: the calls of layers with a rule that a trainable parameter took part in.
+        other: names of parameters that anything else was done with.
+
+    Args:
+        names: of the parameters, by id.
+        linearizing: for the layers whose double-backward is replaced.
+    """
+
+    def __init__(self, names: dict[int, str], linearizing: Linearizing) -> None:
+        super().__init__()
+        self.uses: list[LayerUse] = []
+        self.other: set[str] = set()
+        self._names = names
+        self._linearizing = linearizing
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the call, and note it."""
+        kwargs = kwargs or {}
+        layer = self._layer(func, args, kwargs) if func in LAYERS else None
+        inputs = kwargs.get("input", args[0] if args else None)
+        if isinstance(layer, ReplacedLayer) and inputs is not None:
+            output = replaced(layer, inputs, self._linearizing)
+        else:
+            output = func(*args, **kwargs)
+        used = [self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if self._known(leaf)]
+        if used and any(
+            isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(output)
+        ):
+            if layer is not None:
+                # The edge, not the tensor: an in-place activation may overwrite the tensor later.
+                edge = get_gradient_edge(output)
+                weight, bias = (self._names.get(id(p)) for p in (layer.weight, layer.bias))
+                self.uses.append(LayerUse(layer, layer.inputs._version, edge, weight, bias))
+            else:
+                self.other.update(used)
+        return output
+
+    def _known(self, leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and id(leaf) in self._names
+
+    def _layer(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Layer | None:
+        """Return the layer of a call that can be differentiated, None where no rule applies."""
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not torch.is_grad_enabled() or not any(leaf.requires_grad for leaf in leaves):
+            return None
+        # Under torch.func's transforms a call is one of many, or a derivative, of what it seems.
+        # Autocast multiplies copies of another precision, which a rule would not see.
+        if torch._C._are_functorch_transforms_active():
+            return None
+        if torch.is_autocast_enabled(leaves[0].device.type):
+            return None
+        try:
+            layer = LAYERS[func](*args, **kwargs)
+        except TypeError:  # torch says better what is wrong with the call
+            return None
+        inputs = kwargs.get("input", args[0] if args else None)
+        if layer is None or self._known(inputs):
+            return None
+        return layer
+
+
+def ruled_parameters(
+    logits: Tensor, parameters: dict[str, Tensor], recorder: Recorder
+) -> frozenset[str]:
+    """Return the parameters that the graph of the logits reaches through recorded calls alone.
+
+    The graph is the witness: each use of a parameter, seen by the recorder or not (custom
+    autograd functions, C++, gradients taken inside the forward), ends in the node that accumulates
+    its gradient. A recorded call may reach it through other nodes, such as a transposition.
+    """
+    users, accumulators = users_of_nodes(logits)
+    recorded = {use.outputs.node for use in recorder.uses}
+    calls = Counter[str]()
+    for use in recorder.uses:
+        if use.outputs.node in users and use.layer.inputs._version == use.version:
+            calls.update(name for name in (use.weight, use.bias) if name)
+
+    def count(node: Any) -> int:
+        total, pending = 0, [node]
+        while pending:
+            for user in users[pending.pop()]:
+                if len(user.next_functions) == 1 and users[user] and user not in recorded:
+                    pending.append(user)
+                else:
+                    total += 1
+        return total
+
+    found = {name: accumulators.get(id(value)) for name, value in parameters.items()}
+    reached = {n for n, node in found.items() if node is not None and count(node) == calls[n]}
+    return frozenset(reached - recorder.other)
+
+
+def users_of_nodes(logits: Tensor) -> tuple[dict[Any, list[Any]], dict[int, Any]]:
+    """Return the users of every node in the graph of the logits, and the nodes of leaves by id."""
+    users: dict[Any, list[Any]] = {logits.grad_fn: []}
+    accumulators: dict[int, Any] = {}
+    pending = [logits.grad_fn]
+    while pending:
+        node = pending.pop()
+        for following, _ in node.next_functions if node is not None else ():
+            if following is None:
+                continue
+            if following not in users:
+                users[following] = []
+                pending.append(following)
+                if hasattr(following, "variable"):
+                    accumulators[id(following.variable)] = following
+            users[following].append(node)
+    return users, accumulators
