@@ -13,16 +13,17 @@ from evalkit.errors import EvalkitError
 from evalkit.version import __version__
 
 if TYPE_CHECKING:
-    from evalkit.cg import NaturalGradient, natural_gradient
+    from evalkit.cg import natural_gradient
     from evalkit.indicator import gamma
     from evalkit.linearization import Linearization, linearize
     from evalkit.scoring import score
+    from evalkit.solved import NaturalGradient
     from evalkit.tasks import Task
     from evalkit.updates import Update, method, methods, update
 
 _HOME = {
     "Linearization": "evalkit.linearization",
-    "NaturalGradient": "evalkit.cg",
+    "NaturalGradient": "evalkit.solved",
     "Task": "evalkit.tasks",
     "Update": "evalkit.updates",
     "gamma": "evalkit.indicator",

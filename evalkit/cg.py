@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.indicator import indicator
+from evalkit.indicator import Indicator, indicator_terms
 from evalkit.linearization import Linearization
 from evalkit.reductions import norm
 from evalkit.settings import check_damping
+from evalkit.solved import NaturalGradient, Solved, Status, formed
 
-Status = Literal["residual", "floor", "iteration limit", "breakdown"]
+REPLACEMENT_PERIOD = 50
+"""Iterations after which the residual is computed afresh, so that rounding cannot pile up."""
 
-
-@dataclass(frozen=True)
-class NaturalGradient:
-    """The solution of (F + lambda I) x = g, and how far it can be trusted.
-
-    Attributes:
-        solution: x, (P,).
-        cotangents: y with x = J^T y, like logits, float64.
-        iterations: of CG.
-        converged: whether one of the two tolerances was met.
-        relative_residual: |g - (F + lambda I) x| / |g|, recomputed from the solution.
-        gammas: gamma of each iterate; without damping they fall (paper, appendix F.2).
-        gamma_floor: the bound below which no gamma can be; ``gammas[-1] / gamma_floor`` certifies
-            the distance to the optimum.
-        status: why the solver stopped: ``"residual"`` (tolerance met), ``"floor"`` (gamma within
-            ``floor_tolerance`` of the floor), ``"iteration limit"``, or ``"breakdown"`` (rounding
-            keeps the residual from falling further).
-    """
-
-    solution: Tensor
-    cotangents: Tensor
-    iterations: int
-    converged: bool
-    relative_residual: float
-    gammas: tuple[float, ...]
-    gamma_floor: float
-    status: Status
+Preconditioner = Callable[[Tensor], Tensor]
+OnIteration = Callable[[int, float], None]
 
 
 def natural_gradient(
@@ -53,17 +30,37 @@ def natural_gradient(
     max_iterations: int = 200,
     tolerance: float = 1e-6,
     floor_tolerance: float = 0.0,
-    on_iteration: Callable[[int, float], None] | None = None,
+    on_iteration: OnIteration | None = None,
+    preconditioner: Preconditioner | None = None,
 ) -> NaturalGradient:
     """Return (F + lambda I)^-1 g by linear CG (paper, Algorithm 5).
 
-    From x = 0 and v = res = g, each iteration does alpha = |res|^2 / v^T (F + lambda I) v;
-    x += alpha v; res -= alpha (F + lambda I) v; beta = |res_new|^2 / |res|^2; v = res + beta v.
+    Arguments and errors as :func:`solve_by_cg`.
+    """
+    solved = solve_by_cg(
+        lin, damping, max_iterations, tolerance, floor_tolerance, on_iteration, preconditioner
+    )
+    return formed(lin, solved)
 
-    All of these vectors lie in the range of J^T, since g = J^T r and F v = J^T S J v. So they are
-    kept as cotangents: x = J^T y, res = J^T q, v = J^T w, with J v by the recurrence of v and one
-    product J J^T q per iteration, which is cheaper than a Fisher-vector product. Inner products are
-    q . (J J^T q) = |res|^2 and (J v) . S (J v) = v^T F v, in float64.
+
+def solve_by_cg(
+    lin: Linearization,
+    damping: float = 0.0,
+    max_iterations: int = 200,
+    tolerance: float = 1e-6,
+    floor_tolerance: float = 0.0,
+    on_iteration: OnIteration | None = None,
+    preconditioner: Preconditioner | None = None,
+) -> Solved:
+    """Solve (F + lambda I) x = g by linear CG.
+
+    With A = F + lambda I and M^-1 the preconditioner (the identity in Algorithm 5): from x = 0,
+    res = g and v = z = M^-1 res, each iteration does alpha = res^T z / v^T A v; x += alpha v;
+    res -= alpha A v; z = M^-1 res; beta = res_new^T z_new / res^T z; v = z + beta v.
+
+    Every :data:`REPLACEMENT_PERIOD` iterations, and before a residual is believed to meet the
+    tolerance, J x and the residual are computed from x instead of by recurrence. Numbers that
+    decide are read once per iteration, so that a GPU is waited for once.
 
     Args:
         lin: the model and batch.
@@ -72,6 +69,8 @@ def natural_gradient(
         tolerance: stop when |res| <= tolerance |g|.
         floor_tolerance: stop when gamma <= (1 + floor_tolerance) gamma_floor; 0 leaves it out.
         on_iteration: called with the iteration and its gamma.
+        preconditioner: maps a residual, (P,), to M^-1 res, (P,), with M^-1 symmetric and positive
+            definite. Without one, no vector of P numbers is formed.
 
     Raises:
         EvalkitError: a setting is out of range.
@@ -79,60 +78,186 @@ def natural_gradient(
     damping = check_damping(damping)
     _check_settings(max_iterations, tolerance, floor_tolerance)
     goal = (1 + floor_tolerance) * lin.gamma_floor if floor_tolerance > 0 else 0.0
-    y = jx = torch.zeros_like(lin.logit_gradients)
-    q, jq = lin.logit_gradients, lin.gradient_jvp
-    w, jv = q, jq
-    rho = initial = checked = lin.gradient_norm**2
-    gammas: list[float] = []
+    space = _Cotangents(lin) if preconditioner is None else _Vectors(lin, preconditioner)
+    initial = checked = lin.gradient_norm**2
     status: Status = "iteration limit" if initial > 0 else "residual"
+    res, found = space.gradient, space.first()
+    x, jx = torch.zeros_like(res), torch.zeros_like(lin.logit_gradients)
+    v, jv = found.z, found.jz
+    gammas: list[float] = []
     while status == "iteration limit" and len(gammas) < max_iterations:
         sjv = lin.output_fisher(jv)
-        curvature = float((jv * sjv).sum()) + damping * float((w * jv).sum())
-        if not (curvature > 0 and math.isfinite(curvature)):
+        curvature = (jv * sjv).sum() + damping * space.square(v, jv)
+        alpha = found.rho / curvature
+        moved = jx + alpha * jv
+        bend, quadratic, slope = torch.stack([curvature, *indicator_terms(lin, moved)]).tolist()
+        if not (bend > 0 and math.isfinite(bend)):
             status = "breakdown"
             break
-        alpha = rho / curvature
-        y, jx = y + alpha * w, jx + alpha * jv
-        q = q - alpha * (sjv + damping * w)
-        gammas.append(indicator(lin, jx).gamma)
+        x, jx = x + alpha * v, moved
+        gammas.append(Indicator(math.sqrt(quadratic), slope).gamma)
         if on_iteration is not None:
             on_iteration(len(gammas), gammas[-1])
         if gammas[-1] <= goal:
             status = "floor"
             break
-        jq, rho, previous = *_pushed(lin, q), rho
-        if rho <= tolerance**2 * initial:
-            # The recurrences drift from the truth: believe the recomputed residual only, and go on
-            # from it as long as that still helps.
-            jx = lin.kernel_product(y)
-            q = lin.logit_gradients - lin.output_fisher(jx) - damping * y
-            jq, rho = _pushed(lin, q)
-            if rho <= tolerance**2 * initial:
-                status = "residual"
-            elif rho >= checked:
-                status = "breakdown"
-            w, jv, checked = q, jq, rho
-        else:
-            beta = rho / previous
-            w, jv = q + beta * w, jq + beta * jv
-    x = lin.vjp(y)
-    residual = lin.gradient - lin.fvp(x) - damping * x
-    return NaturalGradient(
-        solution=x,
-        cotangents=y,
+        previous, small = found.rho, False
+        if len(gammas) % REPLACEMENT_PERIOD:
+            res = res - alpha * (space.lift(sjv) + damping * v)
+            found = space.search(res)
+            small = found.square <= tolerance**2 * initial
+        if small or len(gammas) % REPLACEMENT_PERIOD == 0:
+            jx = space.push(x)
+            res = space.residual(x, lin.output_fisher(jx), damping)
+            found = space.search(res)
+        if found.square <= tolerance**2 * initial:
+            status = "residual"
+        elif small and found.square >= checked:
+            status = "breakdown"
+        # A recurrence that strayed is left behind: start again from the residual it missed.
+        beta = 0.0 if small else found.rho / previous
+        checked = found.square if small else checked
+        v, jv = found.z + beta * v, found.jz + beta * jv
+    relative = 0.0
+    if initial > 0 and status == "residual":
+        relative = math.sqrt(found.square / initial)  # of the residual just recomputed
+    elif initial > 0:
+        res = space.residual(x, lin.output_fisher(space.push(x)), damping)
+        relative = space.norm(res) / math.sqrt(initial)
+    return Solved(
+        cotangents=x if preconditioner is None else None,
+        vector=None if preconditioner is None else x,
+        solver="cg",
         iterations=len(gammas),
         converged=status in ("residual", "floor"),
-        relative_residual=norm(residual) / lin.gradient_norm if initial else 0.0,
+        relative_residual=relative,
         gammas=tuple(gammas),
         gamma_floor=lin.gamma_floor,
         status=status,
     )
 
 
-def _pushed(lin: Linearization, q: Tensor) -> tuple[Tensor, float]:
-    """Return J J^T q, and |J^T q|^2."""
-    product = lin.kernel_product(q)
-    return product, lin.pulled_norm(q, product) ** 2
+@dataclass(frozen=True)
+class _Search:
+    """A preconditioned residual z = M^-1 res.
+
+    Attributes:
+        z: like the residual.
+        jz: J z, like logits.
+        rho: res^T z.
+        square: |res|^2.
+    """
+
+    z: Tensor
+    jz: Tensor
+    rho: float
+    square: float
+
+
+class _Space(ABC):
+    """How the vectors of CG are kept."""
+
+    gradient: Tensor
+
+    @abstractmethod
+    def first(self) -> _Search:
+        """Return the search direction for the residual g."""
+
+    @abstractmethod
+    def search(self, res: Tensor) -> _Search:
+        """Return the search direction for a residual."""
+
+    @abstractmethod
+    def square(self, v: Tensor, jv: Tensor) -> Tensor:
+        """Return |v|^2."""
+
+    @abstractmethod
+    def lift(self, sjv: Tensor) -> Tensor:
+        """Return J^T S J v."""
+
+    @abstractmethod
+    def push(self, x: Tensor) -> Tensor:
+        """Return J x: like logits, float64."""
+
+    @abstractmethod
+    def norm(self, res: Tensor) -> float:
+        """Return |res|."""
+
+    def residual(self, x: Tensor, sjx: Tensor, damping: float) -> Tensor:
+        """Return g - (F + lambda I) x."""
+        return self.gradient - self.lift(sjx) - damping * x
+
+
+class _Cotangents(_Space):
+    """Every vector is J^T of something in logit space, and that is kept.
+
+    g = J^T r and F v = J^T S J v, so x = J^T y, res = J^T q and v = J^T w. An iteration takes one
+    product J J^T q, cheaper than a Fisher-vector product, and |res|^2 = q . (J J^T q).
+    """
+
+    def __init__(self, lin: Linearization) -> None:
+        self._lin = lin
+        self.gradient = lin.logit_gradients
+
+    def first(self) -> _Search:
+        square = self._lin.gradient_norm**2
+        return _Search(self.gradient, self._lin.gradient_jvp, square, square)
+
+    def search(self, res: Tensor) -> _Search:
+        product = self._lin.kernel_product(res)
+        square = self._lin.pulled_norm(res, product) ** 2
+        return _Search(res, product, square, square)
+
+    def square(self, v: Tensor, jv: Tensor) -> Tensor:
+        return (v * jv).sum()
+
+    def lift(self, sjv: Tensor) -> Tensor:
+        return sjv
+
+    def push(self, x: Tensor) -> Tensor:
+        return self._lin.kernel_product(x)
+
+    def norm(self, res: Tensor) -> float:
+        return self._lin.pulled_norm(res, self._lin.kernel_product(res))
+
+
+class _Vectors(_Space):
+    """Every vector has P numbers, as a preconditioner takes them."""
+
+    def __init__(self, lin: Linearization, preconditioner: Preconditioner) -> None:
+        self._lin, self._preconditioner = lin, preconditioner
+        self.gradient = lin.gradient
+
+    def first(self) -> _Search:
+        return self.search(self.gradient)
+
+    def search(self, res: Tensor) -> _Search:
+        z = self._preconditioner(res)
+        if not isinstance(z, Tensor) or z.shape != res.shape:
+            raise EvalkitError(
+                f"expected a preconditioner that returns a vector of length {len(res)}, found "
+                f"{tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__}; return M^-1 res"
+            )
+        rho = float(torch.dot(res.double(), z.double()))
+        square = norm(res) ** 2
+        if square > 0 and not 0 < rho < math.inf:
+            raise EvalkitError(
+                f"expected a positive definite preconditioner, found res . M^-1 res = {rho:g}; "
+                "return M^-1 res with M symmetric and positive definite"
+            )
+        return _Search(z, self._lin.jvp(z).double(), rho, square)
+
+    def square(self, v: Tensor, jv: Tensor) -> Tensor:
+        return v.double().square().sum()
+
+    def lift(self, sjv: Tensor) -> Tensor:
+        return self._lin.vjp(sjv)
+
+    def push(self, x: Tensor) -> Tensor:
+        return self._lin.jvp(x).double()
+
+    def norm(self, res: Tensor) -> float:
+        return norm(res)
 
 
 def _check_settings(max_iterations: int, tolerance: float, floor_tolerance: float) -> None:

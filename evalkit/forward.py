@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from evalkit.determinism import (
     preserved_random_state,
@@ -85,6 +85,31 @@ def differentiable() -> Iterator[None]:
     """Grad mode with the attention kernel that can be differentiated twice."""
     with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+def describe(value: Any) -> str:
+    """Return the shape of a tensor, or the type of anything else."""
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def check_batch(inputs: Inputs, targets: Tensor) -> int:
+    """Return N, the first axis of the targets and of at least one input.
+
+    Raises:
+        EvalkitError: there are no samples, or no input has as many as the targets.
+    """
+    if not isinstance(targets, Tensor) or targets.dim() == 0 or len(targets) == 0:
+        raise EvalkitError(
+            "expected a tensor of targets with at least one sample on axis 0, found "
+            f"{describe(targets)}; pass a batch"
+        )
+    sizes = [len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
+    if len(targets) not in sizes:
+        raise EvalkitError(
+            f"expected inputs with {len(targets)} samples on axis 0, as the targets have, found "
+            f"{sizes or 'no tensor'}; pass inputs and targets of the same batch"
+        )
+    return len(targets)
 
 
 def record(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None = None) -> Recording:

@@ -35,6 +35,17 @@ class Indicator:
 def indicator(lin: Linearization, jvp: Tensor) -> Indicator:
     """Return the indicator of a direction d from J d, without a Fisher-vector product.
 
+    Args:
+        lin: the model and batch.
+        jvp: J d, like logits.
+    """
+    quadratic, slope = indicator_terms(lin, jvp)
+    return Indicator(math.sqrt(float(quadratic)), float(slope))
+
+
+def indicator_terms(lin: Linearization, jvp: Tensor) -> tuple[Tensor, Tensor]:
+    """Return d^T F d and d^T g as tensors without axes, so that a GPU need not be waited for.
+
     d^T F d = sum_n (J_n d)^T S_n (J_n d), a sum of squares that cannot be negative, and
     d^T g = sum_n r_n^T J_n d, both in float64.
 
@@ -43,8 +54,7 @@ def indicator(lin: Linearization, jvp: Tensor) -> Indicator:
         jvp: J d, like logits.
     """
     quadratic = lin.likelihood.fisher_quadratic(lin.logits, lin.targets, jvp).sum()
-    slope = lin.sample_dots(lin.logit_gradients, jvp).sum()
-    return Indicator(math.sqrt(float(quadratic)), float(slope))
+    return quadratic, lin.sample_dots(lin.logit_gradients, jvp).sum()
 
 
 def gamma(lin: Linearization, direction: Tensor) -> float:

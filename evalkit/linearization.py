@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize
-from evalkit.forward import Inputs
+from evalkit.forward import Inputs, check_batch, describe
 from evalkit.gram import ROUTES, gram_matrix
+from evalkit.kernel import gram_from_kernel, kernel_pays, tangent_kernel
 from evalkit.micro_batches import MicroBatches
 from evalkit.per_sample import CannotVectorizeError, PerSample, defining_gradients
 from evalkit.reductions import norm, power_of_two
@@ -87,18 +87,12 @@ class Linearization:
         self.likelihood = likelihoods.get(likelihood)
         # A plain dict, so that other mappings (a tokenizer's output) are seen through too.
         inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
-        num_samples = _check_batch(inputs, targets)
+        num_samples = check_batch(inputs, targets)
         name = check_dtype(dtype)
         precision = None if name is None else getattr(torch, name)
         batches = MicroBatches(model, inputs, num_samples, micro_batch_size, precision)
         self._batches = batches
         self.logits = batches.logits
-        if not self.logits.isfinite().all():
-            bad = int((~self.logits.isfinite()).sum())
-            raise EvalkitError(
-                f"expected finite logits, found {bad} that are NaN or infinite; check the model's "
-                "parameters and the inputs"
-            )
         self.targets = self.likelihood.check(self.logits, targets)
         self.logit_gradients = self.likelihood.logit_gradients(self.logits, self.targets)
         self._shared: dict[Hashable, Any] = {}
@@ -152,8 +146,33 @@ class Linearization:
         This is J d for the direction d = sum_n J_n^T c_n, and takes less than the VJP and the JVP
         one after the other: d itself is not formed for layers that have a rule.
         """
-        scaled, scale = self._scaled(self._checked(cotangents))
+        cotangents = self._checked(cotangents)
+        if "tangent_kernel" in self.__dict__:
+            product = self.tangent_kernel @ cotangents.detach().double().flatten()
+            return product.view_as(cotangents)
+        scaled, scale = self._scaled(cotangents)
         return self._batches.kernel_product(scaled).double() * scale
+
+    @cached_property
+    def tangent_kernel(self) -> Tensor:
+        """J J^T, (N M, N M) float64 for M outputs per sample, in the order of the logits.
+
+        Once formed, every product J J^T c is one with this matrix.
+        """
+        _ = self.gram  # settles the route
+        return tangent_kernel(self._batches, self._route)
+
+    def form_kernel(self, products: int, extra: float = 0.0) -> bool:
+        """Form the tangent kernel where so many products with it cost more; return whether it is.
+
+        Args:
+            products: number of products J J^T c to come.
+            extra: float64 multiplications that only the matrix would need.
+        """
+        formed = "tangent_kernel" in self.__dict__
+        if not formed and kernel_pays(self._batches, products, extra):
+            formed = len(self.tangent_kernel) > 0
+        return formed
 
     def pulled_norm(self, cotangents: Tensor, product: Tensor) -> float:
         """Return the norm of d = sum_n J_n^T c_n.
@@ -165,9 +184,9 @@ class Linearization:
             product: J J^T c, like logits.
         """
         terms = self.sample_dots(cotangents, product)
-        total = float(terms.sum())
-        if total > 0.01 * float(terms.abs().sum()):
-            return total**0.5
+        total, magnitude = torch.stack([terms.sum(), terms.abs().sum()]).tolist()
+        if total > 0.01 * magnitude:
+            return float(total**0.5)
         return norm(self.vjp(cotangents))
 
     def _checked(self, cotangents: Tensor) -> Tensor:
@@ -249,6 +268,8 @@ class Linearization:
             (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
         """
         _ = self.gram  # settles the route
+        if "tangent_kernel" in self.__dict__:
+            return gram_from_kernel(self.tangent_kernel, cotangents)
         return gram_matrix(self._batches, cotangents, self._route)
 
     def _row_sums_agree(self, gram: Tensor) -> bool:
@@ -313,33 +334,9 @@ class Linearization:
         if not isinstance(vector, Tensor) or vector.shape != (self.num_params,):
             raise EvalkitError(
                 f"expected a vector of length {self.num_params}, the number of trainable "
-                f"parameters, found {_shape(vector)}; flatten the parameters in the "
+                f"parameters, found {describe(vector)}; flatten the parameters in the "
                 "order of named_parameters()"
             )
         values = self._batches.parameters.values()
         parts = vector.detach().to(self.logits).split([value.numel() for value in values])
         return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
-
-
-def _shape(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _check_batch(inputs: Inputs, targets: Tensor) -> int:
-    """Return N, the first axis of the targets and of at least one input.
-
-    Raises:
-        EvalkitError: there are no samples, or no input has as many as the targets.
-    """
-    if not isinstance(targets, Tensor) or targets.dim() == 0 or len(targets) == 0:
-        raise EvalkitError(
-            "expected a tensor of targets with at least one sample on axis 0, found "
-            f"{_shape(targets)}; pass a batch"
-        )
-    sizes = [len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
-    if len(targets) not in sizes:
-        raise EvalkitError(
-            f"expected inputs with {len(targets)} samples on axis 0, as the targets have, found "
-            f"{sizes or 'no tensor'}; pass inputs and targets of the same batch"
-        )
-    return len(targets)

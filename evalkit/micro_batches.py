@@ -128,7 +128,7 @@ def _check(batch: MicroBatch, part: slice) -> Tensor:
     """Return the logits of a micro-batch.
 
     Raises:
-        EvalkitError: they do not have its samples on axis 0.
+        EvalkitError: they do not have its samples on axis 0, or are not finite.
     """
     logits = batch.recording.logits.detach()
     samples = part.stop - part.start
@@ -136,5 +136,11 @@ def _check(batch: MicroBatch, part: slice) -> Tensor:
         raise EvalkitError(
             f"expected logits with {samples} samples on axis 0, as the targets have, found "
             f"shape {tuple(logits.shape)}; check the model's output and the targets"
+        )
+    if not logits.isfinite().all():
+        bad = int((~logits.isfinite()).sum())
+        raise EvalkitError(
+            f"expected finite logits, found {bad} that are NaN or infinite; check the model's "
+            "parameters and the inputs"
         )
     return logits

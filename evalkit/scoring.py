@@ -42,9 +42,10 @@ class Score:
         slope: d^T g; negative means that the update ascends.
         norm: |d|.
         cosine_sgd: cosine of the angle between d and g.
-        iterations: of the solver; empty for direct methods.
-        relative_residual: of the solver, recomputed; empty for direct methods.
-        converged: of the solver; empty for direct methods.
+        iterations: of the solver; empty for methods without one.
+        relative_residual: of the solver, recomputed; empty for methods without one.
+        converged: of the solver; empty for methods without one.
+        solver: ``"cg"`` or ``"direct"``; empty for methods without one.
     """
 
     method: str
@@ -59,6 +60,7 @@ class Score:
     iterations: int | None
     relative_residual: float | None
     converged: bool | None
+    solver: str | None
 
 
 def score(
@@ -120,6 +122,7 @@ def score_linearization(
 ) -> list[Score]:
     """Return the rows of one batch: a row per method and damping, methods outermost."""
     reference = indicator(lin, lin.gradient_jvp).gamma
+    lin.form_kernel(products=len(dampings) * sum(name != "sgd" for name in methods))
     return [
         _row(lin, name, damping, compute(name, lin, damping, seed), reference)
         for name in methods
@@ -131,7 +134,12 @@ def to_frame(rows: Sequence[Score]) -> pd.DataFrame:
     """Return rows as a table with the columns of the contract."""
     frame = pd.DataFrame([vars(row) for row in rows], columns=list(SCORE_COLUMNS))
     return frame.astype(
-        {"iterations": "Int64", "relative_residual": "float64", "converged": "boolean"}
+        {
+            "iterations": "Int64",
+            "relative_residual": "float64",
+            "converged": "boolean",
+            "solver": "str",
+        }
     )
 
 
@@ -152,6 +160,7 @@ def _row(lin: Linearization, name: str, damping: float, update: Update, referenc
         iterations=update.iterations,
         relative_residual=update.relative_residual,
         converged=update.converged,
+        solver=update.solver,
     )
 
 

@@ -32,6 +32,7 @@ SCORE_COLUMNS = (
     "iterations",
     "relative_residual",
     "converged",
+    "solver",
 )
 BATCH_COLUMNS = (
     "num_samples",
@@ -46,9 +47,11 @@ TABLES = {
     SCORES_FILE: KEY_COLUMNS + SCORE_COLUMNS,
     BATCHES_FILE: KEY_COLUMNS + BATCH_COLUMNS,
 }
-_TEXT = frozenset({"checkpoint", "method"})
+_TEXT = frozenset({"checkpoint", "method", "solver"})
 _WHOLE = frozenset({"step", "batch", "num_samples", "gram_rank", "iterations"})
 _FLAG = frozenset({"converged"})
+_OPTIONAL = frozenset({"solver"})
+"""Columns that a table may lack, and then is read and written with empty ones."""
 _REQUIRED = frozenset({*KEY_COLUMNS, "method", "damping", "num_samples"})
 SCORE_AGAIN = "score again into a new folder with 'evalkit score'"
 
@@ -90,6 +93,7 @@ def csv_line(fields: Sequence[str]) -> str:
 def csv_rows(frame: pd.DataFrame, name: str) -> str:
     """Return the rows as text: floats in full precision, missing values empty."""
     columns = TABLES[name]
+    frame = frame.assign(**dict.fromkeys(_OPTIONAL & set(columns) - set(frame.columns), ""))
     if set(frame.columns) != set(columns):
         difference = sorted(set(frame.columns) ^ set(columns))
         raise EvalkitError(
@@ -109,7 +113,7 @@ def csv_rows(frame: pd.DataFrame, name: str) -> str:
 def _typed(column: pd.Series) -> pd.Series:
     """Return a column in the type its name calls for."""
     if column.name in _TEXT:
-        return column.astype(str)
+        return column.fillna("").astype(str)
     if column.name in _FLAG:
         return column.astype("boolean")
     numbers = pd.to_numeric(column)
@@ -144,7 +148,7 @@ def read_table(path: Path) -> pd.DataFrame:
     except csv.Error as error:
         raise EvalkitError(f"expected CSV in {path}, found: {error}; {SCORE_AGAIN}") from error
     header = lines[0] if lines else []
-    missing = [column for column in columns if column not in header]
+    missing = [column for column in columns if column not in {*header, *_OPTIONAL}]
     if missing:
         raise EvalkitError(
             f"expected the columns {', '.join(columns)} in {path}, "
@@ -156,10 +160,12 @@ def read_table(path: Path) -> pd.DataFrame:
                 f"expected {len(header)} fields in line {number} of {path}, "
                 f"found {len(line)}; {SCORE_AGAIN}"
             )
-    place = {column: header.index(column) for column in columns}
+    place = {column: header.index(column) for column in columns if column in header}
     return pd.DataFrame(
         {
             column: _parsed(column, [line[place[column]] for line in lines[1:]], path)
+            if column in place
+            else pd.Series([""] * len(lines[1:]), dtype=str)
             for column in columns
         }
     )

@@ -24,9 +24,10 @@ forward
 ruled_rows per_sample tangents
 micro_batches
 gram
+kernel
 linearization
-indicator
-cg
+indicator solved
+cg direct
 updates
 metrics
 scoring

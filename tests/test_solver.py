@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 import evalkit
+import evalkit.cg
+from evalkit.direct import solve_directly
+from evalkit.updates import compute
 from tests import dense
 from tests.cases import CASES
 from tests.test_properties import some_cases
@@ -53,3 +59,86 @@ def test_relative_residual_is_the_true_one(name: str, damping: float) -> None:
         assert found.relative_residual == pytest.approx(true, rel=1e-6, abs=1e-12)
         assert found.iterations <= iterations
         assert not found.converged or found.relative_residual <= 1e-6 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("damping", [0.0, 1e-6, 1e-2])
+def test_direct_solve_and_cg_agree(name: str, damping: float) -> None:
+    batch = CASES[name].make()
+    lin, expected = evalkit.linearize(*batch), dense.dense(*batch)
+    direct = solve_directly(lin, damping, tolerance=1e-9)
+    cg = evalkit.natural_gradient(lin, damping, max_iterations=4000, tolerance=1e-12)
+    assert direct.converged == (direct.relative_residual <= 1e-9)
+    assert direct.cotangents is not None
+    x = lin.vjp(direct.cotangents)
+    torch.testing.assert_close(x, cg.solution, rtol=1e-6, atol=1e-6 * float(x.abs().max()))
+    assert evalkit.gamma(lin, x) == pytest.approx(evalkit.gamma(lin, cg.solution), rel=1e-6)
+    residual = expected.gradient - expected.fisher @ x - damping * x
+    true = float(residual.norm() / expected.gradient.norm())
+    assert direct.relative_residual == pytest.approx(true, rel=1e-3, abs=1e-10)
+
+
+@some_cases
+def test_tangent_kernel_changes_no_result(name: str) -> None:
+    batch = CASES[name].make()
+    lin, other = evalkit.linearize(*batch), evalkit.linearize(*batch)
+    jacobian = dense.dense(*batch).jacobian
+    matrix = jacobian.flatten(0, -2) @ jacobian.flatten(0, -2).T
+    torch.testing.assert_close(other.tangent_kernel, matrix)
+    c = torch.stack([lin.logit_gradients, lin.logit_gradients.flip(0)])
+    torch.testing.assert_close(other.kernel_product(c[1]), lin.kernel_product(c[1]))
+    torch.testing.assert_close(other.gram_of(c), lin.gram_of(c))
+
+
+@some_cases
+@pytest.mark.parametrize("damping", [0.0, 1e-2])
+def test_a_preconditioner_changes_the_way_but_not_the_end(name: str, damping: float) -> None:
+    batch = CASES[name].make()
+    lin, expected = evalkit.linearize(*batch), dense.dense(*batch)
+    weights = 1 / (expected.fisher.diagonal() + 0.1 * expected.fisher.diagonal().mean())
+    plain = evalkit.natural_gradient(lin, damping, max_iterations=4000, tolerance=1e-11)
+    found = evalkit.natural_gradient(
+        lin, damping, max_iterations=4000, tolerance=1e-11, preconditioner=lambda v: weights * v
+    )
+    assert found.status == "residual"
+    gammas = [evalkit.gamma(lin, one.solution) for one in (plain, found)]
+    assert gammas[1] == pytest.approx(gammas[0], rel=1e-6)
+    if damping:  # without, solutions differ by what F maps to zero
+        torch.testing.assert_close(found.solution, plain.solution, rtol=1e-5, atol=1e-8)
+
+
+def test_an_exact_preconditioner_needs_one_iteration() -> None:
+    batch = CASES["least_squares_more_samples_than_parameters"].make()
+    lin, expected = evalkit.linearize(*batch), dense.dense(*batch)
+    inverse = torch.linalg.inv(expected.fisher)
+    found = evalkit.natural_gradient(lin, tolerance=1e-8, preconditioner=lambda v: inverse @ v)
+    assert found.iterations == 1
+    assert found.converged
+
+
+@pytest.mark.parametrize("wrong", [lambda v: -v, lambda v: v[:1], lambda v: None])
+def test_a_wrong_preconditioner_is_refused(wrong: Callable[[Tensor], Tensor]) -> None:
+    lin = evalkit.linearize(*CASES["mlp_categorical"].make())
+    with pytest.raises(evalkit.EvalkitError, match="preconditioner"):
+        evalkit.natural_gradient(lin, preconditioner=wrong)
+
+
+def test_residuals_are_replaced_and_gammas_still_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    lin = evalkit.linearize(*CASES["mlp_categorical"].make())
+    plain = evalkit.natural_gradient(lin, max_iterations=30, tolerance=0.0)
+    monkeypatch.setattr(evalkit.cg, "REPLACEMENT_PERIOD", 3)
+    often = evalkit.natural_gradient(lin, max_iterations=30, tolerance=0.0)
+    count = min(plain.iterations, often.iterations, 12)
+    assert often.gammas[:count] == pytest.approx(plain.gammas[:count], rel=1e-8)
+
+
+def test_the_ngd_method_takes_the_solver_it_is_told() -> None:
+    lin = evalkit.linearize(*CASES["mlp_categorical"].make())
+    cg, direct, auto = (
+        compute(f'ngd:tolerance=1e-9:solver="{solver}"', lin, 1e-3)
+        for solver in ("cg", "direct", "auto")
+    )
+    assert (cg.solver, direct.solver, auto.solver) == ("cg", "direct", "direct")
+    torch.testing.assert_close(cg.direction(lin), direct.direction(lin), rtol=1e-6, atol=1e-9)
+    with pytest.raises(evalkit.EvalkitError, match="solver"):
+        compute('ngd:solver="best"', lin, 1e-3)

@@ -35,6 +35,11 @@ class Layer(ABC):
         """What must be equal for the rows of two calls with one weight to be joined."""
         return type(self)
 
+    @property
+    def matrix_shape(self) -> tuple[int, int, int, int]:
+        """Groups, positions, in and out of the weight as a matrix; zeros where it is none."""
+        return 0, 0, 0, 0
+
     @abstractmethod
     def moved(self, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Return how far a change of weight and bias moves the outputs: like the outputs.

@@ -38,6 +38,18 @@ class Convolution(ReplacedLayer):
         """Convolutions with one weight differ in nothing but the number of groups."""
         return type(self), self.groups
 
+    @property
+    def matrix_shape(self) -> tuple[int, int, int, int]:
+        """Groups, output positions, in * kernel and out, both in one group."""
+        assert self.weight is not None
+        positions = 1
+        for axis, size in enumerate(self.weight.shape[2:]):
+            room = self.inputs.shape[2 + axis] + 2 * self.padding[axis]
+            reach = self.dilation[axis] * (size - 1) + 1
+            positions *= (room - reach) // self.stride[axis] + 1
+        outside = len(self.weight) // self.groups
+        return self.groups, positions, self.weight[0].numel(), outside
+
     def call(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Return the convolution."""
         assert weight is not None

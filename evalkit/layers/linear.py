@@ -15,6 +15,13 @@ from evalkit.layers.rows import Formed, OuterProducts
 class Linear(Layer):
     """One call of ``F.linear`` with inputs (N, ..., in)."""
 
+    @property
+    def matrix_shape(self) -> tuple[int, int, int, int]:
+        """One group, the positions, in and out."""
+        assert self.weight is not None
+        outside, inside = self.weight.shape
+        return 1, self.inputs[0].numel() // inside, inside, outside
+
     def moved(self, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Return x v_W^T + v_b."""
         if weight is not None:

@@ -71,18 +71,11 @@ class OuterProducts(GradientRows):
         return cls(torch.cat([part.a for part in parts], 2), torch.cat([p.d for p in parts], 3))
 
     def inner(self, other: OuterProducts) -> Tensor:
-        """Return sum_{t,s} (a_nt . a_ms) (d_knt . d_jms) by the cheaper of two routes.
-
-        Multiplications in each group: N T M S in + K N T J M S out for pairs of positions;
-        (K N T + J M S) in out + K N J M in out with the gradients formed.
-        """
-        groups, draws, samples, positions, width = self.d.shape
-        _, draws_, samples_, positions_, _ = other.d.shape
+        """Return sum_{t,s} (a_nt . a_ms) (d_knt . d_jms) by the cheaper of two routes."""
+        groups, draws, samples, _, _ = self.d.shape
+        _, draws_, samples_, _, _ = other.d.shape
+        pairs, formed = pair_costs(self.d.shape, other.d.shape, self.a.shape[-1])
         rows, rows_ = draws * samples, draws_ * samples_
-        size = width * self.a.shape[-1]
-        spots = samples * positions * samples_ * positions_
-        pairs = spots * (self.a.shape[-1] + draws * draws_ * width)
-        formed = (rows * positions + rows_ * positions_ + rows * rows_) * size
         total = self.d.new_zeros(rows, rows_, dtype=torch.float64)
         add = _add_pairs if pairs <= formed else _add_formed
         for group in range(groups):
@@ -91,6 +84,26 @@ class OuterProducts(GradientRows):
             right = left if same else (other.a[group].double(), other.d[group].double())
             add(total.view(draws, samples, draws_, samples_), *left, *right, same)
         return total
+
+
+def pair_costs(left: Sequence[int], right: Sequence[int], inside: int) -> tuple[int, int]:
+    """Return the multiplications for inner products of outer products, by pairs and formed.
+
+    In each group: N T M S in + K N T J M S out for pairs of positions; (K N T + J M S) in out +
+    K N J M in out with the gradients formed.
+
+    Args:
+        left: shape of d, (groups, K, N, T, out).
+        right: shape of the other d, (groups, J, M, S, out).
+        inside: in, the width of a.
+    """
+    groups, draws, samples, positions, width = left
+    _, draws_, samples_, positions_, _ = right
+    rows, rows_ = draws * samples, draws_ * samples_
+    spots = samples * positions * samples_ * positions_
+    pairs = spots * (inside + draws * draws_ * width)
+    formed = (rows * positions + rows_ * positions_ + rows * rows_) * width * inside
+    return groups * pairs, groups * formed
 
 
 def _add_pairs(total: Tensor, a: Tensor, d: Tensor, b: Tensor, e: Tensor, same: bool) -> None:

@@ -51,6 +51,20 @@ class Likelihood(ABC):
         """Return u_n^T S_n u_n, never negative: (N,)."""
 
     @abstractmethod
+    def fisher_root(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return B_n with S_n = B_n B_n^T, a block for each position: (N, ..., C, C).
+
+        A column of zeros stands for a direction that S_n does not see.
+        """
+
+    @abstractmethod
+    def solve_root(self, logits: Tensor, targets: Tensor, values: Tensor) -> Tensor:
+        """Return rho_n with B_n rho_n = values_n for values in the range of S_n: like logits.
+
+        For r the sum of squares of rho_n is the floor term r_n^T S_n^+ r_n.
+        """
+
+    @abstractmethod
     def sample_targets(self, logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         """Draw targets from p(y | z); positions without a label stay without: like targets.
 

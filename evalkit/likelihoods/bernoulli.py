@@ -57,6 +57,18 @@ class Bernoulli(Likelihood):
     def fisher_quadratic(self, logits: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
         return sum_positions(vectors.double() * self.fisher_product(logits, targets, vectors))
 
+    def fisher_root(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return diag(sqrt(p (1 - p))): (N, ..., C, C)."""
+        return torch.diag_embed(self._root(logits, targets))
+
+    def solve_root(self, logits: Tensor, targets: Tensor, values: Tensor) -> Tensor:
+        root = self._root(logits, targets)
+        return (values / root).where(root > 0, 0.0)
+
+    def _root(self, logits: Tensor, targets: Tensor) -> Tensor:
+        z = logits.double()
+        return (z.sigmoid() * (-z).sigmoid()).sqrt().where(targets != IGNORED_LABEL, 0.0)
+
     def sample_targets(self, logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         draws = torch.rand(
             logits.shape, generator=generator, dtype=torch.float64, device=generator.device

@@ -96,6 +96,32 @@ class Categorical(Likelihood):
         p, centred = _centred(logits, targets, vectors)
         return sum_positions((p * centred.square()).sum(-1))
 
+    def fisher_root(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return B with S = B B^T and no column for the most likely class k: (N, ..., C, C).
+
+        S sees differences u - u_k only. On the other classes it is diag(p) - p p^T = W W^T with
+        q = sqrt(p) and W = diag(q) (I - q q^T / (1 + sqrt(p_k))), since 1 - |q|^2 = p_k. Nothing
+        cancels when p is nearly one-hot. B = W - sqrt(p_k) e_k q^T carries W to all classes.
+        """
+        q, top, root = self._roots(logits, targets)
+        w = torch.diag_embed(q) - (q * q / (1 + root)).unsqueeze(-1) * q.unsqueeze(-2)
+        return w - (top * root).unsqueeze(-1) * q.unsqueeze(-2)
+
+    def solve_root(self, logits: Tensor, targets: Tensor, values: Tensor) -> Tensor:
+        """Return W^-1 v = (I + q q^T / (sqrt(p_k) (1 + sqrt(p_k)))) diag(q)^-1 v off class k."""
+        q, _, root = self._roots(logits, targets)
+        scaled = (values / q).where(q > 0, 0.0)
+        return scaled + q * (q * scaled).sum(-1, keepdim=True) / (root * (1 + root))
+
+    def _roots(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q (zero at k and where there is no label), the indicator of k, and sqrt(p_k)."""
+        p = logits.double().softmax(-1)
+        k = p.argmax(-1, keepdim=True)
+        top = torch.zeros_like(p).scatter(-1, k, 1.0)
+        labelled = (targets != IGNORED_LABEL).unsqueeze(-1)
+        q = p.sqrt().where((top == 0) & labelled, 0.0)
+        return q, top, p.gather(-1, k).sqrt()
+
     def sample_targets(self, logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         cumulative = logits.double().softmax(-1).cumsum(-1)
         draws = torch.rand(

@@ -34,6 +34,12 @@ class Gaussian(Likelihood):
     def fisher_quadratic(self, logits: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
         return sum_positions(vectors.double().square())
 
+    def fisher_root(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.diag_embed(torch.ones_like(logits, dtype=torch.float64))
+
+    def solve_root(self, logits: Tensor, targets: Tensor, values: Tensor) -> Tensor:
+        return values.double()
+
     def sample_targets(self, logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(
             logits.shape, generator=generator, dtype=torch.float64, device=generator.device

@@ -18,6 +18,8 @@ from evalkit.settings import DEFAULT_DAMPING, check_damping, check_seed
 
 Method = Callable[..., "Tensor | Update"]
 _METHODS: Registry[Method] = Registry("method")
+GIVEN = ("seed", "on_iteration")
+"""Parameters that a method receives rather than being set."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,10 @@ class Update:
     Attributes:
         vector: d, (P,); the parameters move along -d.
         cotangents: c, like logits.
-        iterations: iterations of the solver, None for direct methods.
-        relative_residual: recomputed, None for direct methods.
-        converged: None for direct methods.
+        iterations: of the solver, None for methods without one.
+        relative_residual: recomputed, None for methods without a solver.
+        converged: None for methods without a solver.
+        solver: its name, None for methods without one.
     """
 
     vector: Tensor | None = None
@@ -40,6 +43,7 @@ class Update:
     iterations: int | None = None
     relative_residual: float | None = None
     converged: bool | None = None
+    solver: str | None = None
 
     def direction(self, lin: Linearization) -> Tensor:
         """Return d: (P,)."""
@@ -53,7 +57,8 @@ def method(name: str) -> Callable[[Method], Method]:
     """Register a method: a function of (linearization, damping) that returns a direction.
 
     The function returns d, (P,), with the sign of the gradient, or an :class:`Update`. Its further
-    parameters are its settings and need defaults; one called ``seed`` receives the seed.
+    parameters are its settings and need defaults; one called ``seed`` receives the seed, and one
+    called ``on_iteration`` a function to call with each iteration and its gamma.
 
     Args:
         name: how it is called from then on.
@@ -115,7 +120,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 def _check_settings(name: str, settings: dict[str, Any]) -> None:
     """Refuse settings that the method does not have, and values of another type than its own."""
     parameters = list(inspect.signature(_METHODS.get(name)).parameters.values())[2:]
-    defaults = {item.name: item.default for item in parameters if item.name != "seed"}
+    defaults = {item.name: item.default for item in parameters if item.name not in GIVEN}
     for key, value in settings.items():
         if key not in defaults:
             hint = suggest(key, defaults) if defaults else "it has no settings"
@@ -134,6 +139,7 @@ def compute(
     lin: Linearization,
     damping: float = DEFAULT_DAMPING,
     seed: int = 0,
+    on_iteration: Callable[[int, float], None] | None = None,
     **settings: Any,
 ) -> Update:
     """Return the update of a method, with the state of its solver.
@@ -143,6 +149,7 @@ def compute(
         lin: the model and batch.
         damping: lambda >= 0, absolute.
         seed: for methods that draw samples.
+        on_iteration: called by iterative methods with the iteration and its gamma.
         settings: the method's settings, by name.
 
     Raises:
@@ -154,15 +161,17 @@ def compute(
     _check_settings(name, settings)
     function = _METHODS.get(name)
     settings = {**written, **settings}
-    if "seed" in inspect.signature(function).parameters:
-        settings["seed"] = seed
+    given = {"seed": seed, "on_iteration": on_iteration}
+    settings |= {
+        name: given[name] for name in GIVEN if name in inspect.signature(function).parameters
+    }
     result = function(lin, damping, **settings)
     if not isinstance(result, Update):
         result = Update(vector=result)
     if result.cotangents is None:
         result = replace(result, vector=_checked(name, result.vector, lin))
-    given = result.vector if result.cotangents is None else result.cotangents
-    if given is None or not is_finite(given):
+    answer = result.vector if result.cotangents is None else result.cotangents
+    if answer is None or not is_finite(answer):
         raise EvalkitError(
             f"expected method '{name}' to return finite numbers, found NaN or infinity; raise the "
             "damping or check the method"
@@ -178,7 +187,7 @@ def update(
     **settings: Any,
 ) -> Tensor:
     """Return the direction d of a method: (P,); arguments and errors as :func:`compute`."""
-    return compute(name, lin, damping, seed, **settings).direction(lin)
+    return compute(name, lin, damping, seed, None, **settings).direction(lin)
 
 
 def _checked(name: str, direction: Any, lin: Linearization) -> Tensor:

@@ -1,0 +1,63 @@
+"""What a solver of (F + lambda I) x = g returns: answer, status and statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from evalkit.linearization import Linearization
+
+Solver = Literal["cg", "direct"]
+Status = Literal["residual", "floor", "iteration limit", "breakdown"]
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """A solution x of (F + lambda I) x = g, and how far it can be trusted.
+
+    Attributes:
+        cotangents: y with x = J^T y, like logits, float64; None where x is known by itself.
+        vector: x, (P,), where it is known by itself.
+        solver: ``"cg"``, or ``"direct"`` for the solve in logit space.
+        iterations: of CG; of the direct solver, solves with a recomputed residual.
+        converged: whether one of the two tolerances was met.
+        relative_residual: |g - (F + lambda I) x| / |g|, recomputed from the solution.
+        gammas: gamma of each iterate; without damping they fall (paper, appendix F.2).
+        gamma_floor: the bound below which no gamma can be; ``gammas[-1] / gamma_floor`` certifies
+            the distance to the optimum.
+        status: why the solver stopped: ``"residual"`` (tolerance met), ``"floor"`` (gamma within
+            ``floor_tolerance`` of the floor), ``"iteration limit"``, or ``"breakdown"`` (rounding
+            keeps the residual from falling further).
+    """
+
+    cotangents: Tensor | None
+    vector: Tensor | None
+    solver: Solver
+    iterations: int
+    converged: bool
+    relative_residual: float
+    gammas: tuple[float, ...]
+    gamma_floor: float
+    status: Status
+
+
+@dataclass(frozen=True, eq=False)
+class NaturalGradient(Solved):
+    """A solution with its vector formed.
+
+    Attributes:
+        solution: x, (P,).
+    """
+
+    solution: Tensor
+
+
+def formed(lin: Linearization, solved: Solved) -> NaturalGradient:
+    """Return the record with the solution as a vector of parameters."""
+    vector = solved.vector
+    if vector is None:
+        assert solved.cotangents is not None
+        vector = lin.vjp(solved.cotangents)
+    return NaturalGradient(**vars(solved), solution=vector)
