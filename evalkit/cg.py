@@ -215,7 +215,7 @@ class _Cotangents(_Space):
         return sjv
 
     def push(self, x: Tensor) -> Tensor:
-        return self._lin.kernel_product(x)
+        return self._lin.kernel_product(x, formed=False)
 
     def norm(self, res: Tensor) -> float:
         return self._lin.pulled_norm(res, self._lin.kernel_product(res))

@@ -30,7 +30,12 @@ ROUTES: tuple[PerSample | None, ...] = (None, vectorized_gradients, defining_gra
 take axis 0 of every tensor to be the sample axis and samples not to influence each other."""
 
 
-def gram_matrix(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> Tensor:
+def gram_matrix(
+    batches: MicroBatches,
+    cotangents: Tensor,
+    route: PerSample | None,
+    others: Tensor | None = None,
+) -> Tensor:
     """Return the inner products of J_n^T c_kn by one route.
 
     Each cotangent is scaled to order one by a power of two before it is pulled back, and K scaled
@@ -40,28 +45,38 @@ def gram_matrix(batches: MicroBatches, cotangents: Tensor, route: PerSample | No
         batches: the forward passes. With several, each pair of them gives a block of the matrix.
         cotangents: c, (K, N, ..., C) float64: K cotangents per sample.
         route: one of :data:`ROUTES`.
+        others: (K', N, ..., C) float64, of the columns; None for c itself.
 
     Returns:
-        (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
+        (K N, K' N) float64; row k N + n belongs to cotangent k of sample n.
 
     Raises:
         CannotVectorizeError: the route is ``vectorized_gradients`` and the model cannot be.
     """
-    scales = power_of_two(cotangents.flatten(2), dim=2)
-    shape = (*scales.shape, *([1] * (cotangents.dim() - 2)))
-    scaled = (cotangents / scales.view(shape)).to(batches.dtype)
-    draws, samples = scales.shape
-    gram = scaled.new_empty(draws, samples, draws, samples, dtype=torch.float64)
+    scaled, rows = _scaled(cotangents, batches.dtype)
+    scaled_, columns = (scaled, rows) if others is None else _scaled(others, batches.dtype)
+    draws, samples = scaled.shape[:2]
+    shape = (draws, samples, len(scaled_), samples)
+    gram = torch.empty(shape, dtype=torch.float64, device=scaled.device)
     for i, here in enumerate(batches.slices):
         left = _Side(batches[i].recording, scaled[:, here], route)
-        for j, there in enumerate(batches.slices[i:], start=i):
-            other = batches[j].recording if j > i else left.recording
-            right = left if j == i else _Side(other, scaled[:, there], route)
-            block = left.inner(right).view(draws, here.stop - here.start, draws, -1)
+        first = i if others is None else 0
+        for j, there in enumerate(batches.slices[first:], start=first):
+            same = others is None and j == i
+            other = left.recording if j == i else batches[j].recording
+            right = left if same else _Side(other, scaled_[:, there], route)
+            block = left.inner(right).view(draws, here.stop - here.start, len(scaled_), -1)
             gram[:, here, :, there] = block
-            gram[:, there, :, here] = block.permute(2, 3, 0, 1)
-    rows = scales.flatten()
-    return rows[:, None] * gram.view(draws * samples, draws * samples) * rows
+            if others is None:
+                gram[:, there, :, here] = block.permute(2, 3, 0, 1)
+    return rows[:, None] * gram.view(len(rows), len(columns)) * columns
+
+
+def _scaled(cotangents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return one-sample cotangents of order one, and the scales taken out, (K N,)."""
+    scales = power_of_two(cotangents.flatten(2), dim=2)
+    shape = (*scales.shape, *([1] * (cotangents.dim() - 2)))
+    return (cotangents / scales.view(shape)).to(dtype), scales.flatten()
 
 
 class _Side:
@@ -83,13 +98,11 @@ class _Side:
     def inner(self, other: _Side) -> Tensor:
         """Return the inner products with the gradients of another micro-batch."""
         ruled = self._ruled & other._ruled
-        total = self.cotangents.new_zeros(
-            self.cotangents.shape[:2].numel(),
-            other.cotangents.shape[:2].numel(),
-            dtype=torch.float64,
-        )
-        for name in ruled & self._rows.keys() & other._rows.keys():
-            total += self._rows[name].inner(other._rows[name])
+        shape = (*self.cotangents.shape[:2], *other.cotangents.shape[:2])
+        total = self.cotangents.new_zeros(shape, dtype=torch.float64)
+        for name in self._rows.keys() & other._rows.keys():
+            self._rows[name].add_inner(total, other._rows[name])
+        total = total.flatten(2).flatten(0, 1)
         names = [name for name in self.recording.parameters if name not in ruled]
         if not names:
             return total

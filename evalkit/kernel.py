@@ -24,13 +24,33 @@ def tangent_kernel(batches: MicroBatches, route: PerSample | None) -> Tensor:
         batches: the forward passes.
         route: one of :data:`evalkit.gram.ROUTES`.
     """
+    units = _units(batches)
+    outputs, samples = units.shape[:2]
+    matrix = gram_matrix(batches, units, route).view(outputs, samples, outputs, samples)
+    size = outputs * samples
+    return matrix.permute(1, 0, 3, 2).reshape(size, size)
+
+
+def sample_products(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> Tensor:
+    """Return J J_n^T c_kn for each one-sample cotangent: (K N, N M) float64.
+
+    Args:
+        batches: the forward passes.
+        cotangents: c, (K, N, ..., C) float64.
+        route: one of :data:`evalkit.gram.ROUTES`.
+    """
+    units = _units(batches)
+    outputs, samples = units.shape[:2]
+    matrix = gram_matrix(batches, cotangents, route, units)
+    return matrix.view(-1, outputs, samples).transpose(1, 2).flatten(1)
+
+
+def _units(batches: MicroBatches) -> Tensor:
+    """Return the unit cotangents of every sample: (M, N, ..., C) float64."""
     samples, *shape = batches.logits.shape
     outputs = batches.logits[0].numel()
     units = torch.eye(outputs, dtype=torch.float64, device=batches.logits.device)
-    cotangents = units.view(outputs, 1, *shape).expand(-1, samples, *[-1] * len(shape))
-    matrix = gram_matrix(batches, cotangents, route).view(outputs, samples, outputs, samples)
-    size = outputs * samples
-    return matrix.permute(1, 0, 3, 2).reshape(size, size)
+    return units.view(outputs, 1, *shape).expand(-1, samples, *[-1] * len(shape))
 
 
 def gram_from_kernel(kernel: Tensor, cotangents: Tensor) -> Tensor:
@@ -47,22 +67,25 @@ def gram_from_kernel(kernel: Tensor, cotangents: Tensor) -> Tensor:
     return torch.einsum("inm,knm->ikn", half, c).reshape(draws * samples, -1)
 
 
-def kernel_pays(batches: MicroBatches, products: int, extra: float = 0.0) -> bool:
+def kernel_pays(
+    batches: MicroBatches, products: int, draws: int | None = None, extra: float = 0.0
+) -> bool:
     """Return whether forming J J^T takes fewer multiplications than so many products with it.
 
     A pass through a layer with (in, out) weights and T positions takes N T in out; a product takes
     two such passes and the weight's part. Forming takes a pass for each of M outputs and the
     layer's part of the matrix, in float64, which counts twice. Layers that no trainable parameter
-    takes part in cost both alike for each pass, and are left out: forming never takes more passes.
+    takes part in cost both alike for each pass, and are left out: forming takes no more passes.
 
     Args:
         batches: the forward passes.
         products: number of products that would be done otherwise.
-        extra: multiplications that only the matrix needs, float64.
+        draws: cotangents per sample that the matrix is formed for, None for all M outputs.
+        extra: float64 multiplications that only the matrix needs.
     """
     samples, outputs = len(batches.logits), batches.logits[0].numel()
-    size = samples * outputs
-    if size > MOST_OUTPUTS or outputs > products:
+    columns = outputs if draws is None else draws
+    if samples * outputs > MOST_OUTPUTS or outputs + columns > 2 * products:
         return False
     recording = batches[0].recording
     forming, product = 2 * extra, 0.0
@@ -71,9 +94,10 @@ def kernel_pays(batches: MicroBatches, products: int, extra: float = 0.0) -> boo
         one_pass = samples * positions * groups * inside * outside
         weight = min(2 * one_pass, (samples * positions) ** 2 * groups * outside)
         shape = (groups, outputs, samples, positions, outside)
-        forming += outputs * one_pass + 2 * min(pair_costs(shape, shape, inside))
+        other = (groups, columns, samples, positions, outside)
+        forming += outputs * one_pass + 2 * min(pair_costs(shape, other, inside))
         product += 2 * one_pass + weight
-    forming += 2 * size**2 * _unruled(recording)
+    forming += 2 * samples**2 * outputs * columns * _unruled(recording)
     return forming < products * product
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from evalkit import likelihoods
-from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize
-from evalkit.forward import Inputs, check_batch, describe
+from evalkit.forward import Inputs, check_batch
 from evalkit.gram import ROUTES, gram_matrix
-from evalkit.kernel import gram_from_kernel, kernel_pays, tangent_kernel
+from evalkit.kernel import gram_from_kernel, kernel_pays, sample_products, tangent_kernel
+from evalkit.likelihoods import Likelihood
+from evalkit.linear_maps import LinearMaps
 from evalkit.micro_batches import MicroBatches
 from evalkit.per_sample import CannotVectorizeError, PerSample, defining_gradients
-from evalkit.reductions import norm, power_of_two
 from evalkit.settings import check_dtype
 
 T = TypeVar("T")
@@ -52,61 +52,36 @@ def linearize(
         EvalkitError: the inputs do not fit together, the forward is not deterministic, samples
             have no label, or the logits are not finite.
     """
-    return Linearization(model, inputs, targets, likelihood, micro_batch_size, dtype)
+    meaning = likelihoods.get(likelihood)
+    # A plain dict, so that other mappings (a tokenizer's output) are seen through too.
+    inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    num_samples = check_batch(inputs, targets)
+    name = check_dtype(dtype)
+    precision = None if name is None else getattr(torch, name)
+    batches = MicroBatches(model, inputs, num_samples, micro_batch_size, precision)
+    return Linearization(batches, meaning, targets)
 
 
-class Linearization:
-    """The linear maps of one model on one batch of N samples with P trainable parameters.
+class Linearization(LinearMaps):
+    """One model on one batch of N samples with P trainable parameters, linearised.
 
-    With z_n the logits, J_n = d z_n / d theta, r_n = d l_n / d z_n and S_n = d2 l_n / d z_n2 (all
-    losses are *summed* over the batch):
-
-    - ``jvp``: v -> J v and ``vjp``: c -> sum_n J_n^T c_n, each one backward through a kept graph;
-    - ``fvp``: v -> F v with F = sum_n J_n^T S_n J_n, the exact Fisher matrix (= GGN);
-    - ``gram``: K_nm = G_n . G_m with the per-sample gradients G_n = J_n^T r_n.
+    The linear maps of :class:`evalkit.linear_maps.LinearMaps`, and what follows from the loss: with
+    r_n = d l_n / d z_n, the gradient g = sum_n J_n^T r_n, per-sample gradients G_n = J_n^T r_n, and
+    their Gram matrix K_nm = G_n . G_m.
 
     Theta is flattened row-major in the order of ``model.named_parameters()``. Vectors are (P,) in
-    the model's dtype; logit-shaped values are like ``logits``. Sums over the batch are float64.
+    the model's dtype; logit-shaped values are like ``logits``. Sums over the batch are float64, and
+    sums, never means.
 
     Attributes:
-        likelihood: what the logits mean.
-        logits: (N, ..., C), detached.
-        targets: in the form the likelihood takes.
         logit_gradients: r, like logits, float64.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        targets: Tensor,
-        likelihood: str,
-        micro_batch_size: int | None = None,
-        dtype: str | torch.dtype | None = None,
-    ) -> None:
-        self.likelihood = likelihoods.get(likelihood)
-        # A plain dict, so that other mappings (a tokenizer's output) are seen through too.
-        inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
-        num_samples = check_batch(inputs, targets)
-        name = check_dtype(dtype)
-        precision = None if name is None else getattr(torch, name)
-        batches = MicroBatches(model, inputs, num_samples, micro_batch_size, precision)
-        self._batches = batches
-        self.logits = batches.logits
-        self.targets = self.likelihood.check(self.logits, targets)
-        self.logit_gradients = self.likelihood.logit_gradients(self.logits, self.targets)
+    def __init__(self, batches: MicroBatches, likelihood: Likelihood, targets: Tensor) -> None:
+        super().__init__(batches, likelihood, targets)
+        self.logit_gradients = likelihood.logit_gradients(self.logits, self.targets)
         self._shared: dict[Hashable, Any] = {}
         self._route: PerSample | None = None
-
-    @property
-    def num_samples(self) -> int:
-        """N."""
-        return len(self.logits)
-
-    @property
-    def num_params(self) -> int:
-        """P, the number of trainable parameters."""
-        return sum(value.numel() for value in self._batches.parameters.values())
 
     @cached_property
     def losses(self) -> Tensor:
@@ -123,35 +98,17 @@ class Linearization:
         """|g|."""
         return self.pulled_norm(self.logit_gradients, self.gradient_jvp)
 
-    def jvp(self, vector: Tensor) -> Tensor:
-        """Return J v: (P,) -> like logits. About one backward.
+    def kernel_product(self, cotangents: Tensor, formed: bool = True) -> Tensor:
+        """Return J J^T c as :meth:`LinearMaps.kernel_product`: like logits, float64.
 
-        Raises:
-            EvalkitError: v is not a vector of length P.
+        Args:
+            cotangents: c, like logits.
+            formed: multiply by the matrix J J^T if it has been formed.
         """
-        return self._batches.jvp(self.split(vector))
-
-    def vjp(self, cotangents: Tensor) -> Tensor:
-        """Return sum_n J_n^T c_n: like logits -> (P,). One backward.
-
-        Raises:
-            EvalkitError: c does not have the shape of the logits.
-        """
-        scaled, scale = self._scaled(self._checked(cotangents))
-        return self._batches.vjp(scaled, scale)
-
-    def kernel_product(self, cotangents: Tensor) -> Tensor:
-        """Return J J^T c, the tangent kernel applied to c: like logits -> like logits, float64.
-
-        This is J d for the direction d = sum_n J_n^T c_n, and takes less than the VJP and the JVP
-        one after the other: d itself is not formed for layers that have a rule.
-        """
-        cotangents = self._checked(cotangents)
-        if "tangent_kernel" in self.__dict__:
-            product = self.tangent_kernel @ cotangents.detach().double().flatten()
-            return product.view_as(cotangents)
-        scaled, scale = self._scaled(cotangents)
-        return self._batches.kernel_product(scaled).double() * scale
+        if formed and "tangent_kernel" in self.__dict__:
+            checked = self._checked(cotangents)
+            return (self.tangent_kernel @ checked.double().flatten()).view_as(checked)
+        return super().kernel_product(cotangents)
 
     @cached_property
     def tangent_kernel(self) -> Tensor:
@@ -162,67 +119,31 @@ class Linearization:
         _ = self.gram  # settles the route
         return tangent_kernel(self._batches, self._route)
 
-    def form_kernel(self, products: int, extra: float = 0.0) -> bool:
-        """Form the tangent kernel where so many products with it cost more; return whether it is.
+    def kernel_pays(self, products: int, extra: float = 0.0) -> bool:
+        """Return whether the tangent kernel costs less than so many products with it.
 
         Args:
-            products: number of products J J^T c to come.
+            products: number of products J J^T c.
             extra: float64 multiplications that only the matrix would need.
         """
-        formed = "tangent_kernel" in self.__dict__
-        if not formed and kernel_pays(self._batches, products, extra):
-            formed = len(self.tangent_kernel) > 0
-        return formed
+        return kernel_pays(self._batches, products, extra=extra)
 
-    def pulled_norm(self, cotangents: Tensor, product: Tensor) -> float:
-        """Return the norm of d = sum_n J_n^T c_n.
+    def sample_products(self, cotangents: Tensor, products: int) -> Tensor | None:
+        """Return J J_n^T c_kn for every one-sample cotangent, where that pays.
 
-        |d|^2 = c . (J J^T c), a sum of signed terms; where it nearly cancels, d is formed.
+        J d for a direction d = sum_kn w_kn J_n^T c_kn is then a sum of these with weights w.
 
         Args:
-            cotangents: c, like logits.
-            product: J J^T c, like logits.
+            cotangents: c, (K, N, ..., C) float64.
+            products: number of such directions.
+
+        Returns:
+            (K N, N M) float64 for M outputs per sample; None where products one by one cost less.
         """
-        terms = self.sample_dots(cotangents, product)
-        total, magnitude = torch.stack([terms.sum(), terms.abs().sum()]).tolist()
-        if total > 0.01 * magnitude:
-            return float(total**0.5)
-        return norm(self.vjp(cotangents))
-
-    def _checked(self, cotangents: Tensor) -> Tensor:
-        """Return cotangents of the shape of the logits.
-
-        Raises:
-            EvalkitError: they have another shape.
-        """
-        if cotangents.shape != self.logits.shape:
-            raise EvalkitError(
-                f"expected cotangents of the shape of the logits, {tuple(self.logits.shape)}, "
-                f"found {tuple(cotangents.shape)}; pass one value per logit"
-            )
-        return cotangents
-
-    def _scaled(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cotangents of order one in the dtype of the logits, and the scale taken out."""
-        cotangents = cotangents.detach().double()
-        scale = power_of_two(cotangents)
-        return (cotangents / scale).to(self.logits.dtype), scale
-
-    def fvp(self, vector: Tensor) -> Tensor:
-        """Return F v = sum_n J_n^T S_n J_n v, the exact Fisher-vector product: (P,) -> (P,)."""
-        values = self.split(vector)
-        total: Tensor | None = None
-        for batch, part in zip(self._batches, self._batches.slices, strict=True):
-            moved = batch.tangents.push(values)
-            weighted = self.likelihood.fisher_product(self.logits[part], self.targets[part], moved)
-            product = batch.tangents.pull(*self._scaled(weighted))
-            total = product if total is None else total.add_(product)
-        assert total is not None
-        return total
-
-    def output_fisher(self, vectors: Tensor) -> Tensor:
-        """Return S_n u_n for every sample: like logits -> like logits, float64."""
-        return self.likelihood.fisher_product(self.logits, self.targets, vectors)
+        if not kernel_pays(self._batches, products, draws=len(cotangents)):
+            return None
+        _ = self.gram  # settles the route
+        return sample_products(self._batches, cotangents, self._route)
 
     @cached_property
     def gradient_jvp(self) -> Tensor:
@@ -290,10 +211,6 @@ class Linearization:
         slopes = self.sample_dots(self.logit_gradients, product)
         return bool(((gram @ signs - slopes).abs() <= tolerance).all())
 
-    def sample_dots(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return the inner product of two logit-shaped values for each sample: (N,) float64."""
-        return (left.double() * right.double()).flatten(1).sum(1)
-
     def weighted_logit_gradients(self, weights: Tensor) -> Tensor:
         """Return alpha_n r_n, which J^T maps to G^T alpha: (N,) -> like logits."""
         return weights.view(-1, *([1] * (self.logits.dim() - 1))) * self.logit_gradients
@@ -324,19 +241,3 @@ class Linearization:
             self._shared[key] = compute()
         value: T = self._shared[key]
         return value
-
-    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """Return views of a vector, (P,), in the shapes of the parameters.
-
-        Raises:
-            EvalkitError: it is not a vector of length P.
-        """
-        if not isinstance(vector, Tensor) or vector.shape != (self.num_params,):
-            raise EvalkitError(
-                f"expected a vector of length {self.num_params}, the number of trainable "
-                f"parameters, found {describe(vector)}; flatten the parameters in the "
-                "order of named_parameters()"
-            )
-        values = self._batches.parameters.values()
-        parts = vector.detach().to(self.logits).split([value.numel() for value in values])
-        return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))

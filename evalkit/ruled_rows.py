@@ -7,13 +7,14 @@ whole batch; together with the call's inputs they say all about the gradients of
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from evalkit.forward import Recording, differentiable
 from evalkit.layers.rows import GradientRows
+from evalkit.recorder import LayerUse
 
 
 def ruled_names(recording: Recording) -> frozenset[str]:
@@ -39,7 +40,8 @@ def ruled_rows(recording: Recording, cotangents: Tensor) -> dict[str, GradientRo
         cotangents: c, (K, N, ..., C): K cotangents per sample, in the dtype of the logits.
 
     Returns:
-        Rows by name; a parameter that the logits do not depend on is left out, its rows are zero.
+        Rows by name, those of a bias with its weight's where they always go together. A parameter
+        that the logits do not depend on is left out: its rows are zero.
     """
     names = ruled_names(recording)
     uses = [use for use in recording.uses if {use.weight, use.bias} & names]
@@ -52,12 +54,29 @@ def ruled_rows(recording: Recording, cotangents: Tensor) -> dict[str, GradientRo
             for c in cotangents
         ]
     parts: dict[str, list[GradientRows]] = defaultdict(list)
+    together = _biases_with_weights(uses, names)
     for use, gradients in zip(uses, zip(*pulled, strict=True), strict=True):
         if gradients[0] is None:  # the logits do not depend on this call
             continue
         d = torch.stack([gradient.detach() for gradient in gradients])
         if use.weight in names:
-            parts[use.weight].append(use.layer.weight_rows(d))
-        if use.bias in names:
+            parts[use.weight].append(use.layer.weight_rows(d, use.bias in together))
+        if use.bias in names - together:
             parts[use.bias].append(use.layer.bias_rows(d))
     return {name: type(found[0]).joined(found) for name, found in parts.items()}
+
+
+def _biases_with_weights(uses: Sequence[LayerUse], names: frozenset[str]) -> set[str]:
+    """Return the biases that every call uses beside one and the same weight, as outer products."""
+    weights: dict[str, set[str | None]] = defaultdict(set)
+    biases: dict[str | None, set[str | None]] = defaultdict(set)
+    for use in uses:
+        matrix = use.layer.matrix_shape[0] > 0 and use.weight in names
+        biases[use.weight].add(use.bias)
+        if use.bias in names:
+            weights[use.bias].add(use.weight if matrix else None)
+    return {
+        bias
+        for bias, found in weights.items()
+        if None not in found and len(found) == 1 and biases[next(iter(found))] == {bias}
+    }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from evalkit.forward import Inputs
@@ -122,12 +124,39 @@ def score_linearization(
 ) -> list[Score]:
     """Return the rows of one batch: a row per method and damping, methods outermost."""
     reference = indicator(lin, lin.gradient_jvp).gamma
-    lin.form_kernel(products=len(dampings) * sum(name != "sgd" for name in methods))
-    return [
-        _row(lin, name, damping, compute(name, lin, damping, seed), reference)
-        for name in methods
-        for damping in dampings
-    ]
+    rows: dict[tuple[str, float], Score] = {}
+    shared: dict[tuple[str, float], Update] = {}
+    for key in itertools.product(methods, dampings):
+        update = compute(key[0], lin, key[1], seed)
+        if update.terms:
+            shared[key] = update
+        else:
+            jvp, length = _jvp_and_norm(lin, update)
+            rows[key] = _row(lin, *key, update, jvp, length, reference)
+    products = _shared_products(lin, list(shared.values()))
+    for (key, update), jvp in zip(shared.items(), products, strict=True):
+        assert update.cotangents is not None
+        length = lin.pulled_norm(update.cotangents, jvp)
+        rows[key] = _row(lin, *key, update, jvp, length, reference)
+    return [rows[key] for key in itertools.product(methods, dampings)]
+
+
+def _shared_products(lin: Linearization, updates: Sequence[Update]) -> Iterator[Tensor]:
+    """Return J d of updates that are sums of a few fixed cotangents with weights, one by one."""
+    fixed = {id(term.cotangents): term.cotangents for one in updates for term in one.terms}
+    place = {key: index for index, key in enumerate(fixed)}
+    matrix = None
+    if fixed:
+        matrix = lin.sample_products(torch.stack(list(fixed.values())), len(updates))
+    for update in updates:
+        assert update.cotangents is not None
+        if matrix is None:
+            yield lin.kernel_product(update.cotangents)
+            continue
+        weights = matrix.new_zeros(len(fixed), lin.num_samples)
+        for term in update.terms:
+            weights[place[id(term.cotangents)]] += term.weights
+        yield (weights.flatten() @ matrix).view_as(lin.logits)
 
 
 def to_frame(rows: Sequence[Score]) -> pd.DataFrame:
@@ -143,8 +172,16 @@ def to_frame(rows: Sequence[Score]) -> pd.DataFrame:
     )
 
 
-def _row(lin: Linearization, name: str, damping: float, update: Update, reference: float) -> Score:
-    jvp, length = _jvp_and_norm(lin, update)
+def _row(
+    lin: Linearization,
+    name: str,
+    damping: float,
+    update: Update,
+    jvp: Tensor,
+    length: float,
+    reference: float,
+) -> Score:
+    """Return the row of an update d from J d and |d|."""
     found = indicator(lin, jvp)
     product = length * lin.gradient_norm
     return Score(

@@ -165,7 +165,7 @@ def read_table(path: Path) -> pd.DataFrame:
         {
             column: _parsed(column, [line[place[column]] for line in lines[1:]], path)
             if column in place
-            else pd.Series([""] * len(lines[1:]), dtype=str)
+            else pd.Series([None] * len(lines[1:]), dtype="str")
             for column in columns
         }
     )
@@ -180,6 +180,8 @@ def _number(text: str, column: str) -> float:
 
 def _parsed(column: str, texts: list[str], path: Path) -> pd.Series:
     """Return one column from its texts; Python's own float keeps every digit."""
+    if column in _OPTIONAL:
+        return pd.Series([text or None for text in texts], dtype="str")
     if column in _TEXT:
         return pd.Series(texts, dtype=str)
     values: list[Any] = []

@@ -24,7 +24,7 @@ forward
 ruled_rows per_sample tangents
 micro_batches
 gram
-kernel
+kernel linear_maps
 linearization
 indicator solved
 cg direct

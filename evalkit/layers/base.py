@@ -62,8 +62,13 @@ class Layer(ABC):
         return self.moved(self.weight_gradient(d), None)
 
     @abstractmethod
-    def weight_rows(self, d: Tensor) -> GradientRows:
-        """Return the weight's per-sample gradients for output gradients d, (K, N, ...)."""
+    def weight_rows(self, d: Tensor, bias: bool = False) -> GradientRows:
+        """Return the weight's per-sample gradients for output gradients d, (K, N, ...).
+
+        Args:
+            d: output gradients of K cotangents for each sample.
+            bias: add those of the bias to the same rows, which only outer products can.
+        """
 
     @abstractmethod
     def bias_rows(self, d: Tensor) -> Formed:

@@ -88,11 +88,11 @@ class Convolution(ReplacedLayer):
         """Return the sums of d over samples and positions."""
         return d.transpose(0, 1).flatten(1).sum(1)
 
-    def weight_rows(self, d: Tensor) -> OuterProducts:
+    def weight_rows(self, d: Tensor, bias: bool = False) -> OuterProducts:
         """Return rows D_n^T A_n in each group, A_n holding the patch of inputs at each position."""
         a = self._patches().unflatten(1, (self.groups, -1)).movedim(1, 0)
         d = d.flatten(3).unflatten(2, (self.groups, -1)).movedim(2, 0)
-        return OuterProducts(a.transpose(-1, -2), d.transpose(-1, -2))
+        return OuterProducts(a.transpose(-1, -2), d.transpose(-1, -2), bias)
 
     def _patches(self) -> Tensor:
         """Return the inputs that each output position sees: (N, in * kernel, positions)."""

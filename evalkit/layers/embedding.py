@@ -50,7 +50,7 @@ class Embedding(Layer):
         sums.index_add_(0, places, self._masked(d).flatten(0, -2))
         return self._masked(sums[places].view_as(d))
 
-    def weight_rows(self, d: Tensor) -> Lookups:
+    def weight_rows(self, d: Tensor, bias: bool = False) -> Lookups:
         """Return rows that add each d_n to the row of its index."""
         masked = self._masked(d)
         return Lookups(

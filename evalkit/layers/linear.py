@@ -37,10 +37,10 @@ class Linear(Layer):
         """Return the column sums of D."""
         return d.flatten(0, -2).sum(0)
 
-    def weight_rows(self, d: Tensor) -> OuterProducts:
+    def weight_rows(self, d: Tensor, bias: bool = False) -> OuterProducts:
         """Return rows D_n^T A_n."""
         a = self.inputs.reshape(len(self.inputs), -1, self.inputs.shape[-1])
-        return OuterProducts(a[None], d.reshape(*d.shape[:2], -1, d.shape[-1])[None])
+        return OuterProducts(a[None], d.reshape(*d.shape[:2], -1, d.shape[-1])[None], bias)
 
     def bias_rows(self, d: Tensor) -> Formed:
         """Return the column sums of D_n."""

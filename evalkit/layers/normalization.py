@@ -73,7 +73,7 @@ class Normalization(ReplacedLayer):
         assert self.bias is not None
         return self._channel_sums(d[None]).sum((0, 1)).view_as(self.bias)
 
-    def weight_rows(self, d: Tensor) -> Formed:
+    def weight_rows(self, d: Tensor, bias: bool = False) -> Formed:
         """Return the sums of d_n x_hat_n."""
         normalized = self.call(self.inputs, None, None).double()
         return Formed(self._channel_sums(d.double() * normalized))

@@ -27,8 +27,13 @@ class GradientRows(ABC):
         """Return the rows of a parameter that several calls use: the sums of theirs."""
 
     @abstractmethod
-    def inner(self, other: Any) -> Tensor:
-        """Return the inner products with other rows of the same parameter: (K N, K' N')."""
+    def add_inner(self, total: Tensor, other: Any) -> None:
+        """Add the inner products with other rows of the same parameter.
+
+        Args:
+            total: (K, N, K', N') float64, to add to.
+            other: of K' cotangents for each of N' samples; the same object for a symmetric matrix.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +49,14 @@ class Formed(GradientRows):
     @classmethod
     def joined(cls, parts: Sequence[Formed]) -> Formed:
         """Return the sum of all parts."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(torch.stack([part.values for part in parts]).sum(0))
 
-    def inner(self, other: Formed) -> Tensor:
-        """Return the inner products."""
-        return self.values.flatten(0, 1) @ other.values.flatten(0, 1).T
+    def add_inner(self, total: Tensor, other: Formed) -> None:
+        """Add the inner products."""
+        left, right = self.values.flatten(0, 1), other.values.flatten(0, 1)
+        total.view(len(left), len(right)).addmm_(left, right.T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,32 +66,32 @@ class OuterProducts(GradientRows):
     Attributes:
         a: (groups, N, T, in), the inputs at T positions.
         d: (groups, K, N, T, out), the output gradients there.
+        bias: whether the rows of a bias, sum_t d_t, belong to these, as if a had a column of ones.
     """
 
     a: Tensor
     d: Tensor
+    bias: bool
 
     @classmethod
     def joined(cls, parts: Sequence[OuterProducts]) -> OuterProducts:
         """Return rows over the positions of all parts."""
         if len(parts) == 1:
             return parts[0]
-        return cls(torch.cat([part.a for part in parts], 2), torch.cat([p.d for p in parts], 3))
+        a, d = torch.cat([part.a for part in parts], 2), torch.cat([part.d for part in parts], 3)
+        return cls(a, d, parts[0].bias)
 
-    def inner(self, other: OuterProducts) -> Tensor:
-        """Return sum_{t,s} (a_nt . a_ms) (d_knt . d_jms) by the cheaper of two routes."""
-        groups, draws, samples, _, _ = self.d.shape
-        _, draws_, samples_, _, _ = other.d.shape
+    def add_inner(self, total: Tensor, other: OuterProducts) -> None:
+        """Add sum_{t,s} (a_nt . a_ms) (d_knt . d_jms) by the cheaper of two routes."""
         pairs, formed = pair_costs(self.d.shape, other.d.shape, self.a.shape[-1])
-        rows, rows_ = draws * samples, draws_ * samples_
-        total = self.d.new_zeros(rows, rows_, dtype=torch.float64)
-        add = _add_pairs if pairs <= formed else _add_formed
-        for group in range(groups):
+        same = other is self
+        for group in range(len(self.d)):
             left = (self.a[group].double(), self.d[group].double())
-            same = other is self
             right = left if same else (other.a[group].double(), other.d[group].double())
-            add(total.view(draws, samples, draws_, samples_), *left, *right, same)
-        return total
+            if pairs <= formed:
+                _add_pairs(total, left, right, self.bias)
+            else:
+                _add_formed(total, left, right, self.bias)
 
 
 def pair_costs(left: Sequence[int], right: Sequence[int], inside: int) -> tuple[int, int]:
@@ -106,38 +114,46 @@ def pair_costs(left: Sequence[int], right: Sequence[int], inside: int) -> tuple[
     return groups * pairs, groups * formed
 
 
-def _add_pairs(total: Tensor, a: Tensor, d: Tensor, b: Tensor, e: Tensor, same: bool) -> None:
-    """Add the sum over pairs of positions; ``same`` rows on both sides are taken once."""
+def _add_pairs(
+    total: Tensor, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], bias: bool
+) -> None:
+    """Add the sums over pairs of positions; one half of a symmetric matrix is computed."""
+    (a, d), (b, e) = left, right
+    same = left is right
     (draws, samples, positions, _), (draws_, samples_, positions_, _) = d.shape, e.shape
-    step = max(1, ELEMENTS_AT_ONCE // (positions * samples_ * positions_))
+    step = max(1, ELEMENTS_AT_ONCE // (positions * draws_ * samples_ * positions_))
     for start in range(0, samples, step):
         here = slice(start, start + step)
         spots = a[here].flatten(0, 1) @ b.flatten(0, 1).T
+        spots = spots.add_(1) if bias else spots
         for k in range(draws):
-            for j in range(k if same else 0, draws_):
-                products = d[k, here].flatten(0, 1) @ e[j].flatten(0, 1).T
-                products.mul_(spots)
-                if positions * positions_ > 1:
-                    products = products.view(-1, positions, samples_, positions_).sum((1, 3))
-                total[k, here, j] += products
-                if same and j > k:
-                    total[j, :, k, here] += products.T
+            first = k if same else 0
+            products = d[k, here].flatten(0, 1) @ e[first:].flatten(0, 2).T
+            products = products.view(len(spots), -1, samples_ * positions_).mul_(spots[:, None])
+            if positions * positions_ > 1:
+                shape = (-1, positions, draws_ - first, samples_, positions_)
+                products = products.view(shape).sum((1, 4))
+            total[k, here, first:] += products
+            if same and first + 1 < draws_:
+                total[first + 1 :, :, k, here] += products[:, 1:].permute(1, 2, 0)
 
 
-def _add_formed(total: Tensor, a: Tensor, d: Tensor, b: Tensor, e: Tensor, same: bool) -> None:
+def _add_formed(
+    total: Tensor, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], bias: bool
+) -> None:
     """Add the inner products of formed gradients, a slice of the outputs at a time."""
-    flat = total.view(d.shape[:2].numel(), -1)
-    largest = max(d.shape[:2].numel(), e.shape[:2].numel())
-    step = max(1, ELEMENTS_AT_ONCE // (largest * a.shape[-1]))
+    (a, d), (b, e) = left, right
+    flat = total.view(d.shape[:2].numel(), e.shape[:2].numel())
+    step = max(1, ELEMENTS_AT_ONCE // (max(flat.shape) * (a.shape[-1] + 1)))
     for part, part_ in zip(d.split(step, -1), e.split(step, -1), strict=True):
-        left = _formed(a, part)
-        right = left if same else _formed(b, part_)
-        flat.addmm_(left, right.T)
+        rows = _formed(a, part, bias)
+        flat.addmm_(rows, (rows if left is right else _formed(b, part_, bias)).T)
 
 
-def _formed(a: Tensor, d: Tensor) -> Tensor:
-    """Return d_kn^T a_n, flat: (K N, out * in)."""
-    return torch.cat([torch.bmm(draw.transpose(1, 2), a).flatten(1) for draw in d])
+def _formed(a: Tensor, d: Tensor, bias: bool) -> Tensor:
+    """Return d_kn^T a_n, and the sums of d_kn for a bias, flat: (K N, out * in)."""
+    rows = torch.cat([torch.bmm(draw.transpose(1, 2), a).flatten(1) for draw in d])
+    return torch.cat([rows, d.sum(2).flatten(0, 1)], 1) if bias else rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,22 +177,19 @@ class Lookups(GradientRows):
             torch.cat([part.indices for part in parts], 1), torch.cat([p.d for p in parts], 2)
         )
 
-    def inner(self, other: Lookups) -> Tensor:
-        """Return the inner products over the entries that both sides look up.
+    def add_inner(self, total: Tensor, other: Lookups) -> None:
+        """Add the inner products over the entries that both sides look up.
 
         With U such entries, K N J M U width multiplications, a slice of the width at a time.
         """
         used, used_ = self.indices.unique(), other.indices.unique()
         entries = used[torch.isin(used, used_)]
-        rows, rows_ = self.d.shape[:2].numel(), other.d.shape[:2].numel()
-        total = self.d.new_zeros(rows, rows_, dtype=torch.float64)
-        step = max(1, ELEMENTS_AT_ONCE // (max(rows, rows_) * max(1, len(entries))))
+        flat = total.view(self.d.shape[:2].numel(), other.d.shape[:2].numel())
+        step = max(1, ELEMENTS_AT_ONCE // (max(flat.shape) * max(1, len(entries))))
         for start in range(0, self.d.shape[-1], step):
             here = slice(start, start + step)
-            left = self._scattered(entries, here)
-            right = left if other is self else other._scattered(entries, here)
-            total.addmm_(left, right.T)
-        return total
+            rows = self._scattered(entries, here)
+            flat.addmm_(rows, (rows if other is self else other._scattered(entries, here)).T)
 
     def _scattered(self, entries: Tensor, columns: slice) -> Tensor:
         """Return the gradients in some entries and columns of the table: (K N, U * columns)."""

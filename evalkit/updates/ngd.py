@@ -38,7 +38,7 @@ def ngd(
     size = lin.logits.numel()
     expected = min(max_iterations, ITERATIONS_TO_FLOOR) if floor_tolerance > 0 else max_iterations
     if solver == "direct" or (
-        solver == "auto" and lin.form_kernel(expected, extra=size**3 / 3 + 4 * size**2)
+        solver == "auto" and lin.kernel_pays(expected, extra=size**3 / 3 + 4 * size**2)
     ):
         result = solve_directly(lin, damping, tolerance)
     else:

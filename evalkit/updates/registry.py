@@ -22,7 +22,20 @@ GIVEN = ("seed", "on_iteration")
 """Parameters that a method receives rather than being set."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A sum of one-sample gradients, sum_n w_n J_n^T c_n.
+
+    Attributes:
+        cotangents: c, like logits; the same object for every damping.
+        weights: w, (N,).
+    """
+
+    cotangents: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Update:
     """A direction and, for iterative methods, the state of the solver.
 
@@ -32,6 +45,8 @@ class Update:
     Attributes:
         vector: d, (P,); the parameters move along -d.
         cotangents: c, like logits.
+        terms: where c is a sum of a few fixed cotangents with weights, these; scores at several
+            dampings then share their products.
         iterations: of the solver, None for methods without one.
         relative_residual: recomputed, None for methods without a solver.
         converged: None for methods without a solver.
@@ -40,6 +55,7 @@ class Update:
 
     vector: Tensor | None = None
     cotangents: Tensor | None = None
+    terms: tuple[Term, ...] = ()
     iterations: int | None = None
     relative_residual: float | None = None
     converged: bool | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize
 from evalkit.linearization import Linearization
-from evalkit.updates.registry import Update, method
+from evalkit.updates.registry import Term, Update, method
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,13 @@ class _Sample:
     """Sampled logit gradients, what they say of g, and their factorised Gram matrix.
 
     Attributes:
-        logit_gradients: rs, (K, N, ..., C).
+        logit_gradients: rs of each draw, K times (N, ..., C).
         factor: of Gs Gs^T, (K N, K N).
         slopes: Gs g, (K N,).
         weights: h with g = Gs^T h where g is known to lie in the span of Gs, otherwise None.
     """
 
-    logit_gradients: Tensor
+    logit_gradients: tuple[Tensor, ...]
     factor: GramFactor
     slopes: Tensor
     weights: Tensor | None
@@ -48,17 +48,19 @@ def sf(lin: Linearization, damping: float, seed: int = 0, labels_per_sample: int
     ridge = labels_per_sample * damping
     if sample.weights is None:
         a = sample.factor.solve(sample.slopes, ridge)
-        return _pull(lin, sample, lin.logit_gradients, -a)
+        return _combined(sample, -a, (Term(lin.logit_gradients, torch.ones_like(lin.losses)),))
     scale = ridge if damping else float(labels_per_sample)
-    zero = torch.zeros_like(lin.logit_gradients)
-    return _pull(lin, sample, zero, scale * sample.factor.solve(sample.weights, ridge))
+    return _combined(sample, scale * sample.factor.solve(sample.weights, ridge))
 
 
-def _pull(lin: Linearization, sample: _Sample, base: Tensor, weights: Tensor) -> Update:
-    """Return J^T base + Gs^T weights as an update."""
-    r = sample.logit_gradients
-    shape = (len(r), -1) + (1,) * (lin.logits.dim() - 1)
-    return Update(cotangents=base + (weights.view(shape) * r).sum(0))
+def _combined(sample: _Sample, weights: Tensor, terms: tuple[Term, ...] = ()) -> Update:
+    """Return Gs^T weights, and more terms, as an update."""
+    draws = len(sample.logit_gradients)
+    parts = zip(sample.logit_gradients, weights.view(draws, -1), strict=True)
+    terms = (*terms, *(Term(rs, part) for rs, part in parts))
+    shape = (-1,) + (1,) * (terms[0].cotangents.dim() - 1)
+    cotangents = [term.weights.view(shape) * term.cotangents for term in terms]
+    return Update(cotangents=torch.stack(cotangents).sum(0), terms=terms)
 
 
 def sampled_logit_gradients(lin: Linearization, seed: int, labels_per_sample: int) -> Tensor:
@@ -93,7 +95,7 @@ def _draw(lin: Linearization, seed: int, labels_per_sample: int) -> _Sample:
     weights = _combination(lin, r)
     if weights is None and factor.rank >= lin.num_params:
         weights = factor.solve(slopes, 0.0)
-    return _Sample(r, factor, slopes, weights)
+    return _Sample(tuple(r), factor, slopes, weights)
 
 
 def _combination(lin: Linearization, r: Tensor) -> Tensor | None:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from evalkit.linearization import Linearization
-from evalkit.updates.registry import Update
+from evalkit.updates.registry import Term, Update
 
 
 def weighted_sum(lin: Linearization, weights: Tensor) -> Update:
@@ -13,4 +13,5 @@ def weighted_sum(lin: Linearization, weights: Tensor) -> Update:
         lin: the model and batch.
         weights: alpha, (N,).
     """
-    return Update(cotangents=lin.weighted_logit_gradients(weights))
+    term = Term(lin.logit_gradients, weights)
+    return Update(cotangents=lin.weighted_logit_gradients(weights), terms=(term,))
