@@ -18,31 +18,56 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from evalkit.layers import ReplacedLayer
+from evalkit.layers import ParameterGradients, ReplacedLayer
 
 
-class Linearizing:
-    """Whether a backward is run to build the graph of u -> J^T u, as nothing else but a flag."""
+class Backward:
+    """How backwards through replaced layers are run, as the linearization of one batch asks.
+
+    Attributes:
+        linear: the backward is to be a function of its cotangent alone.
+        collected: where a dict, layers put their parameters' gradients there by the layer's id:
+            with those of the inputs they take less than by themselves.
+    """
 
     def __init__(self) -> None:
-        self.active = False
+        self.linear = False
+        self.collected: dict[int, ParameterGradients] | None = None
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        self.active = True
+    def linearizing(self) -> Iterator[None]:
+        """Build the graph of u -> J^T u."""
+        self.linear = True
         try:
             yield
         finally:
-            self.active = False
+            self.linear = False
+
+    @contextmanager
+    def collecting(self) -> Iterator[dict[int, ParameterGradients]]:
+        """Take the gradients of parameters along."""
+        self.collected = {}
+        try:
+            yield self.collected
+        finally:
+            self.collected = None
+
+    def pull(self, layer: ReplacedLayer, u: Tensor) -> Tensor:
+        """Return B^T u, outside of graphs."""
+        trained = any(p is not None and p.requires_grad for p in (layer.weight, layer.bias))
+        if self.collected is None or not trained:
+            return layer.pull(u)
+        pulled, self.collected[id(layer)] = layer.pull_all(u)
+        return pulled
 
 
-def replaced(layer: ReplacedLayer, inputs: Tensor, linearizing: Linearizing) -> Tensor:
+def replaced(layer: ReplacedLayer, inputs: Tensor, backward: Backward) -> Tensor:
     """Return the outputs of a layer, with a backward that can be differentiated cheaply.
 
     Args:
         layer: the call.
         inputs: its inputs with their graph.
-        linearizing: says while the backward is to be linear in its cotangent alone.
+        backward: how its backward is run.
     """
     constants = (None if p is None else p.detach() for p in (layer.weight, layer.bias))
     outputs = layer.call(inputs.detach(), *constants)
@@ -50,7 +75,7 @@ def replaced(layer: ReplacedLayer, inputs: Tensor, linearizing: Linearizing) -> 
     if any(value is not None and value.requires_grad for value in (layer.weight, layer.bias)):
         anchor = _Parameters.apply(layer, (inputs,), outputs.shape, layer.weight, layer.bias)
     # In tuples, so that torch draws no edge to these tensors.
-    return _Call.apply(layer, linearizing, inputs, anchor, (outputs,))
+    return _Call.apply(layer, backward, inputs, anchor, (outputs,))
 
 
 def _native(
@@ -70,12 +95,12 @@ class _Call(Function):
     def forward(
         ctx: Any,
         layer: ReplacedLayer,
-        linearizing: Linearizing,
+        backward: Backward,
         inputs: Tensor,
         anchor: Tensor | None,
         outputs: Sequence[Tensor],
     ) -> Tensor:
-        ctx.layer, ctx.linearizing = layer, linearizing
+        ctx.layer, ctx.how = layer, backward
         ctx.save_for_backward(inputs)
         return outputs[0]
 
@@ -85,8 +110,8 @@ class _Call(Function):
         pulled = None
         if ctx.needs_input_grad[2]:
             if not torch.is_grad_enabled():
-                pulled = ctx.layer.pull(u)
-            elif ctx.linearizing.active:
+                pulled = ctx.how.pull(ctx.layer, u)
+            elif ctx.how.linear:
                 pulled = _Pull.apply(ctx.layer, u)
             else:
                 (pulled,) = _native(ctx.layer, inputs, [inputs], u)

@@ -23,7 +23,7 @@ from evalkit.determinism import (
     refuse_batch_statistics,
     refuse_random_forward,
 )
-from evalkit.double_backward import Linearizing
+from evalkit.double_backward import Backward
 from evalkit.errors import EvalkitError
 from evalkit.recorder import LayerUse, Recorder, ruled_parameters, users_of_nodes
 
@@ -42,7 +42,7 @@ class Recording:
         ruled: names of the parameters whose every use is one of these calls.
         call: maps (parameters by name, inputs) to logits: the same forward again.
         inputs: the inputs of this pass.
-        linearizing: to be active while a graph of u -> J^T u is built.
+        backward: how backwards through its replaced layers are run.
     """
 
     logits: Tensor
@@ -51,7 +51,7 @@ class Recording:
     ruled: frozenset[str]
     call: Callable[[dict[str, Tensor], Inputs], Tensor]
     inputs: Inputs
-    linearizing: Linearizing
+    backward: Backward
 
     @property
     def num_params(self) -> int:
@@ -155,8 +155,8 @@ def record(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None = None) -
         # module that is registered twice with a plain tensor in place of its parameter.
         return functional_call(_Logits(model), swapped, (arguments,), tie_weights=False)
 
-    linearizing = Linearizing()
-    recorder = Recorder({id(value): name for name, value in parameters.items()}, linearizing)
+    backward = Backward()
+    recorder = Recorder({id(value): name for name, value in parameters.items()}, backward)
     with differentiable(), preserved_random_state(), recorder:
         state = random_state()
         logits = call(parameters, inputs)
@@ -165,7 +165,7 @@ def record(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None = None) -
         refuse_random_forward(model, lambda: call(parameters, inputs))
     _refuse_kept_references(logits, trainable)
     ruled = ruled_parameters(logits, parameters, recorder)
-    return Recording(logits, parameters, tuple(recorder.uses), ruled, call, inputs, linearizing)
+    return Recording(logits, parameters, tuple(recorder.uses), ruled, call, inputs, backward)
 
 
 def cast(value: Tensor, dtype: torch.dtype | None, copy: bool = False) -> Tensor:

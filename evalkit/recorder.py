@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from evalkit.double_backward import Linearizing, replaced
+from evalkit.double_backward import Backward, replaced
 from evalkit.layers import LAYERS, Layer, ReplacedLayer
 
 
@@ -48,15 +48,15 @@ class Recorder(TorchFunctionMode):
 
     Args:
         names: of the parameters, by id.
-        linearizing: for the layers whose double-backward is replaced.
+        backward: of the layers whose double-backward is replaced.
     """
 
-    def __init__(self, names: dict[int, str], linearizing: Linearizing) -> None:
+    def __init__(self, names: dict[int, str], backward: Backward) -> None:
         super().__init__()
         self.uses: list[LayerUse] = []
         self.other: set[str] = set()
         self._names = names
-        self._linearizing = linearizing
+        self._backward = backward
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -66,7 +66,7 @@ class Recorder(TorchFunctionMode):
         layer = self._layer(func, args, kwargs) if func in LAYERS else None
         inputs = kwargs.get("input", args[0] if args else None)
         if isinstance(layer, ReplacedLayer) and inputs is not None:
-            output = replaced(layer, inputs, self._linearizing)
+            output = replaced(layer, inputs, self._backward)
         else:
             output = func(*args, **kwargs)
         used = [self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if self._known(leaf)]

@@ -17,13 +17,15 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
 from evalkit.forward import Recording, differentiable
+from evalkit.layers import ParameterGradients
+from evalkit.layers.embedding import Embedding
 from evalkit.layers.linear import Linear
 from evalkit.recorder import LayerUse
 
@@ -60,7 +62,7 @@ class Tangents:
     def _graph(self) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """A cotangent u and the graph of everything that it pulls back to, linear in u."""
         u = torch.zeros_like(self._recording.logits, requires_grad=True)
-        with self._recording.linearizing():
+        with self._recording.backward.linearizing():
             pulled = self._pull(u, graph=True)
         cut = [i for i, root in enumerate(pulled) if root is not None and not root.requires_grad]
         if cut:
@@ -86,9 +88,10 @@ class Tangents:
         parameters = self._recording.parameters
         joined = cotangents.new_empty(self._recording.num_params)
         parts = dict(zip(parameters, self.split(joined), strict=True))
-        pulled = self._pull(cotangents, graph=False)
+        with self._recording.backward.collecting() as collected:
+            pulled = self._pull(cotangents, graph=False)
         count = len(self._uses)
-        ruled = self._ruled_gradients(pulled[:count], scale, parts)
+        ruled = self._ruled_gradients(_Pulled(self._uses, pulled[:count], collected), scale, parts)
         for name, value in zip(self._others, pulled[count:], strict=True):
             if value is None:
                 parts[name].zero_()
@@ -99,28 +102,22 @@ class Tangents:
         return joined
 
     def _ruled_gradients(
-        self, d: Sequence[Tensor | None], scale: Tensor, parts: dict[str, Tensor]
+        self, pulled: _Pulled, scale: Tensor, parts: dict[str, Tensor]
     ) -> set[str]:
         """Write the gradients of ruled parameters times a scale; return whose were written."""
-        reached = [index for index, value in enumerate(d) if value is not None]
-        weights, biases = (self._grouped(reached, role) for role in ("weight", "bias"))
+        weights, biases = (self._grouped(pulled.reached, role) for role in ("weight", "bias"))
         for name, indices in weights.items():
-            if all(isinstance(self._uses[index].layer, Linear) for index in indices):
-                rows = self._rows([d[index] for index in indices]) * scale
+            if self._all_linear(indices):
+                rows = self._rows([pulled.d[index] for index in indices]) * scale
                 torch.mm(rows.T, self._input_rows(indices), out=parts[name])
             else:
-                torch.mul(self._weight_gradient(indices, d), scale, out=parts[name])
+                torch.mul(pulled.weight_gradient(indices), scale, out=parts[name])
         for name, indices in biases.items():
-            torch.mul(self._bias_gradient(indices, d), scale, out=parts[name])
+            torch.mul(pulled.bias_gradient(indices), scale, out=parts[name])
         return weights.keys() | biases.keys()
 
-    def _weight_gradient(self, indices: Sequence[int], d: Sequence[Tensor | None]) -> Tensor:
-        parts = [self._uses[i].layer.weight_gradient(x) for i in indices if (x := d[i]) is not None]
-        return sum(parts[1:], parts[0])
-
-    def _bias_gradient(self, indices: Sequence[int], d: Sequence[Tensor | None]) -> Tensor:
-        parts = [self._uses[i].layer.bias_gradient(x) for i in indices if (x := d[i]) is not None]
-        return sum(parts[1:], parts[0])
+    def _all_linear(self, indices: Sequence[int]) -> bool:
+        return all(isinstance(self._uses[index].layer, Linear) for index in indices)
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """Return views of a vector, (P,), in the shapes of the parameters."""
@@ -178,20 +175,34 @@ class Tangents:
         Args:
             cotangents: c, like logits and in their dtype.
         """
-        pulled = self._pull(cotangents, graph=False)
+        with self._recording.backward.collecting() as collected:
+            values = self._pull(cotangents, graph=False)
         count = len(self._uses)
-        d = pulled[:count]
+        pulled = _Pulled(self._uses, values[:count], collected)
         moved: list[Tensor | None] = [None] * count
-        reached = [index for index, value in enumerate(d) if value is not None]
-        for name, indices in self._grouped(reached, "weight").items():
-            for index, part in zip(indices, self._through_weight(name, indices, d), strict=True):
-                moved[index] = part
-        for indices in self._grouped(reached, "bias").values():
-            total = self._bias_gradient(indices, d)
+        weights: list[Tensor | None] = [None] * count
+        biases: list[Tensor | None] = [None] * count
+        for name, indices in self._grouped(pulled.reached, "weight").items():
+            if self._all_linear(indices):
+                for index, part in zip(
+                    indices, self._through_weight(name, indices, pulled.d), strict=True
+                ):
+                    moved[index] = part
+            elif isinstance(self._uses[indices[0]].layer, Embedding) and len(indices) == 1:
+                moved[indices[0]] = pulled.through_weight(indices[0])
+            else:
+                total = pulled.weight_gradient(indices)
+                for index in indices:
+                    weights[index] = total
+        for indices in self._grouped(pulled.reached, "bias").values():
+            total = pulled.bias_gradient(indices)
             for index in indices:
-                before, part = moved[index], self._uses[index].layer.moved(None, total)
+                biases[index] = total
+        for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            if weight is not None or bias is not None:
+                part, before = self._uses[index].layer.moved(weight, bias), moved[index]
                 moved[index] = part if before is None else before + part
-        return self._push([*moved, *pulled[count:]])
+        return self._push([*moved, *values[count:]])
 
     def _grouped(self, indices: Sequence[int], role: str) -> dict[str, list[int]]:
         """Return the calls that share a ruled weight or bias, by its name."""
@@ -212,13 +223,8 @@ class Tangents:
     def _through_weight(
         self, name: str, indices: Sequence[int], d: Sequence[Tensor | None]
     ) -> Sequence[Tensor]:
-        """Return how far the weight's part of J^T c moves the outputs of its calls."""
+        """Return how far a linear weight's part of J^T c moves the outputs of its calls."""
         layers = [self._uses[index].layer for index in indices]
-        if not all(isinstance(layer, Linear) for layer in layers):
-            if len(layers) == 1 and (only := d[indices[0]]) is not None:
-                return [layers[0].through_weight(only)]
-            gradient = self._weight_gradient(indices, d)
-            return [layer.moved(gradient, None) for layer in layers]
         a, rows = self._input_rows(indices), self._rows([d[index] for index in indices])
         count, width = a.shape
         if count * (width + rows.shape[-1]) > 2 * width * rows.shape[-1]:
@@ -232,3 +238,50 @@ class Tangents:
             part.view(*layer.inputs.shape[:-1], -1)
             for part, layer in zip(parts, layers, strict=True)
         ]
+
+
+class _Pulled:
+    """What a backward brought to the calls of ruled parameters.
+
+    Args:
+        uses: the calls.
+        d: the gradients in their outputs, None where the logits do not depend on them.
+        collected: gradients of parameters that the backward took along, by the layer's id.
+
+    Attributes:
+        reached: the calls that the logits depend on.
+    """
+
+    def __init__(
+        self,
+        uses: Sequence[LayerUse],
+        d: Sequence[Tensor | None],
+        collected: dict[int, ParameterGradients],
+    ) -> None:
+        self._uses, self.d, self._collected = uses, d, collected
+        self.reached = [index for index, value in enumerate(d) if value is not None]
+
+    def weight_gradient(self, indices: Sequence[int]) -> Tensor:
+        """Return the gradient of a weight that these calls share."""
+        parts = [self._one(index, "weight") for index in indices]
+        return sum(parts[1:], parts[0])
+
+    def bias_gradient(self, indices: Sequence[int]) -> Tensor:
+        """Return the gradient of a bias that these calls share."""
+        parts = [self._one(index, "bias") for index in indices]
+        return sum(parts[1:], parts[0])
+
+    def through_weight(self, index: int) -> Tensor:
+        """Return how far the weight's own gradient moves the outputs of its only call."""
+        d = self.d[index]
+        assert d is not None
+        return self._uses[index].layer.through_weight(d)
+
+    def _one(self, index: int, role: Literal["weight", "bias"]) -> Tensor:
+        layer, d = self._uses[index].layer, self.d[index]
+        assert d is not None
+        found = self._collected.get(id(layer))
+        known = None if found is None else getattr(found, role)
+        if known is not None:
+            return known
+        return layer.weight_gradient(d) if role == "weight" else layer.bias_gradient(d)

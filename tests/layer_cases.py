@@ -1,8 +1,9 @@
-"""Cases of convolutions, embeddings and normalisations, all of them with samples on axis 0.
+"""Cases of convolutions, and what the cases of all layers with a rule share.
 
 ``FALLBACK`` names the parameters that no rule covers, ``UNVECTORIZED`` the cases that function
 transforms cannot run; everything else is expected to go through the rules and through ``vmap``.
-The cases in which such layers meet other parts of a model are in ``tests.layer_mixes``.
+Embeddings and normalisations are in ``tests.norm_cases``, layers in unusual company in
+``tests.layer_mixes``.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def convolution_used_with_two_layouts(draw):
         return net.out(torch.tanh(torch.cat([near, far], 2)).flatten(1))
 
     return (
-        Net(rule, conv=nn.Conv1d(2, 2, 3), out=nn.Linear(16, 3)),
+        Net(rule, conv=nn.Conv1d(2, 2, 3), out=nn.Linear(14, 3)),
         draw.normal(4, 2, 6),
         draw.integers(3, 4),
     )

@@ -76,6 +76,19 @@ class Layer(ABC):
 
 
 @dataclass(frozen=True, eq=False)
+class ParameterGradients:
+    """The gradients of a layer's parameters for one backward, None where not computed.
+
+    Attributes:
+        weight: like the weight.
+        bias: like the bias.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
 class ReplacedLayer(Layer):
     """A layer whose double-backward torch computes with more work than it takes.
 
@@ -89,6 +102,10 @@ class ReplacedLayer(Layer):
     @abstractmethod
     def pull(self, u: Tensor) -> Tensor:
         """Return B^T u: like the inputs."""
+
+    @abstractmethod
+    def pull_all(self, u: Tensor) -> tuple[Tensor, ParameterGradients]:
+        """Return B^T u and the gradients of the parameters for output gradients u."""
 
     @abstractmethod
     def push(self, v: Tensor) -> Tensor:

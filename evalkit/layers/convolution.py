@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evalkit.layers.base import ReplacedLayer
+from evalkit.layers.base import ParameterGradients, ReplacedLayer
 from evalkit.layers.rows import Formed, OuterProducts
 
 
@@ -63,17 +63,22 @@ class Convolution(ReplacedLayer):
         assert bias is not None
         return bias.view(1, -1, *[1] * len(self.stride))
 
-    def _backward(self, d: Tensor, of_inputs: bool) -> tuple[Tensor, ...]:
+    def _backward(self, d: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
+        """Return torch's gradients in inputs, weight and bias, as far as wanted."""
         layout = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride))
-        wanted = [of_inputs, not of_inputs, False]
         assert self.weight is not None
         return torch.ops.aten.convolution_backward(
-            d, self.inputs, self.weight.detach(), None, *layout, self.groups, wanted
+            d, self.inputs, self.weight.detach(), [len(self.weight)], *layout, self.groups, wanted
         )
 
     def pull(self, u: Tensor) -> Tensor:
         """Return the transposed convolution of u."""
-        return self._backward(u, of_inputs=True)[0]
+        return self._backward(u, [True, False, False])[0]
+
+    def pull_all(self, u: Tensor) -> tuple[Tensor, ParameterGradients]:
+        """Return the transposed convolution, the correlation with x and the sums of u."""
+        pulled, weight, bias = self._backward(u, [True, True, self.bias is not None])
+        return pulled, ParameterGradients(weight, bias if self.bias is not None else None)
 
     def push(self, v: Tensor) -> Tensor:
         """Return the convolution of v, without the bias."""
@@ -82,7 +87,7 @@ class Convolution(ReplacedLayer):
 
     def weight_gradient(self, d: Tensor) -> Tensor:
         """Return the correlation of x with d."""
-        return self._backward(d, of_inputs=False)[1]
+        return self._backward(d, [False, True, False])[1]
 
     def bias_gradient(self, d: Tensor) -> Tensor:
         """Return the sums of d over samples and positions."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evalkit.layers.base import ReplacedLayer
+from evalkit.layers.base import ParameterGradients, ReplacedLayer
 from evalkit.layers.rows import Formed
 
 aten = torch.ops.aten
@@ -38,6 +38,9 @@ class Normalization(ReplacedLayer):
     def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Sequence[Tensor]:
         """Return torch's gradients in inputs, weight and bias, as far as wanted."""
 
+    def _bias(self) -> Tensor | None:
+        return None if self.bias is None else self.bias.detach()
+
     @abstractmethod
     def _per_channel(self, values: Tensor) -> Tensor:
         """Return a value of each channel so that it multiplies the outputs."""
@@ -57,6 +60,14 @@ class Normalization(ReplacedLayer):
         """Return M diag(w) u."""
         weight = None if self.weight is None else self.weight.detach()
         return self._backward(u, weight, [True, False, False])[0]
+
+    def pull_all(self, u: Tensor) -> tuple[Tensor, ParameterGradients]:
+        """Return M diag(w) u, the sums of u x_hat and those of u."""
+        if self.weight is None:
+            return self.pull(u), ParameterGradients(None, None)
+        wanted = [True, True, self.bias is not None]
+        pulled, weight, bias = self._backward(u, self.weight.detach(), wanted)
+        return pulled, ParameterGradients(weight, bias if self.bias is not None else None)
 
     def push(self, v: Tensor) -> Tensor:
         """Return diag(w) M v."""
@@ -99,7 +110,14 @@ class LayerNorm(Normalization):
 
     def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Sequence[Tensor]:
         return aten.native_layer_norm_backward(
-            d.contiguous(), self.inputs, self.shape, self.mean, self.rstd, weight, None, wanted
+            d.contiguous(),
+            self.inputs,
+            self.shape,
+            self.mean,
+            self.rstd,
+            weight,
+            self._bias(),
+            wanted,
         )
 
     def _per_channel(self, values: Tensor) -> Tensor:
