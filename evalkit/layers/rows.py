@@ -144,16 +144,22 @@ def _add_formed(
     """Add the inner products of formed gradients, a slice of the outputs at a time."""
     (a, d), (b, e) = left, right
     flat = total.view(d.shape[:2].numel(), e.shape[:2].numel())
-    step = max(1, ELEMENTS_AT_ONCE // (max(flat.shape) * (a.shape[-1] + 1)))
+    same = left is right
+    step = max(1, ELEMENTS_AT_ONCE // (max(flat.shape) * a.shape[-1]))
     for part, part_ in zip(d.split(step, -1), e.split(step, -1), strict=True):
-        rows = _formed(a, part, bias)
-        flat.addmm_(rows, (rows if left is right else _formed(b, part_, bias)).T)
+        rows = _formed(a, part)
+        flat.addmm_(rows, (rows if same else _formed(b, part_)).T)
+    if bias:
+        sums = d.sum(2).flatten(0, 1)
+        flat.addmm_(sums, (sums if same else e.sum(2).flatten(0, 1)).T)
 
 
-def _formed(a: Tensor, d: Tensor, bias: bool) -> Tensor:
-    """Return d_kn^T a_n, and the sums of d_kn for a bias, flat: (K N, out * in)."""
-    rows = torch.cat([torch.bmm(draw.transpose(1, 2), a).flatten(1) for draw in d])
-    return torch.cat([rows, d.sum(2).flatten(0, 1)], 1) if bias else rows
+def _formed(a: Tensor, d: Tensor) -> Tensor:
+    """Return d_kn^T a_n, flat: (K N, out * in)."""
+    rows = a.new_empty(*d.shape[:2], d.shape[-1], a.shape[-1])
+    for draw, out in zip(d, rows, strict=True):
+        torch.bmm(draw.transpose(1, 2), a, out=out)
+    return rows.flatten(2).flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
