@@ -136,13 +136,15 @@ def record(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None = None) -
         )
     _refuse_complex(trainable)
     refuse_batch_statistics(model)
+    changed = _changed_by_forward(model)
     parameters = {
-        name: cast(value.detach(), dtype).requires_grad_() for name, value in trainable.items()
+        name: cast(value.detach(), dtype, id(value) in changed).requires_grad_()
+        for name, value in trainable.items()
     }
     inputs = tree_map(lambda leaf: cast(leaf, dtype) if isinstance(leaf, Tensor) else leaf, inputs)
     owners = _owners(model)
     frozen = {
-        id(value): cast(value.detach(), dtype)
+        id(value): cast(value.detach(), dtype, id(value) in changed)
         for value in model.parameters()
         if not value.requires_grad
     }
@@ -153,7 +155,8 @@ def record(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None = None) -
         swapped = {place: chosen[id(old)] for place, old in owners.items()}
         # Every place is swapped once and on its own: torch's own handling of tied weights leaves a
         # module that is registered twice with a plain tensor in place of its parameter.
-        return functional_call(_Logits(model), swapped, (arguments,), tie_weights=False)
+        logits = functional_call(_Logits(model), swapped, (arguments,), tie_weights=False)
+        return cast(logits, None)  # half precision under autocast
 
     backward = Backward()
     recorder = Recorder({id(value): name for name, value in parameters.items()}, backward)
@@ -211,6 +214,15 @@ def _owners(model: nn.Module) -> dict[str, Tensor]:
         for path, module in model.named_modules()
         for attribute, value in (*module._parameters.items(), *module._buffers.items())
         if value is not None
+    }
+
+
+def _changed_by_forward(model: nn.Module) -> set[int]:
+    """Return the ids of embeddings with a largest norm, whose rows a forward shortens in place."""
+    return {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) and module.max_norm is not None
     }
 
 

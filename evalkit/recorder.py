@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
@@ -65,7 +66,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         layer = self._layer(func, args, kwargs) if func in LAYERS else None
         inputs = kwargs.get("input", args[0] if args else None)
-        if isinstance(layer, ReplacedLayer) and inputs is not None:
+        if isinstance(layer, ReplacedLayer) and inputs is not None and _replaceable(layer):
             output = replaced(layer, inputs, self._backward)
         else:
             output = func(*args, **kwargs)
@@ -90,9 +91,9 @@ class Recorder(TorchFunctionMode):
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not torch.is_grad_enabled() or not any(leaf.requires_grad for leaf in leaves):
             return None
-        # Under torch.func's transforms a call is one of many, or a derivative, of what it seems.
-        # Autocast multiplies copies of another precision, which a rule would not see.
-        if torch._C._are_functorch_transforms_active():
+        # Under torch.func's transforms and in forward mode a call is one of many, or a derivative,
+        # of what it seems. Autocast multiplies copies of another precision, unseen by a rule.
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return None
         if torch.is_autocast_enabled(leaves[0].device.type):
             return None
@@ -103,7 +104,20 @@ class Recorder(TorchFunctionMode):
         inputs = kwargs.get("input", args[0] if args else None)
         if layer is None or self._known(inputs):
             return None
+        if layer.weight is not None and layer.weight is layer.bias:
+            return None
         return layer
+
+
+def _replaceable(layer: ReplacedLayer) -> bool:
+    """Whether the backward of a call is free to be another than torch's.
+
+    A weight that is computed has a graph of its own, through which derivatives in the inputs or in
+    the bias may lead. Under hooks on saved tensors, as recomputation
+    sets them, the same call is made once more where nothing is recorded.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is None and all(p is None or p.is_leaf for p in (layer.weight, layer.bias))
 
 
 def ruled_parameters(

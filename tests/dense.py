@@ -209,3 +209,9 @@ def ngd(reference: Dense, damping: float) -> Tensor:
         return torch.linalg.pinv(reference.fisher, rtol=1e-10, hermitian=True) @ reference.gradient
     damped = reference.fisher + damping * identity(reference.num_params)
     return torch.linalg.solve(damped, reference.gradient)
+
+
+def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    """Every entry within the tolerance, relative to itself and to the largest entry."""
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * scale)

@@ -138,6 +138,10 @@ def _convolution(
     if input.dim() != dims + 2:
         return None
     if isinstance(padding, str):
+        if padding not in ("same", "valid") or (
+            padding == "same" and set(each_axis(stride)) != {1}
+        ):
+            return None  # torch refuses the call
         spans = [
             step * (size - 1)
             for step, size in zip(each_axis(dilation), weight.shape[2:], strict=True)

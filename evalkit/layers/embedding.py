@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from evalkit.errors import EvalkitError
 from evalkit.layers.base import Layer
 from evalkit.layers.rows import Formed, Lookups
 
@@ -71,8 +72,18 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Embedding | None:
-    """Return the layer of a call of ``F.embedding``, whose argument names these are, or None."""
-    if max_norm is not None or scale_grad_by_freq or sparse or input.dim() < 1:
+    """Return the layer of a call of ``F.embedding``, whose argument names these are, or None.
+
+    Raises:
+        EvalkitError: what torch returns as the gradient is scaled by counts, or sparse.
+    """
+    if scale_grad_by_freq or sparse:
+        option = "scale_grad_by_freq" if scale_grad_by_freq else "sparse"
+        raise EvalkitError(
+            f"expected embeddings with plain gradients, found one with {option}=True; set its "
+            f"{option} to False, which changes no output"
+        )
+    if max_norm is not None or input.dim() < 1:
         return None
     if padding_idx is not None and padding_idx < 0:
         padding_idx += len(weight)

@@ -139,7 +139,8 @@ class GroupNorm(Normalization):
 
     def call(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Return the normalised inputs."""
-        return functional.group_norm(inputs, self.groups, weight, bias, self.eps)
+        # With channels last, torch's backward crashes where the inputs need no gradient.
+        return functional.group_norm(inputs.contiguous(), self.groups, weight, bias, self.eps)
 
     def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Sequence[Tensor]:
         samples, channels, *rest = self.inputs.shape

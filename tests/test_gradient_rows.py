@@ -1,0 +1,258 @@
+"""Inner products of per-sample gradients against rows that are formed entry by entry."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import evalkit.layers.rows
+from evalkit.layers.rows import Formed, GradientRows, Lookups, OuterProducts, pair_costs
+from tests.table import Draw
+
+ROUTES = {"pairs": (0, 1), "formed": (1, 0)}
+"""Costs that make ``add_inner`` choose the route."""
+
+
+class Sizes(NamedTuple):
+    groups: int
+    draws: int
+    samples: int
+    positions: int
+    draws_: int
+    samples_: int
+    positions_: int
+    inside: int
+    outside: int
+
+
+SIZES = [
+    Sizes(1, 1, 1, 1, 1, 1, 1, 1, 1),
+    Sizes(1, 1, 4, 1, 1, 4, 1, 3, 2),
+    Sizes(1, 1, 4, 1, 3, 2, 1, 3, 2),
+    Sizes(1, 3, 2, 1, 1, 4, 5, 2, 3),
+    Sizes(1, 2, 3, 4, 3, 5, 2, 4, 3),
+    Sizes(3, 2, 3, 4, 3, 2, 6, 2, 2),
+    Sizes(2, 4, 1, 3, 1, 5, 1, 1, 7),
+    Sizes(4, 3, 5, 2, 2, 3, 2, 5, 1),
+]
+every_size = pytest.mark.parametrize("sizes", SIZES, ids=lambda s: "-".join(map(str, s)))
+every_route = pytest.mark.parametrize("route", ROUTES)
+with_or_without_bias = pytest.mark.parametrize("bias", [False, True])
+blocks = pytest.mark.parametrize("elements", [1, 50, 1 << 24])
+
+
+def outer_products(draw: Draw, sizes: Sizes, bias: bool) -> tuple[OuterProducts, OuterProducts]:
+    """Rows of K cotangents for N samples at T positions, and of K' for N' at S."""
+    g, k, n, t, j, m, s, inside, outside = sizes
+    left = OuterProducts(draw.normal(g, n, t, inside), draw.normal(g, k, n, t, outside), bias)
+    right = OuterProducts(draw.normal(g, m, s, inside), draw.normal(g, j, m, s, outside), bias)
+    return left, right
+
+
+def explicit_outer(rows: OuterProducts) -> Tensor:
+    """sum_t d_t a_t^T of every group, and sum_t d_t for a bias, one row at a time: (K N, size)."""
+    groups, draws, samples = rows.d.shape[:3]
+    found = []
+    for k, n in itertools.product(range(draws), range(samples)):
+        parts = []
+        for g in range(groups):
+            a, d = rows.a[g, n].double(), rows.d[g, k, n].double()
+            parts += [torch.outer(y, x) for y, x in zip(d, a, strict=True)]
+        matrices = torch.stack(parts).unflatten(0, (groups, -1)).sum(1)
+        extra = rows.d[:, k, n].double().sum(1) if rows.bias else torch.zeros(0)
+        found.append(torch.cat([matrices.flatten(), extra.flatten()]))
+    return torch.stack(found)
+
+
+def explicit_lookups(rows: Lookups, size: int) -> Tensor:
+    """The table with each d added to the row of its index, one lookup at a time."""
+    draws, samples, positions, width = rows.d.shape
+    table = torch.zeros(draws, samples, size, width, dtype=torch.float64)
+    for k, n, t in itertools.product(range(draws), range(samples), range(positions)):
+        table[k, n, int(rows.indices[n, t])] += rows.d[k, n, t].double()
+    return table.flatten(2).flatten(0, 1)
+
+
+def sizes_of(rows: GradientRows) -> tuple[int, int]:
+    """K and N."""
+    if isinstance(rows, OuterProducts):
+        return rows.d.shape[1], rows.d.shape[2]
+    values = rows.d if isinstance(rows, Lookups) else rows.values  # type: ignore[attr-defined]
+    return values.shape[0], values.shape[1]
+
+
+def inner(left: GradientRows, right: GradientRows) -> Tensor:
+    """What ``add_inner`` adds to numbers that are there already: (K N, K' N')."""
+    (k, n), (j, m) = sizes_of(left), sizes_of(right)
+    before = Draw(9).normal(k, n, j, m)
+    total = before.clone()
+    left.add_inner(total, right)
+    return (total - before).reshape(k * n, j * m)
+
+
+def assert_inner(actual: Tensor, left: Tensor, right: Tensor) -> None:
+    torch.testing.assert_close(actual, left @ right.T, rtol=1e-11, atol=1e-11)
+
+
+def choose(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evalkit.layers.rows, "pair_costs", lambda *_: ROUTES[route])
+
+
+# --- outer products --------------------------------------------------------------------------
+
+
+@every_size
+@every_route
+@with_or_without_bias
+@blocks
+def test_outer_products(
+    sizes: Sizes, route: str, bias: bool, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(route, monkeypatch)
+    monkeypatch.setattr(evalkit.layers.rows, "ELEMENTS_AT_ONCE", elements)
+    left, right = outer_products(Draw(0), sizes, bias)
+    rows, rows_ = explicit_outer(left), explicit_outer(right)
+    assert_inner(inner(left, right), rows, rows_)
+    assert_inner(inner(right, left), rows_, rows)
+    assert_inner(inner(left, left), rows, rows)
+    assert_inner(inner(right, right), rows_, rows_)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@with_or_without_bias
+def test_both_routes_agree_at_random_sizes(
+    seed: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = Draw(seed)
+    sizes = Sizes(*(1 + draw.integers(6, 9)).tolist())
+    left, right = outer_products(draw, sizes, bias)
+    results = []
+    for route in ROUTES:
+        choose(route, monkeypatch)
+        results.append([inner(left, right), inner(left, left), inner(right, right)])
+    for pairs, formed in zip(*results, strict=True):
+        torch.testing.assert_close(pairs, formed, rtol=1e-11, atol=1e-11)
+
+
+@every_route
+def test_outer_products_in_float32_are_multiplied_in_float64(
+    route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(route, monkeypatch)
+    exact, _ = outer_products(Draw(0), Sizes(2, 2, 3, 4, 1, 1, 1, 3, 2), True)
+    single = OuterProducts(exact.a.float(), exact.d.float(), True)
+    rows = explicit_outer(single)
+    assert_inner(inner(single, single), rows, rows)
+
+
+@every_route
+@with_or_without_bias
+def test_joined_outer_products(route: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight used three times, at different numbers of positions."""
+    choose(route, monkeypatch)
+    draw = Draw(3)
+    parts = [
+        OuterProducts(draw.normal(2, 3, t, 4), draw.normal(2, 2, 3, t, 5), bias) for t in (1, 4, 2)
+    ]
+    joined = OuterProducts.joined(parts)
+    rows = torch.stack([explicit_outer(part) for part in parts]).sum(0)
+    assert_inner(inner(joined, joined), rows, rows)
+    assert_inner(inner(parts[1], joined), explicit_outer(parts[1]), rows)
+    assert OuterProducts.joined(parts[:1]) is parts[0]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "inside", "cheaper"),
+    [
+        ((1, 1, 8, 1, 50), (1, 1, 8, 1, 50), 60, "pairs"),  # an MLP
+        ((1, 1, 8, 64, 4), (1, 1, 8, 64, 4), 9, "formed"),  # a convolution on a large image
+        ((16, 1, 8, 64, 1), (16, 1, 8, 64, 1), 9, "formed"),  # the same, depthwise
+        ((1, 10, 8, 1, 50), (1, 1, 8, 1, 50), 60, "pairs"),
+    ],
+)
+def test_the_cheaper_route(
+    left: tuple[int, ...], right: tuple[int, ...], inside: int, cheaper: str
+) -> None:
+    """Multiplications counted from the shapes of the matrix products."""
+    g, k, n, t, outside = left
+    _, j, m, s, _ = right
+    pairs, formed = pair_costs(left, right, inside)
+    assert pairs == g * (n * t * m * s * inside + k * n * t * j * m * s * outside)
+    one_side, other_side = k * n * t * inside * outside, j * m * s * inside * outside
+    assert formed == g * (one_side + other_side + k * n * j * m * inside * outside)
+    assert ("pairs" if pairs <= formed else "formed") == cheaper
+
+
+# --- lookups ---------------------------------------------------------------------------------
+
+
+def lookups(draw: Draw, high: int, shape: tuple[int, int, int, int], start: int = 0) -> Lookups:
+    """K cotangents, N samples, T lookups among ``high`` entries, of a width."""
+    k, n, t, width = shape
+    return Lookups(start + draw.integers(high, n, t), draw.normal(k, n, t, width))
+
+
+@pytest.mark.parametrize("high", [1, 3, 50])
+@pytest.mark.parametrize(
+    ("shape", "shape_"),
+    [
+        ((1, 1, 1, 1), (1, 1, 1, 1)),
+        ((1, 4, 3, 2), (1, 4, 3, 2)),
+        ((3, 2, 5, 4), (1, 6, 2, 4)),
+        ((2, 5, 1, 3), (4, 3, 7, 3)),
+    ],
+)
+@blocks
+def test_lookups(
+    high: int,
+    shape: tuple[int, int, int, int],
+    shape_: tuple[int, int, int, int],
+    elements: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evalkit.layers.rows, "ELEMENTS_AT_ONCE", elements)
+    draw = Draw(high)
+    left, right = lookups(draw, high, shape), lookups(draw, high + 1, shape_)
+    rows, rows_ = explicit_lookups(left, 60), explicit_lookups(right, 60)
+    assert_inner(inner(left, right), rows, rows_)
+    assert_inner(inner(right, left), rows_, rows)
+    assert_inner(inner(left, left), rows, rows)
+
+
+def test_lookups_of_other_entries_have_no_inner_product() -> None:
+    draw = Draw(0)
+    left, right = lookups(draw, 4, (2, 3, 2, 2)), lookups(draw, 4, (1, 2, 3, 2), start=4)
+    assert float(inner(left, right).abs().max()) <= 1e-15
+
+
+def test_lookups_that_share_the_last_entry_alone() -> None:
+    """The places of all other entries lie outside of what both sides look up."""
+    d, e = Draw(0).normal(1, 2, 2, 3), Draw(1).normal(1, 2, 2, 3)
+    left = Lookups(torch.tensor([[0, 9], [2, 3]]), d)
+    right = Lookups(torch.tensor([[9, 9], [11, 4]]), e)
+    assert_inner(inner(left, right), explicit_lookups(left, 12), explicit_lookups(right, 12))
+
+
+def test_joined_lookups() -> None:
+    draw = Draw(4)
+    parts = [lookups(draw, 5, (2, 3, t, 4)) for t in (1, 4, 2)]
+    joined = Lookups.joined(parts)
+    rows = torch.stack([explicit_lookups(part, 5) for part in parts]).sum(0)
+    assert_inner(inner(joined, joined), rows, rows)
+    assert_inner(inner(joined, parts[2]), rows, explicit_lookups(parts[2], 5))
+
+
+# --- rows that are given ---------------------------------------------------------------------
+
+
+def test_formed_rows() -> None:
+    draw = Draw(5)
+    left, right = Formed(draw.normal(2, 3, 4)), Formed(draw.normal(1, 5, 4))
+    assert_inner(inner(left, right), left.values.flatten(0, 1), right.values.flatten(0, 1))
+    joined = Formed.joined([left, Formed(draw.normal(2, 3, 4)), left])
+    assert_inner(inner(joined, left), joined.values.flatten(0, 1), left.values.flatten(0, 1))
+    assert Formed.joined([left]) is left

@@ -1,0 +1,140 @@
+"""Options, formats and precisions in which torch treats a layer in its own way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import evalkit
+from tests import dense
+from tests.dense import assert_near
+from tests.layer_cases import headed
+from tests.table import Draw, Net
+from tests.test_contract import random_vector
+from tests.test_layer_traps import agrees, batch, sequences
+
+# --- embeddings whose gradient torch treats in its own way -----------------------------------
+
+
+def agrees_with_plain_embedding(**options: Any) -> None:
+    """The Jacobian of the logits, whatever an optimiser is to be given; or a refusal."""
+    tokens = Draw(2).integers(5, 5, 3)
+    case = batch(headed([nn.Embedding(5, 4, **options), nn.Tanh()], tokens), tokens)
+    plain = batch(headed([nn.Embedding(5, 4), nn.Tanh()], tokens), tokens)
+    try:
+        lin = evalkit.linearize(*case)
+        _ = lin.gradient
+    except evalkit.EvalkitError:
+        return
+    agrees(lin, dense.dense(*plain))
+
+
+def test_embedding_that_scales_gradients_by_frequency() -> None:
+    """Scaled rows are no derivative of anything: J and its transpose would not belong together."""
+    agrees_with_plain_embedding(scale_grad_by_freq=True)
+
+
+def test_embedding_with_sparse_gradients() -> None:
+    agrees_with_plain_embedding(sparse=True)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_embedding_with_largest_norm_is_left_as_it_was() -> None:
+    """Torch's forward shortens the rows in place; scoring a model must not."""
+    tokens = Draw(2).integers(6, 5, 3)
+    case = batch(headed([nn.Embedding(6, 4, max_norm=0.7)], tokens), tokens)
+    before = case.model[0].weight.detach().clone()
+    assert bool((before.norm(dim=1) > 0.7).any())
+    _ = evalkit.linearize(*case).gram
+    assert torch.equal(case.model[0].weight, before)
+
+
+# --- precision, memory formats, refusals -----------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:samples influence")
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.LayerNorm(4)])
+def test_layers_under_autocast(norm: nn.Module) -> None:
+    """Rules do not see the bfloat16 copies: such layers fall back, near the float32 numbers."""
+    model = Net(
+        lambda net, x: net.out(torch.tanh(net.norm(net.conv(x))).flatten(1).float()),
+        conv=nn.Conv1d(2, 4, 3),
+        norm=norm,
+        out=nn.Linear(16, 3),
+    )
+    exact = evalkit.linearize(*batch(model, sequences().float(), torch.float32))
+    inside = model.rule
+
+    def rule(net: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return inside(net, x)
+
+    model.rule = rule
+    lin = evalkit.linearize(model, sequences().float(), exact.targets)
+    assert lin._batches[0].recording.ruled == set()
+    v = random_vector(lin.num_params).float()
+    assert_near(lin.logits, exact.logits, 0.05)
+    assert_near(lin.gram, exact.gram, 0.1)
+    assert_near(lin.jvp(v), exact.jvp(v), 0.1)
+    assert_near(lin.vjp(lin.logit_gradients), exact.gradient, 0.1)
+
+
+CHANNELS_LAST = """
+import torch, evalkit
+from torch import nn
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4), nn.Linear(36, 3)
+    def forward(self, x):
+        return self.out((self.norm(self.conv(x)) * self.norm.weight.mean()).flatten(1))
+x = torch.randn(4, 2, 3, 3).contiguous(memory_format=torch.channels_last)
+model, labels = Model().to(memory_format=torch.channels_last), torch.arange(4) % 3
+nn.functional.cross_entropy(model(x), labels).backward()
+lin = evalkit.linearize(model, x, labels)
+print(lin.gradient.shape, lin.gram.shape)
+"""
+
+
+def test_group_norm_of_channels_last_inputs_does_not_end_the_process() -> None:
+    """Torch's backward of a group norm in this format crashes without a gradient of the inputs.
+
+    Torch itself runs this model: the gradient of the convolution needs that of the inputs.
+    """
+    found = subprocess.run([sys.executable, "-c", CHANNELS_LAST], capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr.decode()[:300]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "same", "stride": 2},
+        {"padding": "none"},
+        {"padding": -1},
+        {"padding": (1, 1)},
+        {"groups": 2},
+    ],
+)
+def test_calls_that_torch_refuses_are_refused(options: dict[str, Any]) -> None:
+    model = Net(
+        lambda net, x: net.out(F.conv1d(x, net.weight, **options).mean(2)),
+        weight=nn.Parameter(torch.zeros(3, 2, 3)),
+        out=nn.Linear(3, 3),
+    )
+    case = batch(model, sequences())
+    with pytest.raises(RuntimeError):
+        model(case.inputs)
+    with pytest.raises((RuntimeError, evalkit.EvalkitError)):
+        evalkit.linearize(*case)
+
+
+def test_embedding_bags_are_refused_in_a_sentence() -> None:
+    case = batch(nn.Sequential(nn.EmbeddingBag(6, 3, mode="mean")), Draw(2).integers(6, 5, 4))
+    with pytest.raises(evalkit.EvalkitError, match="differentiated twice"):
+        evalkit.linearize(*case).jvp(torch.zeros(18, dtype=torch.float64))

@@ -1,0 +1,247 @@
+"""Forwards in which a layer with a rule is not what it seems: right numbers, or one sentence.
+
+What is here either mixes the samples, so that only the slowest route to the Gram matrix is right,
+or is compared with something else than the dense reference.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import evalkit
+from tests import dense
+from tests.dense import assert_near
+from tests.layer_cases import headed
+from tests.table import Batch, Draw, Net, initialise
+from tests.test_contract import random_vector
+
+Rule = Callable[..., Tensor]
+
+
+def batch(model: nn.Module, inputs: Tensor, dtype: torch.dtype = torch.float64) -> Batch:
+    """The model with parameters from a seed, in float64, and labels of three classes."""
+    draw = Draw(1)
+    initialise(model.double(), draw)
+    return Batch(model.to(dtype), inputs, draw.integers(3, len(inputs)), "categorical")
+
+
+def sequences(samples: int = 4) -> Tensor:
+    return Draw(2).normal(samples, 2, 6)
+
+
+def agrees(lin: evalkit.Linearization, expected: dense.Dense) -> None:
+    """Every product and both kinds of Gram matrices are those of the reference."""
+    v = random_vector(expected.num_params)
+    c = random_vector(expected.logits.numel()).reshape(expected.logits.shape)
+    assert_near(lin.logits, expected.logits)
+    assert_near(lin.vjp(c), expected.vjp(c))
+    assert_near(lin.jvp(v), expected.jvp(v))
+    assert_near(lin.fvp(v), expected.fisher @ v)
+    assert_near(lin.kernel_product(c), expected.jvp(expected.vjp(c)))
+    assert_near(lin.gram, expected.gram)
+    assert_near(lin.gram_of(c.unsqueeze(0)), expected_gram(expected, c))
+
+
+def expected_gram(expected: dense.Dense, c: Tensor) -> Tensor:
+    rows = torch.einsum("nep,ne->np", expected.jacobian, c.flatten(1))
+    return rows @ rows.T
+
+
+def agrees_with_dense(model: nn.Module, inputs: Tensor, quiet: bool = True) -> None:
+    """Agreement; ``quiet`` says that it must not come by the slowest route, which warns."""
+    case = batch(model, inputs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error" if quiet else "ignore", message="samples influence")
+        agrees(evalkit.linearize(*case), dense.dense(*case))
+
+
+# --- weights that depend on each other or on the inputs --------------------------------------
+
+
+def conv_weight_times_its_bias(net: Any, x: Tensor) -> Tensor:
+    return F.conv1d(x, net.weight * net.bias.view(-1, 1, 1), net.bias)
+
+
+def conv_weight_plus_its_bias(net: Any, x: Tensor) -> Tensor:
+    return F.conv1d(x, net.weight + net.bias.view(-1, 1, 1), net.bias)
+
+
+def conv_bias_made_of_its_weight(net: Any, x: Tensor) -> Tensor:
+    return F.conv1d(x, net.weight, net.bias + net.weight.sin().sum((1, 2)))
+
+
+def group_norm_with_one_plus_its_bias(net: Any, x: Tensor) -> Tensor:
+    return F.group_norm(net.conv(x), 2, 1 + net.bias, net.bias)
+
+
+def group_norm_with_one_parameter_for_both(net: Any, x: Tensor) -> Tensor:
+    return F.group_norm(net.conv(x), 2, net.bias, net.bias)
+
+
+def layer_norm_with_one_parameter_for_both(net: Any, x: Tensor) -> Tensor:
+    return F.layer_norm(net.conv(x).transpose(1, 2), (4,), net.bias, net.bias)
+
+
+def linear_with_one_parameter_for_both(net: Any, x: Tensor) -> Tensor:
+    return F.linear(net.conv(x), net.bias.expand(4, 4), net.bias)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        conv_weight_times_its_bias,
+        conv_weight_plus_its_bias,
+        conv_bias_made_of_its_weight,
+        group_norm_with_one_plus_its_bias,
+        group_norm_with_one_parameter_for_both,
+        layer_norm_with_one_parameter_for_both,
+        linear_with_one_parameter_for_both,
+    ],
+    ids=lambda rule: rule.__name__,
+)
+def test_weights_and_biases_that_depend_on_each_other(rule: Rule) -> None:
+    model = Net(
+        lambda net, x: net.out(torch.tanh(rule(net, x)).flatten(1)),
+        conv=nn.Conv1d(2, 4, 3),
+        weight=nn.Parameter(torch.zeros(4, 2, 3)),
+        bias=nn.Parameter(torch.zeros(4)),
+        out=nn.Linear(16, 3),
+    )
+    agrees_with_dense(model, sequences())
+
+
+def test_a_convolution_whose_weight_depends_on_its_inputs() -> None:
+    """And a derivative in these inputs inside the forward, which may not go through the weight."""
+
+    def rule(net: Any, x: Tensor) -> Tensor:
+        h = net.first(x)
+        z = torch.tanh(F.conv1d(h, net.weight * h.mean((0, 2)).view(1, -1, 1), net.bias))
+        (change,) = torch.autograd.grad(z.square().sum(), h, create_graph=True)
+        return net.out(torch.cat([z.flatten(1), change.flatten(1)], 1))
+
+    model = Net(
+        rule,
+        first=nn.Conv1d(2, 2, 1),
+        weight=nn.Parameter(torch.zeros(3, 2, 3)),
+        bias=nn.Parameter(torch.zeros(3)),
+        out=nn.Linear(24, 3),
+    )
+    agrees_with_dense(model, sequences(), quiet=False)
+
+
+# --- derivatives, steps and recomputation inside the forward ---------------------------------
+
+
+@pytest.mark.parametrize("chosen", [("weight",), ("bias",), ("weight", "bias")])
+@pytest.mark.parametrize("layer", [nn.Conv1d(2, 4, 3), nn.GroupNorm(1, 2), nn.LayerNorm(6)])
+def test_a_training_step_inside_the_forward(layer: nn.Module, chosen: tuple[str, ...]) -> None:
+    """Parameters move along their gradients over the batch before they are used again."""
+
+    def rule(net: Any, x: Tensor) -> Tensor:
+        energy = torch.tanh(net.layer(x)).square().sum()
+        old = [getattr(net.layer, name) for name in chosen]
+        steps = torch.autograd.grad(energy, old, create_graph=True)
+        new = {name: p - 0.1 * s for name, p, s in zip(chosen, old, steps, strict=True)}
+        moved = torch.func.functional_call(net.layer, new, (x,))
+        return net.out(torch.tanh(moved).flatten(1))
+
+    width = layer(torch.zeros(1, 2, 6, dtype=next(layer.parameters()).dtype)).numel()
+    model = Net(rule, layer=layer, out=nn.Linear(width, 3))
+    agrees_with_dense(model, sequences(), quiet=False)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.LayerNorm(4)])
+def test_recomputed_convolutions_and_norms(norm: nn.Module) -> None:
+    """As transformers do with ``gradient_checkpointing``."""
+    model = Net(
+        lambda net, x: net.out(
+            checkpoint(
+                lambda t: torch.tanh(net.norm(net.conv(t))), net.first(x), use_reentrant=False
+            ).flatten(1)
+        ),
+        first=nn.Conv1d(2, 2, 1),
+        conv=nn.Conv1d(2, 4, 3),
+        norm=norm,
+        out=nn.Linear(16, 3),
+    )
+    agrees_with_dense(model, sequences())
+
+
+def test_forward_mode_without_a_function_transform() -> None:
+    def rule(net: Any, x: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, torch.ones_like(x))
+            value, change = forward_ad.unpack_dual(torch.tanh(net.norm(net.conv(dual))))
+        return net.out(torch.cat([value, change], 1).flatten(1))
+
+    parts = {"conv": nn.Conv1d(2, 2, 3), "norm": nn.GroupNorm(1, 2)}
+    agrees_with_dense(Net(rule, **parts, out=nn.Linear(16, 3)), sequences())
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(1, 2), nn.LayerNorm(4)])
+def test_several_gradients_at_once_inside(norm: nn.Module) -> None:
+    def rule(net: Any, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        z = torch.tanh(net.norm(net.conv(x)))
+        total = z.sum(0).flatten()
+        units = torch.eye(len(total), dtype=x.dtype)
+        (rows,) = torch.autograd.grad(total, x, units, retain_graph=True, is_grads_batched=True)
+        return net.out(torch.cat([rows.square().sum(0).flatten(1), z.flatten(1)], 1))
+
+    agrees_with_dense(
+        Net(rule, conv=nn.Conv1d(2, 2, 3), norm=norm, out=nn.Linear(20, 3)), sequences()
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+def test_backward_hooks_on_layers() -> None:
+    model = headed([nn.Conv1d(2, 2, 1), nn.Conv1d(2, 4, 3), nn.GroupNorm(2, 4)], sequences())
+    for layer in model[1:3]:
+        layer.register_full_backward_hook(lambda module, inside, outside: (3 * inside[0],))
+    agrees_with_dense(model, sequences())
+
+
+def test_layers_used_once_more_without_gradient() -> None:
+    def rule(net: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            gate = net.norm(net.conv(x)).sigmoid()
+        return net.out((gate * torch.tanh(net.norm(net.conv(x)))).flatten(1))
+
+    parts = {"conv": nn.Conv1d(2, 4, 3), "norm": nn.GroupNorm(2, 4)}
+    agrees_with_dense(Net(rule, **parts, out=nn.Linear(16, 3)), sequences())
+
+
+# --- axis 0 that is as long as the batch and is something else -------------------------------
+
+
+def test_positions_looked_up_once_for_as_many_samples() -> None:
+    def rule(net: Any, tokens: Tensor) -> Tensor:
+        positions = net.positions(torch.arange(tokens.shape[1]))
+        return net.out(torch.tanh(net.tokens(tokens) + positions).mean(1))
+
+    model = Net(rule, tokens=nn.Embedding(6, 4), positions=nn.Embedding(5, 4), out=nn.Linear(4, 3))
+    agrees_with_dense(model, Draw(2).integers(6, 5, 5))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv1d(4, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.LayerNorm(4)]
+)
+def test_time_first_with_as_many_steps_as_samples(layer: nn.Module) -> None:
+    """Convolution and normalisation run over samples where axis 0 is time."""
+
+    def rule(net: Any, x: Tensor) -> Tensor:
+        h = net.hidden(x).transpose(0, 1)
+        h = net.layer(h.transpose(1, 2)).transpose(1, 2) if h.shape[2] == 4 else h
+        return net.out(torch.tanh(h).cumsum(0).mean(0))
+
+    model = Net(rule, hidden=nn.Linear(3, 4), layer=layer, out=nn.Linear(4, 3))
+    agrees_with_dense(model, Draw(2).normal(4, 4, 3), quiet=False)

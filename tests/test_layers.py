@@ -1,0 +1,47 @@
+"""Layer rules: taken where they should be, equal to the fallbacks and to the dense computation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import evalkit
+from evalkit import ruled_rows
+from evalkit.gram import ROUTES, gram_matrix
+from evalkit.per_sample import CannotVectorizeError
+from tests import dense
+from tests.cases import CASES
+from tests.dense import assert_near
+from tests.layer_cases import FALLBACK, UNVECTORIZED
+from tests.test_accuracy import SECOND_ROUTE_NEEDED
+
+
+@pytest.mark.parametrize("name", FALLBACK)
+def test_rules_are_taken(name: str) -> None:
+    batch = CASES[name].make()
+    lin = evalkit.linearize(*batch)
+    trainable = {key for key, p in batch.model.named_parameters() if p.requires_grad}
+    found = ruled_rows.ruled_names(lin._batches[0].recording)
+    assert found == trainable - FALLBACK[name]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in SECOND_ROUTE_NEEDED])
+def test_rules_and_fallbacks_agree(name: str) -> None:
+    batch = CASES[name].make()
+    lin = evalkit.linearize(*batch)
+    cotangents = torch.stack([lin.logit_gradients, lin.logit_gradients.flip(-1)])
+    found = gram_matrix(lin._batches, cotangents, ROUTES[0])
+    assert_near(found, gram_matrix(lin._batches, cotangents, ROUTES[2]))
+    one = len(found) // 2
+    assert_near(found[:one, :one], dense.dense(*batch).gram)
+
+
+@pytest.mark.parametrize("name", FALLBACK)
+def test_vmap_agrees_or_says_that_it_cannot(name: str) -> None:
+    lin = evalkit.linearize(*CASES[name].make())
+    cotangents = lin.logit_gradients.unsqueeze(0)
+    if name in UNVECTORIZED:
+        with pytest.raises(CannotVectorizeError):
+            gram_matrix(lin._batches, cotangents, ROUTES[1])
+    else:
+        assert_near(gram_matrix(lin._batches, cotangents, ROUTES[1]), lin.gram)
