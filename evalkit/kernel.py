@@ -15,6 +15,10 @@ MOST_OUTPUTS = 4096
 """Rows of the matrix, at most: 128 MiB."""
 
 
+PRODUCT_OVERHEAD = 4e7
+"""Multiplications that take as long as the calls of one product on a small model do."""
+
+
 def tangent_kernel(batches: MicroBatches, route: PerSample | None) -> Tensor:
     """Return J J^T, (N M, N M) float64, for M outputs per sample, in the order of the logits.
 
@@ -88,7 +92,7 @@ def kernel_pays(
     if samples * outputs > MOST_OUTPUTS or outputs + columns > 2 * products:
         return False
     recording = batches[0].recording
-    forming, product = 2 * extra, 0.0
+    forming, product = 2 * extra, PRODUCT_OVERHEAD
     for use in recording.uses:
         groups, positions, inside, outside = use.layer.matrix_shape
         one_pass = samples * positions * groups * inside * outside

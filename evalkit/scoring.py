@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,8 @@ def score(
     methods: Sequence[str] | str = DEFAULT_METHODS,
     damping: float | Sequence[float] = DEFAULT_DAMPING,
     seed: int = 0,
+    micro_batch_size: int | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> pd.DataFrame:
     """Score approximate natural-gradient updates of a model on one batch.
 
@@ -85,6 +87,8 @@ def score(
             (``"sf:labels_per_sample=4"``).
         damping: one number or several; each method is scored at each.
         seed: for methods that draw samples.
+        micro_batch_size: as in :func:`evalkit.linearize`.
+        dtype: as in :func:`evalkit.linearize`.
 
     Returns:
         A table with a row per method and damping, methods in the order given; the columns are the
@@ -95,7 +99,7 @@ def score(
     """
     names, dampings = check_request(methods, damping)
     seed = check_seed(seed)
-    lin = linearize(model, inputs, targets, likelihood)
+    lin = linearize(model, inputs, targets, likelihood, micro_batch_size, dtype)
     return to_frame(score_linearization(lin, names, dampings, seed))
 
 
@@ -120,14 +124,26 @@ def check_request(
 
 
 def score_linearization(
-    lin: Linearization, methods: Sequence[str], dampings: Sequence[float], seed: int
+    lin: Linearization,
+    methods: Sequence[str],
+    dampings: Sequence[float],
+    seed: int,
+    on_iteration: Callable[[int, float], None] | None = None,
 ) -> list[Score]:
-    """Return the rows of one batch: a row per method and damping, methods outermost."""
+    """Return the rows of one batch: a row per method and damping, methods outermost.
+
+    Args:
+        lin: the model and batch.
+        methods: names, with settings if wanted.
+        dampings: each method is scored at each.
+        seed: for methods that draw samples.
+        on_iteration: called by iterative methods with the iteration and its gamma.
+    """
     reference = indicator(lin, lin.gradient_jvp).gamma
     rows: dict[tuple[str, float], Score] = {}
     shared: dict[tuple[str, float], Update] = {}
     for key in itertools.product(methods, dampings):
-        update = compute(key[0], lin, key[1], seed)
+        update = compute(key[0], lin, key[1], seed, on_iteration)
         if update.terms:
             shared[key] = update
         else:

@@ -26,6 +26,9 @@ class Settings:
         batches: batches per checkpoint, the same ones at every checkpoint.
         batch_size: samples per batch, drawn without replacement from the training samples.
         seed: of the batches and of methods that draw samples.
+        dtype: of the evaluation, ``"float32"`` or ``"float64"``; None for the model's own.
+        micro_batch_size: samples whose graph is held at a time; None for the whole batch.
+        device: where the model is evaluated, as torch names it.
 
     Raises:
         EvalkitError: a value is out of range or given twice.
@@ -36,17 +39,22 @@ class Settings:
     batches: int = 100
     batch_size: int = 160
     seed: int = 0
+    dtype: str | None = None
+    micro_batch_size: int | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         check_each_once("method", self.methods)
         check_each_once("damping", self.dampings)
         for damping in self.dampings:
             check_damping(damping)
-        for name in ("batches", "batch_size"):
-            if getattr(self, name) < 1:
+        check_dtype(self.dtype)
+        for name in ("batches", "batch_size", "micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 words = name.replace("_", " ")
                 raise EvalkitError(
-                    f"expected {words} of at least 1, found {getattr(self, name)}; "
+                    f"expected {words} of at least 1, found {value}; "
                     f"set --{name.replace('_', '-')} to 1 or more"
                 )
         check_seed(self.seed)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from evalkit import likelihoods
 from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
 from evalkit.errors import EvalkitError
+from evalkit.forward import cast
 from evalkit.linearization import linearize
 from evalkit.metrics import batch_metrics
 from evalkit.run import (
@@ -48,12 +51,14 @@ class Progress:
     Attributes:
         done: finished cells (one checkpoint, one batch), those of an earlier start included.
         total: cells of the study.
-        checkpoint: the name of the checkpoint that was just scored.
+        checkpoint: the name of the checkpoint that is scored.
+        iteration: of the solver that is running, 0 when none is.
     """
 
     done: int
     total: int
     checkpoint: str
+    iteration: int = 0
 
 
 def run_study(
@@ -74,7 +79,8 @@ def run_study(
         task: the model and the training samples that batches are drawn from.
         settings: methods, dampings, batches, seed.
         folder: of the run; new, or one that these arguments started.
-        on_progress: called when the study starts and after every cell.
+        on_progress: called when the study starts, at every iteration of a solver and after every
+            cell.
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
@@ -90,24 +96,28 @@ def run_study(
         )
     if likelihoods.get(task.likelihood).ignores_labels:
         likelihoods.check_labels(samples.targets != likelihoods.IGNORED_LABEL)
-    model = task.build_model(settings.seed).eval()
+    device = check_device(settings.device)
+    model = task.build_model(settings.seed).eval().to(device)
     verify_trajectory(trajectory, model)
     provenance = _provenance(trajectory, task, settings, model)
     done = _resume(folder, provenance)
     total = len(trajectory.checkpoints) * settings.batches
     seconds = time.monotonic()
 
-    def report(checkpoint: str) -> None:
+    def report(checkpoint: str, iteration: int = 0) -> None:
         if on_progress is not None:
-            on_progress(Progress(len(done), total, checkpoint))
+            on_progress(Progress(len(done), total, checkpoint, iteration))
 
     report(trajectory.checkpoints[0].name)
     for checkpoint in trajectory.checkpoints:
         missing = [b for b in range(settings.batches) if (checkpoint.name, b) not in done]
         if missing:
             load_into(model, checkpoint)
+        iterated = partial(_iterated, report, checkpoint.name)
         for batch in missing:
-            scores, batches = _score_cell(model, task, samples, settings, checkpoint, batch)
+            scores, batches = _score_cell(
+                model, task, samples, settings, checkpoint, batch, iterated
+            )
             if not (folder / PROVENANCE_FILE).exists():
                 create_run(folder, provenance)
             append_rows(folder, scores, batches)
@@ -115,6 +125,28 @@ def run_study(
             report(checkpoint.name)
     sort_tables(folder)
     update_provenance(folder, finished=_now(), seconds=round(time.monotonic() - seconds, 3))
+
+
+def _iterated(report: Callable[[str, int], None], name: str, iteration: int, _: float) -> None:
+    report(name, iteration)
+
+
+def check_device(name: str) -> torch.device:
+    """Return a device that can be used.
+
+    Raises:
+        EvalkitError: torch does not know it, or finds none of its kind.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise EvalkitError(
+            f"expected a device that torch can use with float64, found '{name}' ({reason}); "
+            "use --device cpu"
+        ) from error
+    return device
 
 
 def draw_batch(num_samples: int, batch_size: int, seed: int, batch: int) -> torch.Tensor:
@@ -146,17 +178,23 @@ def _score_cell(
     settings: Settings,
     checkpoint: Checkpoint,
     batch: int,
+    on_iteration: Callable[[int, float], None],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the rows of one checkpoint and one batch: scores, and the batch's own metrics."""
     place = f"checkpoint '{checkpoint.name}', batch {batch}"
     indices = draw_batch(len(samples), settings.batch_size, settings.seed, batch)
-    inputs, targets = samples.take(indices)
+    inputs, targets = tree_map(
+        lambda leaf: leaf.to(settings.device) if isinstance(leaf, torch.Tensor) else leaf,
+        samples.take(indices),
+    )
     try:
         with user_code(f"the scoring of task '{task.name}'"):
-            lin = linearize(model, inputs, targets, task.likelihood)
+            lin = linearize(
+                model, inputs, targets, task.likelihood, settings.micro_batch_size, settings.dtype
+            )
             # The labels that methods sample are paired between checkpoints too.
             seed = batch_seed(settings.seed, batch, "methods")
-            rows = score_linearization(lin, settings.methods, settings.dampings, seed)
+            rows = score_linearization(lin, settings.methods, settings.dampings, seed, on_iteration)
             metrics = pd.DataFrame([asdict(batch_metrics(lin))])
     except EvalkitError as error:
         raise EvalkitError(f"{place}: {error}") from error
@@ -189,7 +227,7 @@ def _provenance(
         "settings": {
             **asdict(settings),
             "likelihood": task.likelihood,
-            "dtype": str(parameter.dtype).removeprefix("torch."),
+            "dtype": settings.dtype or str(cast(parameter.detach(), None).dtype)[len("torch.") :],
             "device": str(parameter.device),
             "threads": torch.get_num_threads(),
         },

@@ -70,6 +70,22 @@ Examples:
     help="Of the batches and of sampled labels.",
 )
 @click.option(
+    "--dtype",
+    type=str,
+    help="Precision of the whole evaluation, float32 or float64; default: the model's own.",
+)
+@click.option(
+    "--micro-batch-size",
+    type=Number(int),
+    help="Samples held in memory at a time; results stay the same, time grows.",
+)
+@click.option(
+    "--device",
+    default=Settings.device,
+    show_default=True,
+    help="Where to evaluate the model: cpu, cuda, cuda:1, ...",
+)
+@click.option(
     "--out",
     "run",
     metavar="RUN",
@@ -85,6 +101,9 @@ def command(
     batches: int,
     batch_size: int,
     seed: int,
+    dtype: str | None,
+    micro_batch_size: int | None,
+    device: str,
     run: Path | None,
 ) -> None:
     """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
@@ -93,7 +112,9 @@ def command(
     method, gamma as a ratio to SGD's with the efficiency in brackets. An interrupted run goes on
     where it stopped when the same command is given again.
     """
-    settings = Settings(methods, dampings, batches, batch_size, seed)
+    settings = Settings(
+        methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device
+    )
     run = run if run is not None else Path("runs") / folder.resolve().name
     _score(folder, task, code, settings, run)
     _print_table(run)
@@ -116,7 +137,9 @@ def _score(
         shown = bar.add_task(task.name)
 
         def show(state: Progress) -> None:
-            bar.update(shown, completed=state.done, total=state.total, description=state.checkpoint)
+            doing = f"{state.checkpoint}, iteration {state.iteration}"
+            text = doing if state.iteration else state.checkpoint
+            bar.update(shown, completed=state.done, total=state.total, description=text)
 
         run_study(trajectory, task, settings, run, show)
 

@@ -1,0 +1,112 @@
+"""No result depends on the micro-batch size, and the dtype of an evaluation is the whole of it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+import evalkit
+from tests.cases import CASES
+from tests.dense import assert_near
+from tests.test_accuracy import SECOND_ROUTE_NEEDED
+
+SHARED_INPUTS = {
+    "samples_routed_to_experts",
+    *(name for name in CASES if "shared" in name or "mask_of_the_batch" in name),
+    *SECOND_ROUTE_NEEDED,
+}
+"""Cases whose samples influence each other, so that a part of the batch is another batch."""
+
+SPLIT = [name for name in CASES if name not in SHARED_INPUTS]
+
+
+def quantities(lin: evalkit.Linearization) -> dict[str, Tensor]:
+    """Return everything that a linearization knows."""
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(lin.num_params, generator=generator).double()
+    c = torch.randn(lin.logits.shape, generator=generator).double()
+    return {
+        "logits": lin.logits,
+        "losses": lin.losses,
+        "gradient": lin.gradient,
+        "jvp": lin.jvp(v),
+        "vjp": lin.vjp(c),
+        "fvp": lin.fvp(v),
+        "kernel_product": lin.kernel_product(c),
+        "gram": lin.gram,
+        "gram_of": lin.gram_of(torch.stack([c, lin.logit_gradients])),
+        "tangent_kernel": lin.tangent_kernel,
+        "gradient_norms": lin.gradient_norms,
+        "gamma_floor": torch.tensor(lin.gamma_floor),
+    }
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_no_quantity_depends_on_the_micro_batch_size(name: str) -> None:
+    model, inputs, targets, likelihood = CASES[name].make()
+    expected = quantities(evalkit.linearize(model, inputs, targets, likelihood))
+    for size in {1, 2, len(targets) - 1, len(targets) + 5} - {0}:
+        lin = evalkit.linearize(model, inputs, targets, likelihood, micro_batch_size=size)
+        for key, value in quantities(lin).items():
+            assert_near(value, expected[key])
+
+
+@pytest.mark.parametrize("name", ["mlp_categorical", "convolution_group_norm", "mlp_bernoulli"])
+def test_no_score_depends_on_the_micro_batch_size(name: str) -> None:
+    batch = CASES[name].make()
+    methods = ("sgd", "ef", "ief", "sf", 'ngd:solver="cg"', 'ngd:solver="direct"')
+    whole = evalkit.score(*batch, methods=methods, damping=(1e-4, 1e-2))
+    split = evalkit.score(*batch, methods=methods, damping=(1e-4, 1e-2), micro_batch_size=2)
+    # CG stops as early as it may: its results agree to its tolerance, not its count of iterations.
+    alike = [column for column in whole if column not in ("iterations", "relative_residual")]
+    pd.testing.assert_frame_equal(split[alike], whole[alike], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_wrong_sizes_are_refused(size: int) -> None:
+    with pytest.raises(evalkit.EvalkitError, match="micro-batch size"):
+        evalkit.linearize(*CASES["mlp_categorical"].make(), micro_batch_size=size)
+
+
+def single(batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    model, inputs, targets, likelihood = batch
+    return deepcopy(model).float(), inputs.float(), targets, likelihood
+
+
+@pytest.mark.parametrize("name", ["mlp_categorical", "convolution_group_norm"])
+@pytest.mark.parametrize("dtype", ["float64", torch.float64])
+def test_dtype_is_that_of_the_whole_evaluation(name: str, dtype: Any) -> None:
+    model, inputs, targets, likelihood = single(CASES[name].make())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    lin = evalkit.linearize(model, inputs, targets, likelihood, dtype=dtype)
+    cast = evalkit.linearize(deepcopy(model).double(), inputs.double(), targets, likelihood)
+    assert lin.logits.dtype == lin.gradient.dtype == torch.float64
+    assert torch.equal(lin.gradient, cast.gradient)
+    assert torch.equal(lin.gram, cast.gram)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.bfloat16, "int64"])
+def test_other_dtypes_are_refused(dtype: Any) -> None:
+    with pytest.raises(evalkit.EvalkitError, match="float32 or float64"):
+        evalkit.linearize(*CASES["mlp_categorical"].make(), dtype=dtype)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is found")
+@pytest.mark.parametrize("name", ["mlp_categorical", "convolution_group_norm", "mlp_bernoulli"])
+def test_a_gpu_gives_the_results_of_the_cpu(name: str) -> None:
+    model, inputs, targets, likelihood = CASES[name].make()
+    expected = quantities(evalkit.linearize(model, inputs, targets, likelihood))
+    methods = ("sgd", "ef", "ief", "sf", 'ngd:solver="cg"', 'ngd:solver="direct"')
+    table = evalkit.score(model, inputs, targets, likelihood, methods, damping=1e-3)
+    moved = (deepcopy(model).cuda(), inputs.cuda(), targets.cuda(), likelihood)
+    lin = evalkit.linearize(*moved)
+    for key in ("logits", "gradient", "gram", "tangent_kernel"):
+        torch.testing.assert_close(getattr(lin, key).cpu(), expected[key], rtol=1e-9, atol=1e-9)
+    found = evalkit.score(*moved, methods, damping=1e-3)
+    pd.testing.assert_frame_equal(found, table, rtol=1e-6, atol=1e-9)
