@@ -27,14 +27,15 @@ class Problem:
     classes: int
     samples: int
 
-    def make(self) -> tuple[nn.Module, Tensor, Tensor]:
-        """Return model, inputs and targets, the same each time."""
+    def make(self, device: str = "cpu") -> tuple[nn.Module, Tensor, Tensor]:
+        """Return model, inputs and targets on a device, the same each time."""
         generator = torch.Generator().manual_seed(0)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = self.build().eval()
         inputs = self.draw(self.samples, generator)
-        return model, inputs, torch.randint(self.classes, (self.samples,), generator=generator)
+        targets = torch.randint(self.classes, (self.samples,), generator=generator)
+        return model.to(device), inputs.to(device), targets.to(device)
 
 
 def mlp() -> nn.Module:

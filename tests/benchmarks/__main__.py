@@ -1,0 +1,49 @@
+"""Cost of the engine beside its peers, in training steps, on four problems.
+
+Run ``make bench``. A training step is one forward and backward of the same model on the same batch;
+each figure is a median of ratios measured in turns in one process. ``--write`` puts the table into
+``reports/benchmarks.md``. Only ratios count: times depend on the machine and on its other load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.marks import verdicts
+from tests.benchmarks.measure import Memory, Row, measure, memory
+from tests.benchmarks.problems import PROBLEMS
+from tests.benchmarks.table import as_markdown, machine
+
+REPORT = Path(__file__).parents[2] / "reports" / "benchmarks.md"
+
+
+def main() -> None:
+    """Measure, print the table, and write it if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--problem", action="append", choices=[p.name for p in PROBLEMS])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    chosen = [p for p in PROBLEMS if not arguments.problem or p.name in arguments.problem]
+    rows: list[Row] = []
+    memories: list[Memory] = []
+    for problem in chosen:
+        print(f"measuring {problem.name} ...", flush=True)
+        rows += measure(problem, arguments.device)
+        if arguments.device == "cpu":
+            memories.append(memory(problem))
+    text = as_markdown(rows, memories, verdicts(rows, memories), machine(arguments.device))
+    print(text)
+    if arguments.write:
+        suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
+        REPORT.with_stem(REPORT.stem + suffix).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

@@ -1,0 +1,74 @@
+"""The marks that the engine is held to, judged from the measured rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tests.benchmarks.measure import Memory, Row
+
+MLP, CNN, LORA, FULL = "MLP 10.5M", "CNN, GroupNorm", "transformer, LoRA", "transformer, full"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One mark.
+
+    Attributes:
+        problem: its name.
+        mark: what is asked for.
+        measured: the figure.
+        reached: whether it is.
+    """
+
+    problem: str
+    mark: str
+    measured: float
+    reached: bool
+
+
+def verdicts(rows: Sequence[Row], memories: Sequence[Memory]) -> list[Verdict]:
+    """Return every mark that can be judged from what was measured."""
+    found: list[Verdict] = []
+
+    def judge(
+        work: str, limits: dict[str, float], text: str, figure: Callable[[Row], float], most: bool
+    ) -> None:
+        for row in rows:
+            if row.work == work and row.problem in limits and row.peer != "torch.func.linearize":
+                limit, value = limits[row.problem], figure(row)
+                reached = value <= limit if most else value >= limit
+                found.append(Verdict(row.problem, text.format(limit), value, reached))
+
+    def faster(row: Row) -> float:
+        return row.peer_steps / row.steps
+
+    every = (MLP, CNN, LORA, FULL)
+    judge("F v", dict.fromkeys(every, 1.5), "F v in at most {} steps", lambda r: r.steps, True)
+    judge(
+        "F v", {MLP: 2, CNN: 2, LORA: 2, FULL: 1.5}, "F v {}x faster than curvlinops", faster, False
+    )
+    judge(
+        "NGD to 1% of the floor",
+        dict.fromkeys(every, 2),
+        "NGD {}x faster than curvlinops' CG",
+        faster,
+        False,
+    )
+    scores = "sgd, ef, ief, sf"
+    judge(scores, {MLP: 7.5, LORA: 7.5}, "four scores in at most {} steps", lambda r: r.steps, True)
+    judge(scores, {MLP: 50}, "four scores {}x faster than with gradients formed", faster, False)
+    judge(
+        "10 dampings of ef, ief, sf",
+        {MLP: 2},
+        "ten dampings at most {}x one",
+        lambda r: r.steps / r.peer_steps,
+        True,
+    )
+    for one in memories:
+        if one.problem == MLP:
+            ratio = one.formed / one.ours
+            found.append(
+                Verdict(MLP, "four scores in 20x less memory than formed", ratio, ratio >= 20)
+            )
+    return found

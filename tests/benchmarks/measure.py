@@ -1,0 +1,158 @@
+"""What is measured on one problem: our work, the peers' on the same, and their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import evalkit
+from tests.benchmarks.peers import Curvlinops, scores_with_gradients_formed
+from tests.benchmarks.problems import PROBLEMS, Problem
+from tests.benchmarks.timing import Work, in_steps, peak_megabytes, seconds, training_step
+
+REPETITIONS = 3
+FLOOR_TOLERANCE = 0.01
+DAMPINGS = tuple(10.0**k for k in range(-12, -2))
+SWEEP = ("ef", "ief", "sf")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One piece of work on one problem.
+
+    Attributes:
+        problem: its name.
+        work: what was done.
+        steps: our cost in training steps.
+        peer: who did the same, empty for nobody.
+        peer_steps: the peer's cost in training steps.
+        note: what a reader needs to judge the row.
+    """
+
+    problem: str
+    work: str
+    steps: float
+    peer: str = ""
+    peer_steps: float = float("nan")
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of the four scores above model and batch, in MB."""
+
+    problem: str
+    ours: float
+    formed: float
+
+
+def find(name: str) -> Problem:
+    """Return a problem by name."""
+    return next(problem for problem in PROBLEMS if problem.name == name)
+
+
+def measure(problem: Problem, device: str) -> list[Row]:
+    """Return the rows of one problem, all measured in turns in this process."""
+    model, inputs, targets = problem.make(device)
+    lin = evalkit.linearize(model, inputs, targets)
+    c, v = lin.logit_gradients, torch.randn_like(lin.gradient)
+    found = evalkit.natural_gradient(lin, floor_tolerance=FLOOR_TOLERANCE)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no second derivative for the peer
+        peer = Curvlinops(model, inputs, targets)
+        peer_gamma = evalkit.gamma(lin, peer.natural_gradient(found.iterations))
+        work: dict[str, Work] = {
+            "J v": lambda: lin.jvp(v),
+            "J'c": lambda: lin.vjp(c),
+            "J J'c": lambda: lin.kernel_product(c),
+            "F v": lambda: lin.fvp(v),
+            "F v, peer": lambda: peer.fvp(v),
+            "NGD to 1%": lambda: evalkit.natural_gradient(
+                evalkit.linearize(model, inputs, targets), floor_tolerance=FLOOR_TOLERANCE
+            ),
+            "NGD, peer": lambda: peer.natural_gradient(found.iterations),
+            "scores": lambda: evalkit.score(model, inputs, targets),
+            "one damping": lambda: evalkit.score(model, inputs, targets, methods=SWEEP),
+            "ten dampings": lambda: evalkit.score(
+                model, inputs, targets, methods=SWEEP, damping=DAMPINGS
+            ),
+        }
+        costs = in_steps(work, lambda: training_step(model, inputs, targets), REPETITIONS)
+        formed = in_steps_once(
+            lambda: scores_with_gradients_formed(model, inputs, targets),
+            lambda: training_step(model, inputs, targets),
+        )
+    row = lambda *values: Row(problem.name, *values)  # noqa: E731
+    note = (
+        f"{found.iterations} iterations, gamma / floor {found.gammas[-1] / found.gamma_floor:.4f}; "
+        f"peer {peer_gamma / found.gamma_floor:.4f}"
+    )
+    return [
+        row("J v", costs["J v"]),
+        row("Jᵀc", costs["J'c"]),
+        row("J Jᵀc", costs["J J'c"]),
+        row("F v", costs["F v"], "curvlinops", costs["F v, peer"]),
+        row(
+            "NGD to 1% of the floor", costs["NGD to 1%"], "curvlinops CG", costs["NGD, peer"], note
+        ),
+        row("sgd, ef, ief, sf", costs["scores"], "gradients formed", formed),
+        row(
+            "10 dampings of ef, ief, sf",
+            costs["ten dampings"],
+            "one damping",
+            costs["one damping"],
+        ),
+        _linearize(problem, device),
+    ]
+
+
+def in_steps_once(work: Work, step: Work) -> float:
+    """Return the cost of one call without a warm-up: for work of many seconds."""
+    step()
+    steps = sorted(seconds(step) for _ in range(5))
+    return seconds(work) / steps[2]
+
+
+def _linearize(problem: Problem, device: str) -> Row:
+    """Return J v by ``torch.func.linearize`` beside ours, with the cost of its tracing."""
+    model, inputs, targets = problem.make(device)
+    lin = evalkit.linearize(model, inputs, targets)
+    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    tangents = {name: torch.randn_like(value) for name, value in parameters.items()}
+    vector = torch.cat([value.flatten() for value in tangents.values()])
+
+    def call(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(model, values, (inputs,))
+
+    def step() -> None:
+        training_step(model, inputs, targets)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        tracing = in_steps_once(lambda: torch.func.linearize(call, parameters), step)
+        _, push = torch.func.linearize(call, parameters)
+        work: dict[str, Work] = {"ours": lambda: lin.jvp(vector), "peer": lambda: push(tangents)}
+        costs = in_steps(work, step, REPETITIONS)
+    note = f"tracing takes the peer {tracing:.0f} steps"
+    return Row(problem.name, "J v", costs["ours"], "torch.func.linearize", costs["peer"], note)
+
+
+def memory(problem: Problem) -> Memory:
+    """Return the memory of the four scores."""
+    runs: tuple[Callable[[str], object], ...] = (_our_scores, _formed_scores)
+    ours, formed = (peak_megabytes(problem.name, run, _load) for run in runs)
+    return Memory(problem.name, ours, formed)
+
+
+def _load(name: str) -> None:
+    find(name).make()
+
+
+def _our_scores(name: str) -> None:
+    evalkit.score(*find(name).make())
+
+
+def _formed_scores(name: str) -> None:
+    with sdpa_kernel(SDPBackend.MATH):
+        scores_with_gradients_formed(*find(name).make())

@@ -1,0 +1,79 @@
+"""The same work by other means: curvlinops, and per-sample gradients formed by ``vmap(grad)``."""
+
+from __future__ import annotations
+
+import torch
+from curvlinops import CGInverseLinearOperator, GGNLinearOperator
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy, one_hot
+
+import evalkit
+
+
+class Curvlinops:
+    """Fisher-vector products and CG of curvlinops, without its check for determinism.
+
+    Args:
+        model: the model.
+        inputs: of one batch.
+        targets: of the same batch.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+        self._batch = (model, inputs, targets)
+        self._parameters = [value for value in model.parameters() if value.requires_grad]
+        self._fisher = GGNLinearOperator(
+            model,
+            nn.CrossEntropyLoss(reduction="sum"),
+            self._parameters,
+            [(inputs, targets)],
+            check_deterministic=False,
+        )
+
+    def fvp(self, vector: Tensor) -> Tensor:
+        """Return F v."""
+        return self._fisher @ vector
+
+    def natural_gradient(self, iterations: int) -> Tensor:
+        """Return the iterate of CG after some iterations, the gradient's computation included."""
+        model, inputs, targets = self._batch
+        loss = cross_entropy(model(inputs), targets, reduction="sum")
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, self._parameters)])
+        inverse = CGInverseLinearOperator(
+            self._fisher, eps=0.0, tolerance=0.0, max_iter=iterations, stop_updating_after=0.0
+        )
+        return inverse @ gradient
+
+
+def scores_with_gradients_formed(model: nn.Module, inputs: Tensor, targets: Tensor) -> list[float]:
+    """Return gamma of sgd, ef, ief and sf with every per-sample gradient formed."""
+    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+    def loss(values: dict[str, Tensor], sample: Tensor, target: Tensor) -> Tensor:
+        logits = functional_call(model, values, (sample.unsqueeze(0),))
+        return cross_entropy(logits, target.unsqueeze(0))
+
+    def gradients(labels: Tensor) -> Tensor:
+        formed = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, inputs, labels)
+        return torch.cat([formed.pop(name).flatten(1) for name in parameters], 1)
+
+    def solve(rows: Tensor, right: Tensor) -> Tensor:
+        gram = (rows @ rows.T).double()
+        damped = gram + 1e-12 * torch.eye(len(gram)).to(gram)
+        return torch.linalg.lstsq(damped, right.double()[:, None]).solution[:, 0].to(rows)
+
+    with torch.no_grad():
+        logits = model(inputs)
+    residual = logits.softmax(-1) - one_hot(targets, logits.shape[-1])
+    rows = gradients(targets)
+    g = rows.sum(0)
+    directions = [g]
+    for right in (torch.ones_like(residual[:, 0]), residual.square().sum(1)):
+        directions.append(rows.T @ solve(rows, right))
+    del rows
+    sampled = gradients(torch.multinomial(logits.softmax(-1), 1).squeeze(1))
+    directions.append(g - sampled.T @ solve(sampled, sampled @ g))
+    del sampled
+    lin = evalkit.linearize(model, inputs, targets)
+    return [evalkit.gamma(lin, direction) for direction in directions]

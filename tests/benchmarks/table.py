@@ -1,0 +1,79 @@
+"""The benchmark's tables as Markdown, with what they were measured on."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.marks import Verdict
+from tests.benchmarks.measure import Memory, Row
+
+HEAD = """# Benchmarks
+
+`make bench` measures this table; costs are in training steps (one forward and backward of the same
+model on the same batch), medians of ratios measured in turns in one process. Memory is the peak of
+the process above what it holds with model and batch loaded.
+
+"""
+
+
+def machine(device: str) -> str:
+    """Return the machine and the versions in one line."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("evalkit", "torch", "curvlinops-for-pytorch")
+    )
+    return (
+        f"{model}, {torch.get_num_threads()} threads, {gigabytes:.0f} GiB{gpu}; "
+        f"Python {platform.python_version()}, {packages}."
+    )
+
+
+def as_markdown(
+    rows: Sequence[Row], memories: Sequence[Memory], verdicts: Sequence[Verdict], where: str
+) -> str:
+    """Return the whole report."""
+    parts = [HEAD + where + "\n", "## Marks\n", _lines(("problem", "mark", "measured", ""))]
+    for one in verdicts:
+        state = "reached" if one.reached else "**missed**"
+        parts[-1] += _line(one.problem, one.mark, f"{one.measured:.2f}", state)
+    parts += ["## Cost in training steps\n"]
+    parts += [_lines(("problem", "work", "evalkit", "peer", "peer's cost", "peer / evalkit", ""))]
+    for row in rows:
+        known = not math.isnan(row.peer_steps)
+        parts[-1] += _line(
+            row.problem,
+            row.work,
+            f"{row.steps:.2f}",
+            row.peer,
+            f"{row.peer_steps:.2f}" if known else "",
+            f"{row.peer_steps / row.steps:.2f}" if known else "",
+            row.note,
+        )
+    if memories:
+        parts += ["## Memory of sgd, ef, ief, sf in MB\n"]
+        parts += [_lines(("problem", "evalkit", "gradients formed", "ratio"))]
+        for item in memories:
+            ratio = f"{item.formed / item.ours:.1f}"
+            parts[-1] += _line(item.problem, f"{item.ours:.0f}", f"{item.formed:.0f}", ratio)
+    return "\n".join(parts)
+
+
+def _lines(head: Sequence[str]) -> str:
+    return _line(*head) + _line(*["---"] * len(head))
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |\n"
