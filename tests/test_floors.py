@@ -14,7 +14,7 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version
-registry settings reductions
+registry settings reductions paired
 likelihoods tables
 run
 layers determinism factor
@@ -48,6 +48,7 @@ WITHOUT_TORCH = (
     "version",
     "registry",
     "settings",
+    "paired",
     "tables",
     "run",
     "results",
