@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO_RUN := runs/digits-mlp
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo example test lint format types bench clean
+.PHONY: help install demo example test lint format types bench accuracy clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,9 +41,12 @@ format: $(INSTALLED) ## Rewrite the code in the house format
 types: $(INSTALLED) ## Check the type hints
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## Print the cost of the engine beside its peers, in training steps
+bench: $(INSTALLED) ## Measure the engine beside its peers: reports/benchmarks.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m tests.benchmarks --write
+
+accuracy: $(INSTALLED) ## Measure the errors of float32 scores: reports/accuracy.md
+	$(BIN)/python -m tests.benchmarks.accuracy --write
 
 clean: ## Remove the environment and all runs
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -37,6 +37,7 @@ def main() -> None:
         rows += measure(problem, arguments.device)
         if arguments.device == "cpu":
             memories.append(memory(problem))
+        print(*rows[-8:], *memories[-1:], sep="\n", flush=True)
     text = as_markdown(rows, memories, verdicts(rows, memories), machine(arguments.device))
     print(text)
     if arguments.write:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import evalkit
@@ -140,19 +140,14 @@ def _linearize(problem: Problem, device: str) -> Row:
 
 def memory(problem: Problem) -> Memory:
     """Return the memory of the four scores."""
-    runs: tuple[Callable[[str], object], ...] = (_our_scores, _formed_scores)
-    ours, formed = (peak_megabytes(problem.name, run, _load) for run in runs)
-    return Memory(problem.name, ours, formed)
+    ours = peak_megabytes(_load, problem.name, evalkit.score)
+    return Memory(problem.name, ours, peak_megabytes(_load, problem.name, _formed_scores))
 
 
-def _load(name: str) -> None:
-    find(name).make()
+def _load(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    return find(name).make()
 
 
-def _our_scores(name: str) -> None:
-    evalkit.score(*find(name).make())
-
-
-def _formed_scores(name: str) -> None:
+def _formed_scores(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
     with sdpa_kernel(SDPBackend.MATH):
-        scores_with_gradients_formed(*find(name).make())
+        scores_with_gradients_formed(model, inputs, targets)

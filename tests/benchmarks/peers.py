@@ -41,7 +41,12 @@ class Curvlinops:
         loss = cross_entropy(model(inputs), targets, reduction="sum")
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, self._parameters)])
         inverse = CGInverseLinearOperator(
-            self._fisher, eps=0.0, tolerance=0.0, max_iter=iterations, stop_updating_after=0.0
+            self._fisher,
+            eps=0.0,
+            tolerance=0.0,
+            max_iter=iterations,
+            max_tridiag_iter=0,
+            stop_updating_after=0.0,
         )
         return inverse @ gradient
 

@@ -45,15 +45,15 @@ def as_markdown(
     rows: Sequence[Row], memories: Sequence[Memory], verdicts: Sequence[Verdict], where: str
 ) -> str:
     """Return the whole report."""
-    parts = [HEAD + where + "\n", "## Marks\n", _lines(("problem", "mark", "measured", ""))]
+    parts = [HEAD + where + "\n", "## Marks\n", lines("problem", "mark", "measured", "")]
     for one in verdicts:
         state = "reached" if one.reached else "**missed**"
-        parts[-1] += _line(one.problem, one.mark, f"{one.measured:.2f}", state)
+        parts[-1] += line(one.problem, one.mark, f"{one.measured:.2f}", state)
     parts += ["## Cost in training steps\n"]
-    parts += [_lines(("problem", "work", "evalkit", "peer", "peer's cost", "peer / evalkit", ""))]
+    parts += [lines("problem", "work", "evalkit", "peer", "peer's cost", "peer / evalkit", "")]
     for row in rows:
         known = not math.isnan(row.peer_steps)
-        parts[-1] += _line(
+        parts[-1] += line(
             row.problem,
             row.work,
             f"{row.steps:.2f}",
@@ -64,16 +64,18 @@ def as_markdown(
         )
     if memories:
         parts += ["## Memory of sgd, ef, ief, sf in MB\n"]
-        parts += [_lines(("problem", "evalkit", "gradients formed", "ratio"))]
+        parts += [lines("problem", "evalkit", "gradients formed", "ratio")]
         for item in memories:
             ratio = f"{item.formed / item.ours:.1f}"
-            parts[-1] += _line(item.problem, f"{item.ours:.0f}", f"{item.formed:.0f}", ratio)
+            parts[-1] += line(item.problem, f"{item.ours:.0f}", f"{item.formed:.0f}", ratio)
     return "\n".join(parts)
 
 
-def _lines(head: Sequence[str]) -> str:
-    return _line(*head) + _line(*["---"] * len(head))
+def lines(*names: str) -> str:
+    """Return the head of a table."""
+    return line(*names) + line(*["---"] * len(names))
 
 
-def _line(*cells: str) -> str:
+def line(*cells: str) -> str:
+    """Return one row of a table."""
     return "| " + " | ".join(cells) + " |\n"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,27 +50,24 @@ def in_steps(work: Mapping[str, Work], step: Work, repetitions: int) -> dict[str
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
-def peak_megabytes(
-    name: str, work: Callable[[str], object], warm: Callable[[str], object]
-) -> float:
-    """Return the memory that ``work(name)`` takes above what ``warm(name)`` has taken, in MB.
+def peak_megabytes(load: Callable[[str], Any], name: str, work: Callable[..., object]) -> float:
+    """Return the memory that ``work(*load(name))`` takes above what is loaded, in MB.
 
-    Both run in a fresh process, where no earlier work has raised the peak.
+    It runs in a fresh process, where no earlier work has left memory behind.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (name, work, warm))
+        return pool.apply(_peak, (load, name, work))
 
 
-def _peak(name: str, work: Callable[[str], object], warm: Callable[[str], object]) -> float:
-    warm(name)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    before = _memory()
-    work(name)
-    return _memory() - before
+def _peak(load: Callable[[str], Any], name: str, work: Callable[..., object]) -> float:
+    loaded = load(name)
+    # Linux forgets the peak so far when a 5 is written here.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _megabytes("VmRSS")
+    work(*loaded)
+    return _megabytes("VmHWM") - before
 
 
-def _memory() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _megabytes(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
