@@ -5,36 +5,20 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from scipy.optimize import isotonic_regression
 
-_LINE = 11.5  # points from one end label to the next
+from evalkit.palette import FLOOR, Style
+
+_LINE = 1.28  # from one end label to the next, in font sizes
 # Ticks in a decade of a log axis that spans at most so many decades.
 _STEPS = {1: (1, 1.5, 2, 3, 4, 5, 6, 8), 2: (1, 2, 5), 3: (1, 3), math.inf: (1,)}
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a line is drawn.
-
-    Attributes:
-        color: hexadecimal.
-        marker: matplotlib's letter.
-        dashes: points on and off; empty for a solid line.
-    """
-
-    color: str
-    marker: str
-    dashes: tuple[float, ...] = ()
-
-
-FLOOR = Style("#8c8c8c", "", (1, 1.2))
 
 
 def curve(ax: Axes, x: pd.Series, mean: pd.Series, std: pd.Series, style: Style) -> None:
@@ -47,7 +31,7 @@ def curve(ax: Axes, x: pd.Series, mean: pd.Series, std: pd.Series, style: Style)
         "markeredgewidth": 0,
         "zorder": 3,
     }
-    size = 4.5 if len(xs) <= 25 else 2.5
+    size = rcParams["lines.markersize"] * (1 if len(xs) <= 25 else 0.55)
     ax.plot(xs, np.where(drawn, means, np.nan), markersize=size, **line)
     bars = drawn & (sigmas > 0)
     if bars.any():
@@ -55,10 +39,13 @@ def curve(ax: Axes, x: pd.Series, mean: pd.Series, std: pd.Series, style: Style)
         lower = (
             bar_start(middle, sigmas[bars]) if ax.get_yscale() == "log" else middle - sigmas[bars]
         )
-        ax.vlines(xs[bars], lower, upper, colors=style.color, linewidth=0.9, alpha=0.55, zorder=2)
+        ax.vlines(
+            xs[bars], lower, upper, colors=style.color, linewidth=_font() / 10, alpha=0.55, zorder=2
+        )
     edge = xs[np.isposinf(means)]
     if edge.size:
-        up: dict[str, Any] = {"marker": 6, "linestyle": "", "color": style.color, "markersize": 6}
+        up: dict[str, Any] = {"marker": 6, "linestyle": "", "color": style.color}
+        up["markersize"] = _font() / 1.5
         ax.plot(edge, np.ones(edge.size), transform=ax.get_xaxis_transform(), clip_on=False, **up)
 
 
@@ -69,7 +56,12 @@ def bar_start(mean: np.ndarray, sigma: np.ndarray) -> np.ndarray:
 
 def line_style(style: Style) -> dict[str, Any]:
     pattern = (0, style.dashes) if style.dashes else "-"
-    return {"color": style.color, "linestyle": pattern, "linewidth": 1.5}
+    return {"color": style.color, "linestyle": pattern}
+
+
+def _font() -> float:
+    """The size of text in points, which everything else goes with."""
+    return float(rcParams["font.size"])
 
 
 def shade_floor(ax: Axes, x: pd.Series, floor: pd.Series) -> None:
@@ -110,11 +102,12 @@ def _spread_out(heights: list[float], names: list[str], points: float) -> list[f
     if not heights:
         return []
     lines = np.array([name.count("\n") + 1 for name in names])
-    tops = np.cumsum(lines) * _LINE / points
-    centres = tops - lines * _LINE / points / 2
+    line = _LINE * _font() / points
+    tops = np.cumsum(lines) * line
+    centres = tops - lines * line / 2
     moved = isotonic_regression(np.array(heights) - centres).x
-    room = max(1 - float(tops[-1]), 0) + _LINE / points / 2
-    return list(np.clip(moved, -_LINE / points / 2, room) + centres)
+    room = max(1 - float(tops[-1]), 0) + line / 2
+    return list(np.clip(moved, -line / 2, room) + centres)
 
 
 def _label(ax: Axes, name: str, style: Style, places: tuple[float, float], width: float) -> None:
@@ -125,12 +118,14 @@ def _label(ax: Axes, name: str, style: Style, places: tuple[float, float], width
         width: of the axes in points.
     """
     start, place = places
-    edge, corner, middle, end, text = (1 + np.array([2, 10, 21, 32, 36]) / width).tolist()
+    edge, corner, middle, end, text = (
+        1 + np.array([0.2, 1.1, 2.3, 3.6, 4.0]) * _font() / width
+    ).tolist()
     free: dict[str, Any] = {"transform": ax.transAxes, "clip_on": False}
-    ax.plot([edge, corner], [start, place], color=style.color, linewidth=0.6, **free)
+    ax.plot([edge, corner], [start, place], color=style.color, linewidth=_font() / 15, **free)
     handle: dict[str, Any] = {**line_style(style), "marker": style.marker, "markeredgewidth": 0}
-    ax.plot([corner, middle, end], [place] * 3, markevery=[1], markersize=4.5, **handle, **free)
-    ax.text(text, place, name, va="center_baseline", fontsize=9, parse_math=False, **free)
+    ax.plot([corner, middle, end], [place] * 3, markevery=[1], **handle, **free)
+    ax.text(text, place, name, va="center_baseline", parse_math=False, **free)
 
 
 def bar_ends(table: pd.DataFrame, column: str) -> np.ndarray:

@@ -16,14 +16,9 @@ from matplotlib.lines import Line2D
 
 from evalkit.drawing import bar_start
 from evalkit.errors import EvalkitError
-from evalkit.figures import (
-    draw_figures,
-    method_styles,
-    plot_efficiency,
-    plot_imbalance,
-    plot_ratio,
-    write_figures,
-)
+from evalkit.figures import draw_figures, write_figures
+from evalkit.palette import method_styles
+from evalkit.plots import plot_efficiency, plot_imbalance, plot_ratio
 from evalkit.results import near_zero, summarize, summarize_batches
 from evalkit.run import Run, read_run
 from tests.test_run import cell, ngd_row, score_row, write_run

@@ -37,9 +37,13 @@ manifest
 fitting
 checkpoints
 training study
-drawing results
+palette layouts results
+drawing pairs
+plots sweeps
+multipanel
 figures
 page
+reports
 cli
 """
 FLOOR = {name: height for height, line in enumerate(FLOORS.split("\n")) for name in line.split()}
@@ -51,10 +55,17 @@ WITHOUT_TORCH = (
     "paired",
     "tables",
     "run",
+    "palette",
+    "layouts",
     "results",
     "drawing",
+    "pairs",
+    "plots",
+    "sweeps",
+    "multipanel",
     "figures",
     "page",
+    "reports",
 )
 
 

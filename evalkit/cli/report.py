@@ -1,4 +1,4 @@
-"""``evalkit report``: figures and page from the tables of a run."""
+"""``evalkit report``: figures and page from the tables of a run, or figures of several."""
 
 from __future__ import annotations
 
@@ -6,19 +6,56 @@ from pathlib import Path
 
 import click
 
+from evalkit.cli.options import CommaSeparated
+
 
 @click.command(
     "report",
-    short_help="Draw the figures and the page of a run.",
+    short_help="Draw the figures and the page of a run, or of several in one figure.",
     epilog="""\b
 Examples:
   evalkit report runs/digits-mlp
+  evalkit report runs/digits-mlp --pairs ief/sgd,sf/ef,ef@1e-6/ief --style paper
+  evalkit report runs/cola runs/sst2 runs/rte --out runs/glue
 """,
 )
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-def command(run: Path) -> None:
-    """Write figures (PNG and SVG) and a self-contained report.html into RUN, from its tables."""
-    from evalkit.page import write_report
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--pairs",
+    type=CommaSeparated(str, "a/b,c/d"),
+    help="Methods to divide, METHOD[@DAMPING]/METHOD[@DAMPING], with commas between; several runs: "
+    "ef/sgd,ief/sgd,sf/sgd.",
+)
+@click.option(
+    "--style",
+    default="screen",
+    show_default=True,
+    help="screen: PNG and SVG; paper: also PDF and SVG for the columns of an article.",
+)
+@click.option(
+    "--out",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Where figures and tables of several runs go; without it those of one go into its folder.",
+)
+def command(
+    runs: tuple[Path, ...], pairs: tuple[str, ...] | None, style: str, folder: Path | None
+) -> None:
+    """Write figures, tables of pairs and dampings, and a self-contained report.html into RUN.
 
-    page = write_report(run)
-    click.echo(f"Report: {page.resolve()}")
+    Several RUNs are drawn as lines of the same figures, a panel per pair of methods.
+    """
+    from evalkit.layouts import LAYOUTS
+    from evalkit.pairs import parse_pair
+    from evalkit.reports import report_run, report_runs
+
+    layout = LAYOUTS.get(style)
+    chosen = [parse_pair(pair) for pair in pairs or ()]
+    if len(runs) == 1 and folder is None:
+        report = report_run(runs[0], chosen, layout)
+    else:
+        report = report_runs(runs, chosen, layout, folder)
+    for line in report.statements:
+        click.echo(line)
+    click.echo(f"Report: {report.place.resolve()}")

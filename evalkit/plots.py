@@ -1,0 +1,203 @@
+"""What one panel shows: each function takes a table and an axes, draws, and returns the axes.
+
+A method has one colour, marker and dash pattern in every figure, told apart in grey print as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+
+from evalkit.drawing import (
+    bar_ends,
+    curve,
+    damping_axis,
+    label_ends,
+    last_value,
+    line_style,
+    log_axis,
+    log_limits,
+    shade_floor,
+)
+from evalkit.palette import FLOOR, IMBALANCE, Style, method_styles
+from evalkit.results import display_name
+
+PROGRESS = "Training progress (0 = initialised, 1 = end)"
+_SECOND: Any = {"marker": "^", "dashes": (1.5, 1)}
+"""Marker and dashes of a method's second line in a panel; the colour stays."""
+RATIO = r"Ratio to SGD, $\gamma\,/\,\gamma_{\mathrm{SGD}}$"
+
+
+def plot_ratio(
+    summary: pd.DataFrame,
+    floors: pd.DataFrame,
+    ax: Axes,
+    limits: tuple[float, float] | None = None,
+) -> Axes:
+    """Draw gamma relative to SGD against progress: a line per method, SGD at 1, the floor.
+
+    Args:
+        summary: of ``results.summarize``, one damping per method.
+        floors: of ``results.summarize_batches``.
+        ax: where to draw.
+        limits: of the log axis; those of the data by default.
+    """
+    styles = method_styles(summary["method"])
+    log_axis(ax, *(limits or ratio_limits(summary, floors)))
+    ax.axhline(1, **line_style(styles["sgd"]), zorder=2)
+    shade_floor(ax, floors["progress"], floors["floor_ratio_mean"])
+    ends = [("SGD", 1.0, styles["sgd"]), ("floor", last_value(floors["floor_ratio_mean"]), FLOOR)]
+    for method, rows in _by_method(summary):
+        if method != "sgd":
+            curve(ax, rows["progress"], rows["ratio_mean"], rows["ratio_std"], styles[method])
+            ends.append((display_name(method), last_value(rows["ratio_mean"]), styles[method]))
+    ax.set(xlim=(-0.02, 1.02), ylabel=RATIO)
+    label_ends(ax, ends)
+    return ax
+
+
+def plot_efficiency(summary: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw efficiency, floor / gamma, against progress: a line per method on a linear axis.
+
+    Args:
+        summary: of ``results.summarize``, one damping per method.
+        ax: where to draw.
+    """
+    styles = method_styles(summary["method"])
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.03), xlabel=PROGRESS)
+    ax.set_ylabel(r"Efficiency, $\gamma_{\mathrm{floor}}\,/\,\gamma$")
+    ax.axhline(1, **line_style(FLOOR), zorder=2)
+    ends = [("floor", 1.0, FLOOR)]
+    for method, rows in _by_method(summary):
+        mean = rows["efficiency_mean"]
+        curve(ax, rows["progress"], mean, rows["efficiency_std"], styles[method])
+        ends.append((display_name(method), last_value(mean), styles[method]))
+    label_ends(ax, ends)
+    return ax
+
+
+def plot_imbalance(floors: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw the imbalance of per-sample gradients and of logit gradients against progress.
+
+    Args:
+        floors: of ``results.summarize_batches``.
+        ax: where to draw.
+    """
+    values = np.concatenate([bar_ends(floors, column) for column in IMBALANCE])
+    log_axis(ax, *log_limits(values, 1.0))
+    ends = []
+    for column, (name, style) in IMBALANCE.items():
+        mean = floors[f"{column}_mean"]
+        curve(ax, floors["progress"], mean, floors[f"{column}_std"], style)
+        ends.append((name, last_value(mean), style))
+    ax.set(xlim=(-0.02, 1.02), ylabel="Imbalance", xlabel=PROGRESS)
+    label_ends(ax, ends)
+    return ax
+
+
+def plot_damping(
+    summary: pd.DataFrame,
+    floor: float,
+    ax: Axes,
+    limits: tuple[float, float],
+    labels: bool = True,
+) -> Axes:
+    """Draw gamma relative to SGD against damping at one checkpoint: a line per method.
+
+    A ring marks each method's best damping.
+
+    Args:
+        summary: of ``results.summarize``, the rows of one checkpoint.
+        floor: gamma_floor / gamma of SGD there.
+        ax: where to draw.
+        limits: of the log axis of ratios.
+        labels: whether lines are named.
+    """
+    styles = method_styles(summary["method"])
+    log_axis(ax, *limits)
+    places = damping_axis(ax, summary["damping"])
+    point = 2.2 * rcParams["lines.markersize"]
+    ax.axhline(1, **line_style(styles["sgd"]), zorder=2)
+    shade_floor(ax, pd.Series(ax.get_xlim()), pd.Series([floor, floor]))
+    ends = [("SGD", 1.0, styles["sgd"]), ("floor", floor, FLOOR)]
+    for method, rows in _by_method(summary):
+        if method == "sgd":
+            continue
+        rows = rows.sort_values("damping")
+        x = rows["damping"].map(places)
+        curve(ax, x, rows["ratio_mean"], rows["ratio_std"], styles[method])
+        ends.append((display_name(method), last_value(rows["ratio_mean"]), styles[method]))
+        if np.isfinite(rows["ratio_mean"]).any():
+            best = rows["ratio_mean"].fillna(np.inf).idxmin()
+            ring: dict[str, Any] = {"markerfacecolor": "none", "color": styles[method].color}
+            ax.plot(x[best], rows["ratio_mean"][best], "o", markersize=point, **ring, zorder=4)
+    if labels:
+        label_ends(ax, ends)
+    return ax
+
+
+def plot_discussion(table: pd.DataFrame, column: str, ax: Axes) -> Axes:
+    """Draw one column of the damping discussion against progress: a line per method and damping.
+
+    Args:
+        table: of ``sweeps.damping_discussion``.
+        column: ``"ratio"``, on a log axis, or ``"cosine_sgd"``.
+        ax: where to draw.
+    """
+    fixed = method_styles(table["method"])
+    seen: set[str] = set()
+    ends = []
+    if column == "ratio":
+        log_axis(ax, *log_limits(bar_ends(table, column), 1.0))
+    else:
+        ax.set_ylim(min(-0.03, float(table[f"{column}_mean"].min()) - 0.05), 1.03)
+    for label, rows in table.groupby("label", sort=False):
+        method = str(rows["method"].iloc[0])
+        style = fixed[method] if method not in seen else replace(fixed[method], **_SECOND)
+        seen.add(method)
+        mean = rows[f"{column}_mean"]
+        curve(ax, rows["progress"], mean, rows[f"{column}_std"], style)
+        ends.append((str(label), last_value(mean), style))
+    ax.set(xlim=(-0.02, 1.02))
+    label_ends(ax, ends)
+    return ax
+
+
+def plot_by_run(
+    table: pd.DataFrame, column: str, ax: Axes, styles: Mapping[str, Style], log: bool = True
+) -> Axes:
+    """Draw one column against progress, a line per run: the tasks of one panel of the paper.
+
+    Args:
+        table: with columns run, progress, and the column's mean and sigma.
+        column: its name without ``_mean``.
+        ax: where to draw.
+        styles: by run.
+        log: whether the axis is logarithmic; a shared axis keeps its limits.
+    """
+    if log:
+        log_axis(ax, *log_limits(bar_ends(table, column), 1.0))
+        ax.axhline(1, **line_style(method_styles([])["sgd"]), zorder=1)
+    else:
+        ax.set_ylim(-0.03, 1.03)
+    for run, rows in table.groupby("run", sort=False):
+        columns = (rows["progress"], rows[f"{column}_mean"], rows[f"{column}_std"])
+        curve(ax, *columns, styles[str(run)])
+    ax.set(xlim=(-0.02, 1.02))
+    return ax
+
+
+def ratio_limits(summary: pd.DataFrame, floors: pd.DataFrame) -> tuple[float, float]:
+    """Return limits that hold every finite ratio with its bar, SGD's 1 and the floor."""
+    floor = floors["floor_ratio_mean"].to_numpy(float)
+    return log_limits(np.concatenate([bar_ends(summary, "ratio"), floor]), 1.0)
+
+
+def _by_method(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    return ((str(method), rows) for method, rows in summary.groupby("method", sort=False))

@@ -1,0 +1,101 @@
+"""Everything that a report consists of: page, figures, tables of pairs and of dampings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from evalkit.errors import EvalkitError
+from evalkit.figures import draw_figures_of_runs, save_figures, write_figures
+from evalkit.layouts import SCREEN, Layout
+from evalkit.page import write_report
+from evalkit.pairs import DEFAULT_PAIRS, Pair, compare, compare_runs, parse_pair, statements
+from evalkit.run import FIGURES_FOLDER, Run, read_run
+from evalkit.sweeps import best_dampings, is_sweep
+from evalkit.tables import write_atomically
+
+PAIRS_FILE = "pairs.csv"
+DAMPINGS_FILE = "dampings.csv"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        place: the page of one run, the folder of several.
+        statements: a sentence per pair of methods at the end of training.
+    """
+
+    place: Path
+    statements: tuple[str, ...]
+
+
+def report_run(
+    folder: str | os.PathLike[str], pairs: Sequence[Pair] = (), layout: Layout = SCREEN
+) -> Report:
+    """Write figures, page and tables of one run into its folder.
+
+    Args:
+        folder: the RUN; the tables it came with stay as they are.
+        pairs: to draw, and to compare; without any, those of the paper that were scored are
+            compared.
+        layout: of further figures; those of the screen are always written.
+
+    Raises:
+        EvalkitError: the run cannot be read, a pair was not scored, or its folder is read-only.
+    """
+    run = read_run(folder)
+    table = compare(run, pairs or _scored_pairs(run))
+    page = write_report(folder)
+    for each in dict.fromkeys((SCREEN, layout)):
+        write_figures(run, run.folder / FIGURES_FOLDER, each, pairs)
+    _write_table(table, run.folder / PAIRS_FILE)
+    if is_sweep(run):
+        _write_table(best_dampings(run), run.folder / DAMPINGS_FILE)
+    return Report(page, tuple(statements(table)) if len(table) else ())
+
+
+def report_runs(
+    folders: Sequence[str | os.PathLike[str]],
+    pairs: Sequence[Pair],
+    layout: Layout,
+    out: str | os.PathLike[str] | None,
+) -> Report:
+    """Write figures with a line per run, and the table of their pairs.
+
+    Args:
+        folders: the RUNs.
+        pairs: a panel each; without any, those of the paper.
+        layout: sizes and formats.
+        out: the folder to write to.
+
+    Raises:
+        EvalkitError: no folder is named, a run cannot be read, or a pair was not scored.
+    """
+    if out is None:
+        raise EvalkitError(
+            f"expected a folder for the figures of {len(folders)} runs, found none; name it "
+            "with --out"
+        )
+    runs = [read_run(folder) for folder in folders]
+    chosen = list(pairs) or [parse_pair(pair) for pair in DEFAULT_PAIRS]
+    table = compare_runs(runs, chosen)
+    save_figures(draw_figures_of_runs(runs, chosen, layout), out, layout)
+    _write_table(table, Path(out) / PAIRS_FILE)
+    return Report(Path(out), tuple(statements(table)))
+
+
+def _scored_pairs(run: Run) -> list[Pair]:
+    """Return the paper's pairs of methods that the run holds."""
+    scored = set(run.scores["method"])
+    pairs = [parse_pair(text) for text in DEFAULT_PAIRS]
+    return [pair for pair in pairs if {pair.first.method, pair.second.method} <= scored]
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n"))

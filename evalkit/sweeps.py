@@ -1,0 +1,100 @@
+"""What a sweep over dampings shows: the best damping of each method, and what near-zero costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from evalkit.pairs import Member, Pair, compare
+from evalkit.results import display_name, stages, summarize
+from evalkit.run import Run
+
+
+def is_sweep(run: Run) -> bool:
+    """Whether several dampings were scored."""
+    return run.scores["damping"].nunique() > 1
+
+
+def best_dampings(run: Run) -> pd.DataFrame:
+    """Return how far near-zero damping is from each method's best, by stage of training.
+
+    Best is the damping with the smallest mean ratio to SGD at that checkpoint: chosen on the same
+    batches, so that the distance is, if anything, too large.
+
+    Returns:
+        Columns stage, checkpoint, progress, method, damping (the smallest scored), ratio,
+        best_damping, best_ratio; distance, the mean ratio of gamma at the smallest damping to that
+        at the best, paired by batch, with its 95% interval distance_low and distance_high.
+    """
+    summary = summarize(run)
+    rows = []
+    for stage, checkpoint in stages(summary).items():
+        here = summary[(summary["checkpoint"] == checkpoint) & (summary["method"] != "sgd")]
+        for method, group in here.groupby("method", sort=False):
+            group = group.sort_values("damping", kind="stable").reset_index(drop=True)
+            near, best = group.iloc[0], group.loc[group["ratio_mean"].fillna(np.inf).idxmin()]
+            pair = Pair(Member(str(method), near["damping"]), Member(str(method), best["damping"]))
+            table = compare(run, [pair])
+            found = table[table["checkpoint"] == checkpoint].iloc[0]
+            rows.append(
+                {
+                    "stage": stage,
+                    "checkpoint": checkpoint,
+                    "progress": near["progress"],
+                    "method": display_name(str(method)),
+                    "damping": near["damping"],
+                    "ratio": near["ratio_mean"],
+                    "best_damping": best["damping"],
+                    "best_ratio": best["ratio_mean"],
+                    "distance": np.exp(found["log_ratio"]),
+                    "distance_low": np.exp(found["low"]),
+                    "distance_high": np.exp(found["high"]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def discussed_dampings(run: Run, method: str = "ef") -> tuple[float, float]:
+    """Return the smallest damping of a method, and the one that is best at the end of training.
+
+    Where the smallest is the best, the largest stands in.
+    """
+    summary = summarize(run)
+    last = stages(summary)["end"]
+    rows = summary[(summary["checkpoint"] == last) & (summary["method"] == method)]
+    rows = rows.sort_values("damping", kind="stable").reset_index(drop=True)
+    smallest = float(rows["damping"].iloc[0])
+    best = float(rows.loc[rows["ratio_mean"].fillna(np.inf).idxmin(), "damping"])
+    return smallest, best if best > smallest else float(rows["damping"].iloc[-1])
+
+
+def damping_discussion(run: Run, dampings: tuple[float, float], method: str = "ef") -> pd.DataFrame:
+    """Return a method at two dampings beside iEF: what damping improves, and what it turns into.
+
+    A damping that is large beside the Gram matrix turns EF into SGD, its cosine to SGD near 1
+    (the paper's author response).
+
+    Args:
+        run: its tables.
+        dampings: of the method; iEF is taken at its smallest.
+        method: the method.
+
+    Returns:
+        Columns label, method, damping, checkpoint, step, progress; ratio_mean and ratio_std, of
+        gamma to that of iEF; cosine_sgd_mean and cosine_sgd_std.
+
+    Raises:
+        EvalkitError: a method or damping was not scored.
+    """
+    summary, other = summarize(run), Member("ief")
+    tables = []
+    for member in (*(Member(method, damping) for damping in dampings), other):
+        ratios = compare(run, [Pair(member, other)])
+        rows = summary[summary["method"] == member.method]
+        damping = rows["damping"].min() if member.damping is None else member.damping
+        rows = rows[rows["damping"] == damping].set_index("checkpoint")
+        found = ratios[["checkpoint", "step", "progress", "ratio_mean", "ratio_std"]].copy()
+        for column in ("cosine_sgd_mean", "cosine_sgd_std"):
+            found[column] = found["checkpoint"].map(rows[column])
+        tables.append(found.assign(label=member.label, method=member.method, damping=damping))
+    return pd.concat(tables, ignore_index=True)
