@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -157,6 +157,19 @@ def score_linearization(
     return [rows[key] for key in itertools.product(methods, dampings)]
 
 
+def score_update(lin: Linearization, name: str, damping: float, update: Update) -> Score:
+    """Return the row of one update, registered or not.
+
+    Args:
+        lin: the model and batch.
+        name: what the row calls the method.
+        damping: that the update was computed with.
+        update: as methods return it.
+    """
+    reference = indicator(lin, lin.gradient_jvp).gamma
+    return _row(lin, name, damping, update, *_jvp_and_norm(lin, update), reference)
+
+
 def _shared_products(lin: Linearization, updates: Sequence[Update]) -> Iterator[Tensor]:
     """Return J d of updates that are sums of a few fixed cotangents with weights, one by one."""
     fixed = {id(term.cotangents): term.cotangents for one in updates for term in one.terms}
@@ -199,6 +212,8 @@ def _row(
 ) -> Score:
     """Return the row of an update d from J d and |d|."""
     found = indicator(lin, jvp)
+    if update.slope is not None:
+        found = replace(found, slope=update.slope)
     product = length * lin.gradient_norm
     return Score(
         method=name,

@@ -41,11 +41,13 @@ def run_of(folder: Path, ef: list[list[float]], dampings: tuple[float, ...] = (1
 
 
 def curves(ax: Axes, color: str) -> list[Line2D]:
-    """Return the lines in data coordinates of one colour."""
+    """Return the lines in data coordinates of one colour, rings around single points left out."""
     return [
         line
         for line in ax.lines
-        if line.get_color() == color and line.get_transform() == ax.transData
+        if line.get_color() == color
+        and line.get_transform() == ax.transData
+        and line.get_markerfacecolor() != "none"
     ]
 
 

@@ -47,6 +47,8 @@ class Update:
         cotangents: c, like logits.
         terms: where c is a sum of a few fixed cotangents with weights, these; scores at several
             dampings then share their products.
+        slope: d^T g, where the method knows it with more digits than J d gives: r^T J d of a
+            direction that is dominated by samples with small gradients cancels.
         iterations: of the solver, None for methods without one.
         relative_residual: recomputed, None for methods without a solver.
         converged: None for methods without a solver.
@@ -56,6 +58,7 @@ class Update:
     vector: Tensor | None = None
     cotangents: Tensor | None = None
     terms: tuple[Term, ...] = ()
+    slope: float | None = None
     iterations: int | None = None
     relative_residual: float | None = None
     converged: bool | None = None
@@ -181,7 +184,20 @@ def compute(
     settings |= {
         name: given[name] for name in GIVEN if name in inspect.signature(function).parameters
     }
-    result = function(lin, damping, **settings)
+    return accept(name, function(lin, damping, **settings), lin)
+
+
+def accept(name: str, result: Any, lin: Linearization) -> Update:
+    """Return what a method returned as an update.
+
+    Args:
+        name: of the method, for errors.
+        result: d, (P,), or an :class:`Update`.
+        lin: the model and batch.
+
+    Raises:
+        EvalkitError: it is not a finite vector of length P.
+    """
     if not isinstance(result, Update):
         result = Update(vector=result)
     if result.cotangents is None:

@@ -12,6 +12,9 @@ from evalkit.factor import GramFactor, factorize
 from evalkit.linearization import Linearization
 from evalkit.updates.registry import Term, Update, method
 
+CANCELLED = 0.1
+"""Where less than this part of r is left after what Gs accounts for, the rest is taken apart."""
+
 
 @dataclass(frozen=True)
 class _Sample:
@@ -19,15 +22,21 @@ class _Sample:
 
     Attributes:
         logit_gradients: rs of each draw, K times (N, ..., C).
-        factor: of Gs Gs^T, (K N, K N).
-        slopes: Gs g, (K N,).
-        weights: h with g = Gs^T h where g is known to lie in the span of Gs, otherwise None.
+        gram: Gs Gs^T, (K N, K N).
+        factor: of it.
+        shares: h with g = Gs^T h + g', (K N,).
+        rest: cotangents of g', like logits; None where g lies in the span of Gs.
+        slopes: Gs g', (K N,).
+        square: |g'|^2.
     """
 
     logit_gradients: tuple[Tensor, ...]
+    gram: Tensor
     factor: GramFactor
+    shares: Tensor
+    rest: Tensor | None
     slopes: Tensor
-    weights: Tensor | None
+    square: float
 
 
 @method("sf")
@@ -36,31 +45,33 @@ def sf(lin: Linearization, damping: float, seed: int = 0, labels_per_sample: int
 
     Gs (K N, P) holds gradients for K labels per sample drawn from p(y | z). By the Woodbury
     identity the direction is (g - Gs^T a) / lambda with a = (Gs Gs^T + K lambda I)^-1 Gs g. The
-    factor 1 / lambda is left out: d = g - Gs^T a, so that a near-zero damping loses nothing.
+    factor 1 / lambda is left out, so that a near-zero damping loses nothing.
 
-    Where g = Gs^T h lies in the span of Gs (scalar outputs, or no more parameters than sampled
-    gradients), that difference would cancel, and d = K lambda Gs^T (Gs Gs^T + K lambda I)^-1 h is
-    taken instead; for lambda = 0 without the factor lambda.
+    Labels drawn from a trained model are mostly those of the data, and g - Gs^T a cancels. With
+    g = Gs^T h + g', h taken sample by sample, it is
+
+        d = g' + Gs^T b,  b = (Gs Gs^T + K lambda I)^-1 (K lambda h - Gs g').
+
+    Where g' = 0 (g in the span of Gs, as with scalar outputs or few parameters) and lambda = 0, the
+    factor lambda is left out of d as well.
     """
     sample = lin.shared(
         ("sf", seed, labels_per_sample), lambda: _draw(lin, seed, labels_per_sample)
     )
-    ridge = labels_per_sample * damping
-    if sample.weights is None:
-        a = sample.factor.solve(sample.slopes, ridge)
-        return _combined(sample, -a, (Term(lin.logit_gradients, torch.ones_like(lin.losses)),))
-    scale = ridge if damping else float(labels_per_sample)
-    return _combined(sample, scale * sample.factor.solve(sample.weights, ridge))
-
-
-def _combined(sample: _Sample, weights: Tensor, terms: tuple[Term, ...] = ()) -> Update:
-    """Return Gs^T weights, and more terms, as an update."""
-    draws = len(sample.logit_gradients)
-    parts = zip(sample.logit_gradients, weights.view(draws, -1), strict=True)
-    terms = (*terms, *(Term(rs, part) for rs, part in parts))
-    shape = (-1,) + (1,) * (terms[0].cotangents.dim() - 1)
-    cotangents = [term.weights.view(shape) * term.cotangents for term in terms]
-    return Update(cotangents=torch.stack(cotangents).sum(0), terms=terms)
+    h, ridge = sample.shares, labels_per_sample * damping
+    right = ridge * h - sample.slopes
+    if sample.rest is None and not damping:
+        right = labels_per_sample * h
+    b = sample.factor.solve(right, ridge)
+    parts = zip(sample.logit_gradients, b.view(labels_per_sample, -1), strict=True)
+    terms = [Term(rs, part) for rs, part in parts]
+    if sample.rest is not None:
+        terms.insert(0, Term(sample.rest, torch.ones_like(lin.losses)))
+    shape = (-1,) + (1,) * (lin.logits.dim() - 1)
+    cotangents = torch.stack([term.weights.view(shape) * term.cotangents for term in terms]).sum(0)
+    # (g' + Gs^T b)^T (g' + Gs^T h)
+    slope = sample.square + float(sample.slopes @ (b + h) + h @ (sample.gram @ b))
+    return Update(cotangents=cotangents, terms=tuple(terms), slope=slope)
 
 
 def sampled_logit_gradients(lin: Linearization, seed: int, labels_per_sample: int) -> Tensor:
@@ -90,21 +101,36 @@ def _draw(lin: Linearization, seed: int, labels_per_sample: int) -> _Sample:
             "draw one label or more"
         )
     r = sampled_logit_gradients(lin, seed, labels_per_sample)
-    slopes = torch.cat([lin.sample_dots(draw, lin.gradient_jvp) for draw in r])
-    factor = factorize(lin.gram_of(r))
-    weights = _combination(lin, r)
-    if weights is None and factor.rank >= lin.num_params:
-        weights = factor.solve(slopes, 0.0)
-    return _Sample(tuple(r), factor, slopes, weights)
+    gram = lin.gram_of(r)
+    factor = factorize(gram)
+    h, rest = _combination(lin, r)
+    if rest is not None and factor.rank >= lin.num_params:
+        slopes = torch.cat([lin.sample_dots(draw, lin.gradient_jvp) for draw in r])
+        h, rest = factor.solve(slopes, 0.0), None
+    if rest is None:
+        return _Sample(tuple(r), gram, factor, h, None, torch.zeros_like(h), 0.0)
+    jvp, length = lin.gradient_jvp, lin.gradient_norm
+    if rest is not lin.logit_gradients:
+        jvp = lin.kernel_product(rest)
+        length = lin.pulled_norm(rest, jvp)
+    slopes = torch.cat([lin.sample_dots(draw, jvp) for draw in r])
+    return _Sample(tuple(r), gram, factor, h, rest, slopes, length**2)
 
 
-def _combination(lin: Linearization, r: Tensor) -> Tensor | None:
-    """Return h with r_n = sum_k h_kn rs_kn for every sample, (K N,), or None if there is none."""
+def _combination(lin: Linearization, r: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return h, (K N,), and the rest r_n - sum_k h_kn rs_kn, None where it is zero.
+
+    Unless much of r cancels, h is zero and the rest is r itself, whose products are known.
+    """
     sampled = r.flatten(2).movedim(0, 1)  # (N, K, outputs)
     true = lin.logit_gradients.flatten(1).unsqueeze(2)  # (N, outputs, 1)
     products = sampled @ sampled.transpose(1, 2)
     h = torch.linalg.pinv(products, hermitian=True) @ (sampled @ true)  # (N, K, 1)
-    rest = (true - sampled.transpose(1, 2) @ h).flatten(1).norm(dim=1)
-    if bool((rest > 1e-12 * lin.logit_gradient_norms).any()):
-        return None
-    return h.squeeze(2).T.flatten()
+    rest = (true - sampled.transpose(1, 2) @ h).squeeze(2)
+    rest[rest.norm(dim=1) <= 1e-12 * lin.logit_gradient_norms] = 0.0
+    flat = h.squeeze(2).T.flatten()
+    if not rest.any():
+        return flat, None
+    if rest.norm() > CANCELLED * lin.logit_gradient_norms.norm():
+        return torch.zeros_like(flat), lin.logit_gradients
+    return flat, rest.view_as(lin.logit_gradients)

@@ -7,11 +7,12 @@ from evalkit.updates.registry import Term, Update
 
 
 def weighted_sum(lin: Linearization, weights: Tensor) -> Update:
-    """Return G^T alpha = sum_n J_n^T (alpha_n r_n), as an update.
+    """Return d = G^T alpha = sum_n J_n^T (alpha_n r_n), as an update with d^T g = alpha^T K 1.
 
     Args:
         lin: the model and batch.
         weights: alpha, (N,).
     """
     term = Term(lin.logit_gradients, weights)
-    return Update(cotangents=lin.weighted_logit_gradients(weights), terms=(term,))
+    slope = float(weights @ lin.gram.sum(1))
+    return Update(cotangents=lin.weighted_logit_gradients(weights), terms=(term,), slope=slope)
