@@ -102,9 +102,7 @@ class Convolution(ReplacedLayer):
     def _patches(self) -> Tensor:
         """Return the inputs that each output position sees: (N, in * kernel, positions)."""
         assert self.weight is not None
-        x = functional.pad(
-            self.inputs.double(), [p for p in reversed(self.padding) for _ in range(2)]
-        )
+        x = functional.pad(self.inputs, [p for p in reversed(self.padding) for _ in range(2)])
         kernel = self.weight.shape[2:]
         for axis, size in enumerate(kernel):
             reach = (size - 1) * self.dilation[axis] + 1

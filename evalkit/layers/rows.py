@@ -86,9 +86,11 @@ class OuterProducts(GradientRows):
         pairs, formed = pair_costs(self.d.shape, other.d.shape, self.a.shape[-1])
         same = other is self
         for group in range(len(self.d)):
-            left = (self.a[group].double(), self.d[group].double())
-            right = left if same else (other.a[group].double(), other.d[group].double())
+            left = self.a[group], self.d[group]
+            right = left if same else (other.a[group], other.d[group])
             if pairs <= formed:
+                left = left[0].double(), left[1].double()
+                right = left if same else (right[0].double(), right[1].double())
                 _add_pairs(total, left, right, self.bias)
             else:
                 _add_formed(total, left, right, self.bias)
@@ -141,17 +143,20 @@ def _add_pairs(
 def _add_formed(
     total: Tensor, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], bias: bool
 ) -> None:
-    """Add the inner products of formed gradients, a slice of the outputs at a time."""
+    """Add the inner products of formed gradients, a slice of the outputs at a time.
+
+    Gradients are formed in the precision of the model, as its own backward does.
+    """
     (a, d), (b, e) = left, right
     flat = total.view(d.shape[:2].numel(), e.shape[:2].numel())
     same = left is right
     step = max(1, ELEMENTS_AT_ONCE // (max(flat.shape) * a.shape[-1]))
     for part, part_ in zip(d.split(step, -1), e.split(step, -1), strict=True):
-        rows = _formed(a, part)
-        flat.addmm_(rows, (rows if same else _formed(b, part_)).T)
+        rows = _formed(a, part).double()
+        flat.addmm_(rows, (rows if same else _formed(b, part_).double()).T)
     if bias:
-        sums = d.sum(2).flatten(0, 1)
-        flat.addmm_(sums, (sums if same else e.sum(2).flatten(0, 1)).T)
+        sums = d.double().sum(2).flatten(0, 1)
+        flat.addmm_(sums, (sums if same else e.double().sum(2).flatten(0, 1)).T)
 
 
 def _formed(a: Tensor, d: Tensor) -> Tensor:
