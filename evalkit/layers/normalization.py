@@ -72,9 +72,9 @@ class Normalization(ReplacedLayer):
     def push(self, v: Tensor) -> Tensor:
         """Return diag(w) M v."""
         pushed = self._backward(v, None, [True, False, False])[0]
-        return (
-            pushed if self.weight is None else pushed.mul_(self._per_channel(self.weight.detach()))
-        )
+        if self.weight is not None:
+            pushed.mul_(self._per_channel(self.weight.detach()))
+        return pushed
 
     def weight_gradient(self, d: Tensor) -> Tensor:
         """Return the sums of d x_hat."""
