@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_RUN := runs/digits-mlp
+GATE_RUN := runs/gate
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo example test lint format types bench accuracy clean
+.PHONY: help install demo example test gate lint format types bench accuracy clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,8 +28,14 @@ example: demo ## Replace the example report under reports/ by that of the demo
 	mkdir -p reports
 	cp -r $(DEMO_RUN) reports/digits-mlp
 
-test: lint types ## Check format, types and run every test
+test: lint types gate ## Check format, types and scores, and run every test
 	$(BIN)/python -m pytest
+
+# One thread: small batches gain nothing from more.
+gate: $(INSTALLED) ## Check the scores of the bundled trajectory against their baseline
+	rm -rf $(GATE_RUN)
+	OMP_NUM_THREADS=1 $(BIN)/evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --batches 8 --batch-size 16 --out $(GATE_RUN)
+	$(BIN)/evalkit check $(GATE_RUN) --baseline reports/baselines/digits-mlp.csv
 
 lint: $(INSTALLED) ## Check style and format
 	$(BIN)/ruff check .

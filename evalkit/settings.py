@@ -13,6 +13,8 @@ from evalkit.errors import EvalkitError
 DEFAULT_METHODS = ("sgd", "ef", "ief", "sf")
 DEFAULT_DAMPING = 1e-12
 """Near zero and absolute, as in the paper."""
+DEFAULT_TOLERANCE = 0.05
+"""Of the gate: five percent of a ratio, and of the efficiency that is possible."""
 PRECISIONS = ("float32", "float64")
 
 

@@ -16,7 +16,7 @@ FLOORS = """
 errors version
 registry settings reductions paired
 likelihoods tables
-run
+run baseline_file comparison
 layers determinism factor
 double_backward
 recorder
@@ -37,12 +37,13 @@ manifest
 fitting
 checkpoints
 training study
-palette layouts results
-drawing pairs
-plots sweeps
-multipanel
+testing
+palette layouts results baseline gate
+drawing pairs embedding swatches page_tables gate_output
+plots sweeps bokeh_figures
+multipanel charts
 figures
-page
+page gate_figure
 reports
 cli
 """
@@ -55,6 +56,12 @@ WITHOUT_TORCH = (
     "paired",
     "tables",
     "run",
+    "baseline_file",
+    "comparison",
+    "baseline",
+    "gate",
+    "gate_output",
+    "gate_figure",
     "palette",
     "layouts",
     "results",
@@ -64,6 +71,11 @@ WITHOUT_TORCH = (
     "sweeps",
     "multipanel",
     "figures",
+    "bokeh_figures",
+    "embedding",
+    "swatches",
+    "page_tables",
+    "charts",
     "page",
     "reports",
 )

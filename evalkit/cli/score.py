@@ -146,11 +146,10 @@ def _score(
 
 def _print_table(run: Path) -> None:
     from rich import box
-    from rich.console import Console
-    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
+    from evalkit.cli.console import print_table
     from evalkit.results import final_table, headline
     from evalkit.run import read_run
 
@@ -168,8 +167,5 @@ def _print_table(run: Path) -> None:
         table.add_column(Text(column), justify="right" if position else "left", no_wrap=True)
     for row in rows.itertuples(index=False):
         table.add_row(*map(Text, row))
-    # Wider than the window rather than cut off.
-    endless = Console(width=10_000)
-    needed = Measurement.get(endless, endless.options, table).maximum
-    Console(width=max(Console().width, needed)).print(table)
+    print_table(table)
     click.echo(headline(result))

@@ -1,0 +1,138 @@
+"""Baselines: made from a run, and rewritten only when somebody asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evalkit.baseline_file import (
+    COLUMNS,
+    IDENTITY,
+    INFORMATION,
+    KEY,
+    NUMBERS,
+    Baseline,
+    parse,
+    render,
+)
+from evalkit.errors import EvalkitError
+from evalkit.run import PROVENANCE_FILE, Run
+from evalkit.tables import SCORE_AGAIN, unwritable, write_atomically
+
+FEWEST_BATCHES = 2
+"""Per checkpoint; the interval of a single pair decides nothing."""
+_SETTLED = 1e-5
+
+
+def baseline_of(run: Run) -> Baseline:
+    """Return what a run scored in the form of a baseline.
+
+    Raises:
+        EvalkitError: ``run.json`` does not say how the scores were made.
+    """
+    path = run.folder / PROVENANCE_FILE
+    made_with = {name: _entry(run.provenance, name, path) for name in IDENTITY + INFORMATION}
+    known = _hashes(run.provenance)
+    scored = run.scores.sort_values("step", kind="stable")["checkpoint"].drop_duplicates()
+    for name in (*scored, *made_with.values()):
+        if len(name.splitlines()) != 1:
+            raise EvalkitError(
+                f"expected names of one line in {run.folder}, found {name!r}; {SCORE_AGAIN}"
+            )
+    for name in scored:
+        if name not in known:
+            raise EvalkitError(
+                f"expected the hash of checkpoint '{name}' in {path}, found none; {SCORE_AGAIN}"
+            )
+    cell = ["checkpoint", "batch"]
+    losses = run.batches.drop_duplicates(cell)[[*cell, "loss"]]
+    rows = run.scores.drop_duplicates(list(KEY)).merge(losses, on=cell)
+    rows = rows.assign(descends=rows["slope"] > 0)[list(COLUMNS)]
+    return Baseline(made_with, {name: known[name] for name in scored}, rows)
+
+
+def _entry(provenance: Mapping[str, Any], name: str, path: Path) -> str:
+    """Return one entry of ``run.json``, which keeps them in three places."""
+    place = {"task": "", "evalkit": "", "torch": "versions"}.get(name, "settings")
+    entries = provenance.get(place) if place else provenance
+    key = name.replace(" ", "_")
+    value = entries.get(key) if isinstance(entries, Mapping) else None
+    if value is None:
+        raise EvalkitError(f"expected '{key}' in {path}, found none; {SCORE_AGAIN}")
+    return str(value)
+
+
+def _hashes(provenance: Mapping[str, Any]) -> dict[str, str]:
+    listed = provenance.get("checkpoints")
+    return {
+        str(item["name"]): str(item["sha256"])
+        for item in (listed if isinstance(listed, list) else [])
+        if isinstance(item, Mapping) and item.get("name") and item.get("sha256")
+    }
+
+
+def update_baseline(path: str | os.PathLike[str], run: Run) -> str:
+    """Write the scores of a run as the new baseline and return how the text changed.
+
+    Rows that agree with the old ones to five digits keep the old digits, so that a diff shows
+    what changed and not how numbers round elsewhere.
+
+    Args:
+        path: of the baseline, new or old; its folder is made when missing.
+        run: finished, with several batches per checkpoint.
+
+    Returns:
+        A unified diff; empty when nothing changed.
+
+    Raises:
+        EvalkitError: the run cannot serve as a baseline, or the file cannot be written.
+    """
+    path = Path(path)
+    baseline = baseline_of(run)
+    _check_enough(run, baseline)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with contextlib.suppress(EvalkitError):  # no old baseline, or none that can be read
+        baseline = _settled(baseline, parse(before, path))
+    after = render(baseline)
+    if after != before:
+        write_atomically(path, after)
+    lines = difflib.unified_diff(
+        before.splitlines(), after.splitlines(), str(path), str(path), lineterm="", n=0
+    )
+    return "\n".join(lines)
+
+
+def _check_enough(run: Run, baseline: Baseline) -> None:
+    """Refuse a run that is not whole, or too short to compare with."""
+    if not run.provenance.get("finished"):
+        raise EvalkitError(
+            f"expected a finished run as a baseline, found '{run.folder}' unfinished; run the same "
+            "'evalkit score' command to the end first"
+        )
+    fewest = int(baseline.rows.groupby("checkpoint")["batch"].nunique().min())
+    if fewest < FEWEST_BATCHES:
+        raise EvalkitError(
+            f"expected at least {FEWEST_BATCHES} batches per checkpoint in a baseline, found "
+            f"{fewest} in '{run.folder}'; score more, as in 'evalkit score DIR --batches 5'"
+        )
+
+
+def _settled(new: Baseline, old: Baseline) -> Baseline:
+    """Return ``new`` with the numbers of ``old`` in rows that agree."""
+    rows = new.rows.merge(old.rows, on=list(KEY), how="left", suffixes=("", "_old"))
+    agree = rows["descends"] == rows["descends_old"]
+    for name in NUMBERS:
+        now, before = rows[name], rows[f"{name}_old"]
+        near = (now - before).abs() <= _SETTLED * before.abs()
+        agree &= near | (now == before) | (now.isna() & before.isna())
+    for name in NUMBERS:
+        rows[name] = rows[f"{name}_old"].where(agree, rows[name])
+    return Baseline(new.made_with, new.checkpoints, rows[list(COLUMNS)])

@@ -1,0 +1,177 @@
+"""The file of a baseline: a small sorted text that reads well in a diff.
+
+Lines ``# key: value`` say how the scores were made; CSV follows, a row per checkpoint, method,
+damping and batch. Reading a baseline runs no code.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from evalkit.errors import EvalkitError
+from evalkit.tables import csv_line
+
+FORMAT = "1"
+IDENTITY = ("task", "likelihood", "seed", "batch size")
+"""What two runs must share before their scores can be compared."""
+INFORMATION = ("dtype", "evalkit", "torch")
+"""What may differ: whether it matters shows in the numbers."""
+KEY = ("checkpoint", "method", "damping", "batch")
+NUMBERS = ("ratio", "efficiency", "loss")
+COLUMNS = (*KEY, "ratio", "efficiency", "descends", "loss")
+_DESCENDS = {"yes": True, "no": False}
+_MAKE_AGAIN = "make it again with 'evalkit check RUN --baseline FILE --update-baseline'"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The scores of a run, and what they were made with.
+
+    Attributes:
+        made_with: the entries of ``IDENTITY`` and ``INFORMATION``, as text.
+        checkpoints: SHA-256 by name, in the order of training.
+        rows: a row per checkpoint, method, damping and batch, with ratio and efficiency of the
+            scores, descends (slope > 0), and loss, the mean loss of the batch.
+    """
+
+    made_with: Mapping[str, str]
+    checkpoints: Mapping[str, str]
+    rows: pd.DataFrame
+
+
+def render(baseline: Baseline) -> str:
+    """Return a baseline as text: sorted, numbers in eight digits."""
+    lines = [f"# evalkit baseline: {FORMAT}"]
+    lines += [f"# {name}: {value}" for name, value in baseline.made_with.items()]
+    lines += [f"# checkpoint: {sha} {name}" for name, sha in baseline.checkpoints.items()]
+    order = {name: place for place, name in enumerate(baseline.checkpoints)}
+    rows = baseline.rows.assign(place=baseline.rows["checkpoint"].map(order))
+    rows = rows.sort_values(["place", "method", "damping", "batch"], kind="stable")
+    words = {flag: word for word, flag in _DESCENDS.items()}
+    text = {name: rows[name].map(_digits) for name in NUMBERS}
+    text |= {"damping": rows["damping"].map(repr), "descends": rows["descends"].map(words)}
+    written = rows.assign(**text)[list(COLUMNS)]
+    body = written.to_csv(index=False, header=False, lineterminator="\n")
+    return "\n".join(lines) + "\n" + csv_line(COLUMNS) + body
+
+
+def _digits(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.8g}"
+
+
+def read_baseline(path: str | os.PathLike[str]) -> Baseline:
+    """Return the baseline in a file.
+
+    Raises:
+        EvalkitError: there is no file, or it is not a baseline.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError as error:
+        raise EvalkitError(
+            f"expected a baseline at {path}, found no file; make one with --update-baseline"
+        ) from error
+    except OSError as error:
+        raise EvalkitError(
+            f"expected a baseline at {path}, found: {error.strerror}; check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _unreadable("text in UTF-8", path, "other bytes") from error
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Baseline:
+    """Return the baseline that a text holds.
+
+    Args:
+        text: as :func:`render` writes it.
+        path: how errors call the text.
+
+    Raises:
+        EvalkitError: the text is not a baseline.
+    """
+    lines = text.split("\n")
+    height = next((place for place, line in enumerate(lines) if line[:1] != "#"), len(lines))
+    made_with: dict[str, str] = {}
+    checkpoints: dict[str, str] = {}
+    for number, line in enumerate(lines[:height], start=1):
+        key, colon, value = line[1:].strip().partition(": ")
+        if not colon:
+            raise _unreadable(f"'# key: value' in line {number}", path, repr(line))
+        if key == "checkpoint":
+            sha, _, name = value.partition(" ")
+            checkpoints[name] = sha
+        else:
+            made_with[key] = value
+    if made_with.pop("evalkit baseline", None) != FORMAT:
+        raise _unreadable(f"a line '# evalkit baseline: {FORMAT}'", path, repr(lines[0]))
+    for name in IDENTITY + INFORMATION:
+        if name not in made_with:
+            raise _unreadable(f"a line '# {name}: ...'", path, "none")
+    rows = _rows("\n".join(lines[height:]), path, height)
+    for name in rows["checkpoint"].unique():
+        if name not in checkpoints:
+            raise _unreadable(f"a line '# checkpoint: SHA-256 {name}'", path, "none")
+    return Baseline(made_with, checkpoints, rows)
+
+
+def _rows(text: str, path: Path, height: int) -> pd.DataFrame:
+    """Return the CSV below a header of so many lines, typed."""
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise _unreadable("CSV", path, str(error)) from error
+    if not lines or tuple(lines[0]) != COLUMNS:
+        found = ",".join(lines[0]) if lines else "none"
+        raise _unreadable(f"the columns {','.join(COLUMNS)}", path, found)
+    rows = []
+    for number, line in enumerate(lines[1:], start=height + 2):
+        if len(line) != len(COLUMNS):
+            raise _unreadable(f"{len(COLUMNS)} fields in line {number}", path, str(len(line)))
+        row = {}
+        for column, field in zip(COLUMNS, line, strict=True):
+            try:
+                row[column] = _CONVERT[column](field)
+            except (ValueError, KeyError):
+                raise _unreadable(f"a {column} in line {number}", path, repr(field)) from None
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    repeated = table.duplicated(list(KEY))
+    if repeated.any():
+        number = height + 2 + int(repeated.argmax())
+        raise _unreadable("each row once", path, f"line {number} again")
+    if table.empty:
+        raise _unreadable("rows", path, "none")
+    return table
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+_CONVERT: dict[str, Callable[[str], Any]] = {
+    "checkpoint": str,
+    "method": str,
+    "damping": float,
+    "batch": int,
+    "ratio": _number,
+    "efficiency": _number,
+    "descends": _DESCENDS.__getitem__,
+    "loss": _number,
+}
+
+
+def _unreadable(wanted: str, path: Path, found: str) -> EvalkitError:
+    return EvalkitError(
+        f"expected {wanted} in the baseline {path}, found {found[:80]}; {_MAKE_AGAIN}"
+    )

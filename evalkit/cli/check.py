@@ -1,0 +1,125 @@
+"""``evalkit check``: the gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from evalkit.cli.options import Number
+from evalkit.errors import EvalkitError
+from evalkit.settings import DEFAULT_TOLERANCE
+
+REGRESSION = 1
+
+
+@click.command(
+    "check",
+    short_help="Check a run against a baseline: the gate for CI.",
+    epilog="""\b
+Exit status: 0 no regression, 1 regression or not comparable, 2 unusable input.
+\b
+Examples:
+  evalkit check runs/mine --baseline reports/baselines/mine.csv --update-baseline
+  evalkit check runs/mine --baseline reports/baselines/mine.csv
+  evalkit check runs/mine --baseline mine.csv --tolerance 0.02 --junit gate.xml --markdown gate.md
+""",
+)
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--baseline",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="What scores are compared with; only --update-baseline writes it.",
+)
+@click.option(
+    "--tolerance",
+    type=Number(float),
+    default=DEFAULT_TOLERANCE,
+    show_default=True,
+    help="Of the mean log ratio and of the mean efficiency; smaller differences are the same.",
+)
+@click.option(
+    "--update-baseline",
+    "update",
+    is_flag=True,
+    help="Write the scores of RUN as the baseline and print the diff; nothing is checked.",
+)
+@click.option(
+    "--junit",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write JUnit XML: a test case per comparison.",
+)
+@click.option(
+    "--markdown",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write Markdown, as for a GitHub step summary.",
+)
+@click.option(
+    "--figure",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Figure of the differences, as PNG and SVG under this name; default: "
+    "RUN/figures/differences.",
+)
+def command(
+    run: Path,
+    baseline: Path,
+    tolerance: float,
+    update: bool,
+    junit: Path | None,
+    markdown: Path | None,
+    figure: Path | None,
+) -> int:
+    """Compare the scores of RUN with a baseline, paired by batch, and fail where they are worse.
+
+    Prints what is worse, not comparable, new or improved, worst first.
+    """
+    outputs = {"--junit": junit, "--markdown": markdown, "--figure": figure}
+    if update:
+        given = [name for name, path in outputs.items() if path is not None]
+        if given:
+            raise EvalkitError(
+                f"expected --update-baseline alone, found {', '.join(given)} beside it; update "
+                "first, then check"
+            )
+        return _update(run, baseline)
+    return _check(run, baseline, tolerance, outputs)
+
+
+def _update(run: Path, path: Path) -> int:
+    from evalkit.baseline import update_baseline
+    from evalkit.run import read_run
+
+    diff = update_baseline(path, read_run(run))
+    click.echo(diff if diff else f"Baseline {path} is up to date")
+    return 0
+
+
+def _check(run: Path, path: Path, tolerance: float, outputs: dict[str, Path | None]) -> int:
+    from evalkit.baseline import baseline_of
+    from evalkit.baseline_file import read_baseline
+    from evalkit.cli.console import print_table
+    from evalkit.gate import check
+    from evalkit.gate_figure import write_differences
+    from evalkit.gate_output import headline, junit, markdown, terminal_table
+    from evalkit.run import FIGURES_FOLDER, read_run
+    from evalkit.tables import write_atomically
+
+    found = check(baseline_of(read_run(run)), read_baseline(path), tolerance)
+    for name, write in (("--junit", junit), ("--markdown", markdown)):
+        file = outputs[name]
+        if file is not None:
+            write_atomically(file, write(found))
+    write_differences(found, outputs["--figure"] or run / FIGURES_FOLDER / "differences")
+    table = terminal_table(found)
+    if table is not None:
+        print_table(table)
+    click.echo(headline(found))
+    if found.passed:
+        return 0
+    click.echo(f"If this is meant: evalkit check {run} --baseline {path} --update-baseline")
+    return REGRESSION

@@ -1,0 +1,91 @@
+"""What a gate says: a verdict for each number that was compared, and for the run as a whole."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import pandas as pd
+
+from evalkit.paired import EFFICIENCY, LOG_RATIO
+
+Verdict = Literal["worse", "not comparable", "new", "improved", "same"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+"""Worst first."""
+FAILURES: frozenset[Verdict] = frozenset({"worse", "not comparable"})
+METRICS = (LOG_RATIO, EFFICIENCY)
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One number of a run against that of the baseline, both means over the same batches.
+
+    Attributes:
+        checkpoint: its name, or ``ALL``.
+        method: with settings as written, or ``ALL``.
+        damping: lambda; NaN where the row is about every damping.
+        metric: name of what is compared; empty where nothing could be.
+        verdict: what became of it.
+        obtained: mean in the run.
+        expected: mean in the baseline.
+        difference: mean of obtained - expected.
+        low: lower end of the interval of the difference.
+        high: upper end.
+        reason: what the numbers alone do not say.
+    """
+
+    checkpoint: str
+    method: str
+    damping: float
+    metric: str
+    verdict: Verdict
+    obtained: float = math.nan
+    expected: float = math.nan
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    reason: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the gate fails for this row."""
+        return self.verdict in FAILURES
+
+    @property
+    def badness(self) -> tuple[int, bool, float]:
+        """Where it stands, worst first: by verdict, then what has a reason, then by difference."""
+        wrong_way = {metric.name: -1 if metric.higher_is_better else 1 for metric in METRICS}
+        worsening = self.difference * wrong_way.get(self.metric, 0)
+        size = 0.0 if math.isnan(worsening) else -worsening
+        return VERDICTS.index(self.verdict), not self.reason, size
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a gate found.
+
+    Attributes:
+        task: name of the task.
+        tolerance: differences up to this size are the same.
+        checkpoints: their names in the order of training.
+        comparisons: worst first.
+        notes: what differs between run and baseline without being held against the run.
+    """
+
+    task: str
+    tolerance: float
+    checkpoints: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether no comparison failed."""
+        return not any(comparison.failed for comparison in self.comparisons)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The comparisons as a table: a column per field of :class:`Comparison`."""
+        return pd.DataFrame(list(self.comparisons), columns=list(Comparison.__dataclass_fields__))

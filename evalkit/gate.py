@@ -1,0 +1,201 @@
+"""The gate: scores of a run against a baseline, paired by batch, with a verdict for each.
+
+Only scores of the same batches at the same checkpoint are compared. What keeps scores from being
+compared is a verdict of its own, and fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pandas as pd
+
+from evalkit.baseline_file import IDENTITY, INFORMATION, Baseline
+from evalkit.comparison import ALL, METRICS, Check, Comparison, Verdict
+from evalkit.errors import EvalkitError
+from evalkit.paired import EFFICIENCY, Metric, Statement, differences, interval
+from evalkit.settings import DEFAULT_TOLERANCE
+
+UNCHANGED = 1e-3
+"""Relative difference up to which numbers that no method changes count as equal."""
+_VERDICTS: dict[Statement, Verdict] = {
+    "better": "improved",
+    "worse": "worse",
+    "undecided": "same",
+}
+_NEW = "not in the baseline"
+_LISTED = 5
+
+
+def check(run: Baseline, baseline: Baseline, tolerance: float = DEFAULT_TOLERANCE) -> Check:
+    """Compare every checkpoint, method and damping of a baseline with those of a run.
+
+    A difference is worse or improved when its mean over batches exceeds the tolerance and its
+    paired bootstrap interval excludes zero. A method that descends in a batch of the baseline and
+    does not in the run is worse whatever the means say.
+
+    Args:
+        run: of :func:`evalkit.baseline.baseline_of`.
+        baseline: of :func:`evalkit.baseline_file.read_baseline`.
+        tolerance: of the mean log ratio and of the mean efficiency, absolute.
+
+    Raises:
+        EvalkitError: the tolerance is not a finite number of at least 0.
+    """
+    if not 0 <= tolerance < math.inf:
+        raise EvalkitError(
+            f"expected a tolerance that is a finite number of at least 0, found {tolerance}; "
+            f"the default is {DEFAULT_TOLERANCE}"
+        )
+    found = [_incomparable(phrase) for phrase in _differing(IDENTITY, run, baseline)]
+    if not found:
+        for name in baseline.checkpoints:
+            found += _checkpoint(name, run, baseline, tolerance)
+        for name in run.checkpoints:
+            if name not in baseline.checkpoints:
+                found.append(Comparison(name, ALL, math.nan, "", "new", reason=_NEW))
+    return Check(
+        task=run.made_with["task"],
+        tolerance=tolerance,
+        checkpoints=tuple(baseline.checkpoints),
+        comparisons=tuple(sorted(found, key=lambda comparison: comparison.badness)),
+        notes=tuple(_differing(INFORMATION, run, baseline)),
+    )
+
+
+def _differing(names: Iterable[str], run: Baseline, baseline: Baseline) -> Iterator[str]:
+    """Yield a phrase for each entry in which run and baseline differ."""
+    for name in names:
+        found, wanted = run.made_with[name], baseline.made_with[name]
+        if found != wanted:
+            yield f"{name} {found} instead of {wanted}"
+
+
+def _incomparable(
+    reason: str, checkpoint: str = ALL, method: str = ALL, damping: float = math.nan
+) -> Comparison:
+    return Comparison(checkpoint, method, damping, "", "not comparable", reason=reason)
+
+
+def _checkpoint(
+    name: str, run: Baseline, baseline: Baseline, tolerance: float
+) -> Iterator[Comparison]:
+    """Yield the comparisons of one checkpoint of the baseline."""
+    if name not in run.checkpoints:
+        yield _incomparable("not in the run", name)
+        return
+    sha, wanted_sha = run.checkpoints[name], baseline.checkpoints[name]
+    if sha != wanted_sha:
+        yield _incomparable(f"another file: SHA-256 {sha[:8]} instead of {wanted_sha[:8]}", name)
+        return
+    found, wanted = (table.rows[table.rows["checkpoint"] == name] for table in (run, baseline))
+    changed = list(_changed(name, found, wanted))
+    yield from changed or _methods(name, found, wanted, tolerance)
+
+
+def _methods(
+    name: str, found: pd.DataFrame, wanted: pd.DataFrame, tolerance: float
+) -> Iterator[Comparison]:
+    """Yield the comparisons of every method and damping at one checkpoint."""
+    pair = ["method", "damping"]
+    scored = dict(list(found.groupby(pair)))
+    expected = dict(list(wanted.groupby(pair)))
+    for key, rows in expected.items():
+        if key not in scored:
+            yield _incomparable("not scored in the run", name, *key)
+            continue
+        batches = pd.Index(rows["batch"])
+        missing = ~batches.isin(scored[key]["batch"])
+        if missing.any():
+            yield _incomparable(f"not in the run: {_where(batches, missing)}", name, *key)
+            continue
+        pairs = rows.merge(scored[key], on="batch", suffixes=("_expected", ""))
+        for metric in METRICS:
+            yield _compared(metric, (name, *key), pairs.sort_values("batch"), tolerance)
+    for key in scored:
+        if key not in expected:
+            yield Comparison(name, key[0], key[1], "", "new", reason=_NEW)
+
+
+def _changed(name: str, found: pd.DataFrame, wanted: pd.DataFrame) -> Iterator[Comparison]:
+    """Yield what differs of the numbers that no method changes.
+
+    The loss depends on samples and parameters, SGD's efficiency on F, g and the floor as well.
+    Where one of them differs, the run has scored something else, or in another way.
+    """
+    for metric, method, values, meaning in (
+        ("loss", ALL, _losses, "other samples, labels or model"),
+        (EFFICIENCY.name, "sgd", _sgd_efficiencies, "F, g or the floor is computed differently"),
+    ):
+        both = pd.concat([values(found), values(wanted)], axis=1, join="inner").dropna()
+        obtained, expected = both.to_numpy(float).T
+        differs = ~np.isclose(obtained, expected, rtol=UNCHANGED, atol=0)
+        if differs.any():
+            yield Comparison(
+                checkpoint=name,
+                method=method,
+                damping=math.nan,
+                metric=metric,
+                verdict="not comparable",
+                obtained=float(obtained.mean()),
+                expected=float(expected.mean()),
+                difference=float(differences(obtained, expected).mean()),
+                reason=f"{meaning}: {_where(both.index, differs)}",
+            )
+
+
+def _losses(rows: pd.DataFrame) -> pd.Series:
+    return rows.groupby("batch")["loss"].first()
+
+
+def _sgd_efficiencies(rows: pd.DataFrame) -> pd.Series:
+    """Return SGD's efficiency by batch: efficiency times ratio of a row, of SGD's own if it can."""
+    values = rows.assign(value=rows["efficiency"] * rows["ratio"], other=rows["method"] != "sgd")
+    return values.sort_values("other", kind="stable").groupby("batch")["value"].first()
+
+
+def _compared(
+    metric: Metric, key: tuple[str, str, float], pairs: pd.DataFrame, tolerance: float
+) -> Comparison:
+    """Return the comparison of one metric over the batches of the baseline."""
+    obtained, expected = (
+        metric.transform(pairs[f"{metric.column}{suffix}"].to_numpy(float))
+        for suffix in ("", "_expected")
+    )
+    known = ~(np.isnan(obtained) & np.isnan(expected))
+    values = differences(obtained, expected)[known]
+    found = interval(values if len(values) else np.zeros(1), np.random.default_rng(0))
+    batches = pd.Index(pairs["batch"])
+    lost = pairs["descends_expected"].to_numpy(bool) & ~pairs["descends"].to_numpy(bool)
+    one_sided = np.isnan(obtained) ^ np.isnan(expected)
+    verdict: Verdict = "same"
+    reason = "" if known.all() else f"undefined in both: {_where(batches, ~known)}"
+    if lost.any():
+        verdict, reason = "worse", f"no descent: {_where(batches, lost)}"
+    elif one_sided.any():
+        verdict, reason = "not comparable", f"undefined in one: {_where(batches, one_sided)}"
+    elif math.isnan(found.mean):
+        verdict, reason = "not comparable", "infinitely better and worse"
+    elif abs(found.mean) > tolerance:
+        verdict = _VERDICTS[found.statement(metric)]
+        reason = reason if found.excludes_zero else "the interval holds zero"
+    numbers = (_mean(obtained[known]), _mean(expected[known]), found.mean, found.low, found.high)
+    return Comparison(*key, metric.name, verdict, *numbers, reason)
+
+
+def _mean(values: np.ndarray) -> float:
+    with np.errstate(invalid="ignore"):
+        return float(values.mean()) if len(values) else math.nan
+
+
+def _where(batches: pd.Index, chosen: np.ndarray) -> str:
+    """Return which batches are meant, in a few words."""
+    listed = [str(number) for number in batches[chosen]]
+    if len(listed) == 1:
+        return f"batch {listed[0]}"
+    if chosen.all():
+        return f"all {len(listed)} batches"
+    rest = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return f"batches {', '.join(listed[:_LISTED])}{rest}"

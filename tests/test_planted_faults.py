@@ -1,0 +1,102 @@
+"""The gate catches faults in the engine and its methods, and lets equal computations pass.
+
+Everything runs as a user runs it: 'evalkit score' on three checkpoints of the bundled trajectory,
+then 'evalkit check' against the baseline of the engine as it is. Size and number of batches are
+those of 'make gate', chosen so that every fault costs something: docs/guard.md says which do not on
+larger ones.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import junitparser
+import pytest
+
+from evalkit.baseline_file import read_baseline
+from evalkit.checkpoints import open_trajectory
+from evalkit.cli import main
+from tests.faults import FAULTS, as_method, reordered_ief, samples_reversed
+from tests.folders import BUNDLED
+
+STEPS = ("000000", "000184", "000460")
+METHODS = "sgd,ef,ief,sf,ngd"
+
+
+def score(folder: Path, run: Path, *more: str) -> Path:
+    """Score the trajectory in ``folder`` into ``run``."""
+    small = ["--batches", "8", "--batch-size", "16", "--methods", METHODS]
+    command = ["score", str(folder), "--task", "digits-mlp", *small, "--out", str(run), *more]
+    assert main(command) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a reduced trajectory and its baseline."""
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "checkpoints").mkdir()
+    for step in STEPS:
+        shutil.copy(BUNDLED / f"step-{step}.safetensors", folder / "checkpoints")
+    run = score(folder / "checkpoints", folder / "run")
+    assert main(["check", str(run), "--baseline", str(folder / "b.csv"), "--update-baseline"]) == 0
+    return folder
+
+
+@pytest.fixture
+def checked(reference: Path, tmp_path: Path) -> Callable[..., tuple[int, list[Any]]]:
+    """Return a function that scores, checks, and gives exit status and the cases that failed."""
+
+    def run_and_check(*more: str) -> tuple[int, list[Any]]:
+        run = score(reference / "checkpoints", tmp_path / "run", *more)
+        junit = tmp_path / "gate.xml"
+        command = ["check", str(run), "--baseline", str(reference / "b.csv"), "--junit", str(junit)]
+        status = main(command)
+        cases = [case for suite in junitparser.JUnitXml.fromfile(junit) for case in suite]
+        return status, [case for case in cases if case.result]
+
+    return run_and_check
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_caught_and_named(
+    name: str, checked: Callable[..., tuple[int, list[Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = FAULTS[name]
+    fault.plant(monkeypatch)
+    status, failed = checked()
+    assert status == 1
+    assert failed
+    for case in failed:
+        assert case.name.split()[0] == fault.method
+        assert case.result[0].type == fault.verdict
+
+
+EQUAL: dict[str, tuple[tuple[str, ...], Callable[[pytest.MonkeyPatch], None]]] = {
+    "nothing changed": ((), lambda patch: None),
+    "float64": (("--dtype", "float64"), lambda patch: None),
+    "micro-batches": (("--micro-batch-size", "5"), lambda patch: None),
+    "samples reversed": ((), samples_reversed),
+    "iEF from per-sample gradients, reordered": ((), as_method("ief", reordered_ief)),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_an_equal_computation_passes(
+    name: str, checked: Callable[..., tuple[int, list[Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, change = EQUAL[name]
+    change(monkeypatch)
+    assert checked(*options) == (0, [])
+
+
+def test_the_committed_baseline_is_of_the_whole_trajectory() -> None:
+    baseline = read_baseline(BUNDLED.parents[1] / "reports" / "baselines" / "digits-mlp.csv")
+    checkpoints = open_trajectory(BUNDLED).checkpoints
+    assert dict(baseline.checkpoints) == {one.name: one.sha256 for one in checkpoints}
+    assert set(baseline.rows["method"]) == set(METHODS.split(","))
+    assert len(baseline.rows) == len(checkpoints) * 5 * 8
+    assert baseline.rows["descends"].all()
