@@ -1,76 +1,53 @@
-"""The report of a run: one HTML page that holds its figures, tables, provenance and definitions."""
+"""The report of a run: one HTML page that holds its charts, tables, data and provenance."""
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import jinja2
 import pandas as pd
 
+from evalkit.bokeh_figures import document_json
+from evalkit.charts import draw_charts, imbalance_keys, method_keys, run_methods
+from evalkit.embedding import BOKEH_VERSION, chart_library, compressed, script_hash
 from evalkit.figures import write_figures
-from evalkit.results import (
-    display_name,
-    format_number,
-    format_spread,
-    headline,
-    near_zero,
-    stages,
-    summarize,
-    summarize_batches,
+from evalkit.page_tables import (
+    as_text,
+    batches_table,
+    checkpoints_table,
+    damping_table,
+    provenance_table,
+    scores_table,
+    solver_table,
 )
+from evalkit.results import headline, near_zero, summarize, summarize_batches
 from evalkit.run import FIGURES_FOLDER, REPORT_FILE, Run, read_run
-from evalkit.tables import write_atomically
+from evalkit.swatches import swatch
+from evalkit.sweeps import is_sweep
+from evalkit.tables import BATCHES_FILE, SCORES_FILE, write_atomically
+
+EMBEDDED_BYTES = 2_000_000
+"""The most that a page carries of one table, as text; of a larger one it has a link."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One table cell.
+class Download:
+    """A table that the page offers as a file.
 
     Attributes:
-        text: what it says.
-        note: a second, smaller line.
-        warning: a third line that stands out.
-        worse: whether the value is worse than SGD's.
-    """
-
-    text: str
-    note: str = ""
-    warning: str = ""
-    worse: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page.
-
-    Attributes:
-        head: column names.
-        rows: a cell per column.
-        names: leading columns that name the row.
-    """
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    names: int = 1
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the page.
-
-    Attributes:
-        name: of its file, which also chooses its caption.
-        source: the SVG as a data URI.
+        name: of the file.
+        size: in kilobytes.
+        content: the file, gzipped as base64; empty where it is only linked, beside the page.
     """
 
     name: str
-    source: str
+    size: int
+    content: str
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
@@ -87,183 +64,86 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     """
     run = read_run(folder)
     files = write_figures(run, run.folder / FIGURES_FOLDER)
-    pictures = [
-        Picture(
-            path.stem, "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
-        )
-        for path in files
-        if path.suffix == ".svg"
-    ]
     page = run.folder / REPORT_FILE
-    write_atomically(page, render_page(run, pictures))
+    write_atomically(page, render_page(run, files))
     return page
 
 
-def render_page(run: Run, pictures: Sequence[Picture]) -> str:
+def render_page(run: Run, figures: Sequence[Path]) -> str:
     """Return the page as HTML that loads nothing from elsewhere.
 
     Args:
         run: its tables and provenance.
-        pictures: shown in order.
+        figures: files in the run's folder that the page names.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = resources.files("evalkit").joinpath(REPORT_FILE).read_text("utf-8")
-    summary, floors = summarize(run), summarize_batches(run)
-    shown = near_zero(summary)
-    task = run.provenance.get("task")
-    return environment.from_string(template).render(
-        task=_text(task) if task else run.folder.resolve().name,
-        headline=headline(run),
-        finished=bool(run.provenance.get("finished")),
-        checkpoints=_count(str(len(floors)), "checkpoint"),
-        batches=_count(_range(floors["batches"]), "batch"),
-        samples=_range(floors["num_samples"]),
-        dampings=[f"{value:g}" for value in sorted(shown["damping"].unique())],
-        sweep=summary["damping"].nunique() > 1,
-        pictures=pictures,
-        scores=scores_table(shown),
-        damping_scores=damping_table(summary),
-        batch_means=batches_table(floors),
-        solver=solver_table(summary),
+    # Bokeh reads models in order: one is whole where it comes first, and referred to afterwards.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    script, library = _asset("report.js"), chart_library()
+    return environment.from_string(_asset(REPORT_FILE)).render(
+        style=_asset("report.css"),
+        script=script,
+        script_hashes=[script_hash(script), script_hash(library)],
+        library=compressed(library.encode("utf-8")),
+        library_version=BOKEH_VERSION,
+        figures=[path.relative_to(run.folder).as_posix() for path in figures],
+        downloads=[download(run.folder / name) for name in (SCORES_FILE, BATCHES_FILE)],
+        swatch=swatch,
+        **_charts(run),
+        **_summary(run),
         provenance=provenance_table(run.provenance),
         hashes=checkpoints_table(run.provenance),
     )
 
 
-def scores_table(shown: pd.DataFrame) -> Table:
-    """Return checkpoint by method: ratio to SGD with one sigma, efficiency below it.
-
-    Args:
-        shown: of ``results.summarize``, one damping per method.
-    """
-    methods = list(shown["method"].unique())
-    cells = {(row["checkpoint"], row["method"]): _score(row) for _, row in shown.iterrows()}
-    rows = tuple(
-        (
-            Cell(name),
-            Cell(f"{progress:.2f}"),
-            *(cells.get((name, method), Cell("")) for method in methods),
-        )
-        for name, progress in _checkpoints(shown)
-    )
-    return Table(("checkpoint", "progress", *map(display_name, methods)), rows, names=2)
+def download(path: Path) -> Download:
+    """Return a table as the page offers it."""
+    content = path.read_bytes()
+    embedded = compressed(content) if len(content) <= EMBEDDED_BYTES else ""
+    return Download(path.name, -(-len(content) // 1000), embedded)
 
 
-def damping_table(summary: pd.DataFrame) -> Table:
-    """Return method and damping by stage: ratio to SGD with one sigma, efficiency below it."""
-    chosen = stages(summary)
-    cells = {
-        (row["method"], row["damping"], row["checkpoint"]): _score(row)
-        for _, row in summary.iterrows()
+def _charts(run: Run) -> Mapping[str, Any]:
+    """Return what the template says of charts."""
+    charts = draw_charts(run)
+    content = document_json([chart.figure for chart in charts])
+    roots = {
+        root["id"]: f"chart-{chart.name}"
+        for root, chart in zip(content["roots"], charts, strict=True)
     }
-    pairs = summary[["method", "damping"]].drop_duplicates().itertuples(index=False)
-    rows = tuple(
-        (
-            Cell(display_name(str(method))),
-            Cell(f"{damping:g}"),
-            *(cells.get((method, damping, name), Cell("")) for name in chosen.values()),
-        )
-        for method, damping in pairs
-        if method != "sgd"
-    )
-    head = (f"{stage}: {checkpoint}" for stage, checkpoint in chosen.items())
-    return Table(("method", "damping", *head), rows, names=2)
-
-
-def batches_table(floors: pd.DataFrame) -> Table:
-    """Return checkpoint by what no method changes, means with one sigma."""
-    columns = {
-        "loss": "loss",
-        "target_probability": "target probability",
-        "imbalance": "imbalance",
-        "logit_imbalance": "logit imbalance",
-        "gamma_floor": "floor",
-        "floor_ratio": "floor / SGD",
+    return {
+        "charts": charts,
+        "chart_document": {"document": content, "roots": roots},
+        "method_keys": method_keys(run_methods(run)),
+        "imbalance_keys": imbalance_keys(),
     }
-    rows = tuple(
-        (
-            Cell(row["checkpoint"]),
-            Cell(f"{row['progress']:.2f}"),
-            *(_mean(row[f"{key}_mean"], row[f"{key}_std"]) for key in columns),
-            Cell(format_number(row["gram_rank"])),
-            Cell(str(row["batches"])),
-        )
-        for _, row in floors.iterrows()
-    )
-    head = ("checkpoint", "progress", *columns.values(), "rank", "batches")
-    return Table(head, rows, names=2)
 
 
-def solver_table(summary: pd.DataFrame) -> Table:
-    """Return what the solver reports, a row per checkpoint, method and damping that used one."""
-    used = summary[summary["iterations"].notna()]
-    rows = tuple(
-        (
-            Cell(row["checkpoint"]),
-            Cell(display_name(row["method"])),
-            Cell(f"{row['damping']:g}"),
-            Cell(f"{row['converged']:.0%}"),
-            Cell(f"{row['iterations']:.1f}"),
-            Cell(format_number(row["relative_residual"])),
-        )
-        for _, row in used.iterrows()
-    )
-    head = ("checkpoint", "method", "damping", "converged", "iterations", "largest residual")
-    return Table(head, rows, names=2)
-
-
-def provenance_table(provenance: Mapping[str, Any]) -> Table:
-    """Return every entry of ``run.json`` but the checkpoints, nested ones a row each."""
-    rows: list[tuple[Cell, Cell]] = []
-    for key, value in provenance.items():
-        if isinstance(value, Mapping):
-            rows += [(Cell(f"{key}: {name}"), Cell(_text(item))) for name, item in value.items()]
-        elif key != "checkpoints":
-            rows.append((Cell(key), Cell(_text(value))))
-    return Table(("entry", "value"), tuple(rows))
-
-
-def checkpoints_table(provenance: Mapping[str, Any]) -> Table:
-    """Return what ``run.json`` says about each checkpoint, hashes included."""
-    columns = {
-        "name": "checkpoint",
-        "step": "step",
-        "epoch": "epoch",
-        "progress": "progress",
-        "training_loss": "training loss",
-        "validation_accuracy": "validation accuracy",
-        "sha256": "SHA-256",
+def _summary(run: Run) -> Mapping[str, Any]:
+    """Return what the template says of results."""
+    summary, floors = summarize(run), summarize_batches(run)
+    shown = near_zero(summary)
+    task = run.provenance.get("task")
+    return {
+        "task": as_text(task) if task else run.folder.resolve().name,
+        "headline": headline(run),
+        "finished": bool(run.provenance.get("finished")),
+        "checkpoints": _count(str(len(floors)), "checkpoint"),
+        "batches": _count(_range(floors["batches"]), "batch"),
+        "samples": _range(floors["num_samples"]),
+        "dampings": [f"{value:g}" for value in sorted(shown["damping"].unique())],
+        "sweep": is_sweep(run),
+        "scores": scores_table(shown),
+        "damping_scores": damping_table(summary),
+        "batch_means": batches_table(floors),
+        "solver": solver_table(summary, run.scores),
     }
-    found = provenance.get("checkpoints")
-    entries = [item for item in found if isinstance(item, Mapping)] if _listed(found) else []
-    rows = tuple(tuple(Cell(_text(item.get(key))) for key in columns) for item in entries)
-    return Table(tuple(columns.values()), rows)
 
 
-def _mean(mean: float, sigma: float) -> Cell:
-    return Cell(format_number(mean), note=f"± {format_number(sigma)}" if sigma > 0 else "")
-
-
-def _score(row: pd.Series) -> Cell:
-    counts = {
-        "uphill": row["ascents"],
-        "infinite": row["infinite"],
-        "undefined": row["undefined"],
-    }
-    warnings = [f"{kind} in {count} of {row['batches']}" for kind, count in counts.items() if count]
-    return Cell(
-        format_spread(row["ratio_mean"], row["ratio_std"]),
-        note=format_spread(row["efficiency_mean"], row["efficiency_std"]),
-        warning=", ".join(warnings),
-        worse=row["ratio_mean"] > 1,
-    )
-
-
-def _checkpoints(table: pd.DataFrame) -> list[tuple[str, float]]:
-    rows = table.sort_values("step", kind="stable").drop_duplicates("checkpoint")
-    return list(zip(rows["checkpoint"], rows["progress"], strict=True))
+def _asset(name: str) -> str:
+    return resources.files("evalkit").joinpath(name).read_text("utf-8")
 
 
 def _range(counts: pd.Series) -> str:
@@ -275,15 +155,3 @@ def _count(number: str, thing: str) -> str:
     if number == "1":
         return f"1 {thing}"
     return f"{number} {thing}{'es' if thing.endswith('ch') else 's'}"
-
-
-def _listed(value: Any) -> TypeGuard[list[Any]]:
-    return isinstance(value, (list, tuple))
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ", ".join(map(_text, value)) if _listed(value) else str(value)

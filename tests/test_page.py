@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import html
+import json
 import math
 import re
 import subprocess
@@ -12,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from evalkit import page as page_module
+from evalkit.embedding import script_hash
 from evalkit.errors import EvalkitError
-from evalkit.page import write_report
-from evalkit.run import update_provenance
+from evalkit.page import render_page, write_report
+from evalkit.run import read_run, update_provenance
 from tests.test_run import PROVENANCE, cell, ngd_row, score_row, write_run
 
 VOID = {"meta", "img", "br", "link"}
@@ -28,15 +33,23 @@ class Reader(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.loads: list[str] = []
+        self.scripts: list[str] = []
+        self.values: list[str] = []
         self.tables: list[list[list[str]]] = []
         self.feed(text)
         assert self.open == []
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         if tag not in VOID:
             self.open.append(tag)
         self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+        self.values += [value or "" for name, value in attrs if name == "data-value"]
+        if tag == "script":
+            self.scripts.append("")
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
@@ -50,6 +63,8 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
         if self.open and self.open[-1] in ("td", "th", "small"):
             self.tables[-1][-1][-1] += data.strip()
 
@@ -61,7 +76,7 @@ def cells_of(ratios: list[float], names: tuple[str, str] = ("first", "last")) ->
             step,
             float(step),
             batch,
-            [score_row("sgd", 1.0), score_row("ef", ratio), ngd_row(0.6)],
+            [score_row("sgd", 1.0), score_row("ef", ratio), ngd_row(0.6, solver="cg")],
         )
         for step, name in enumerate(names)
         for batch, ratio in enumerate(ratios)
@@ -69,7 +84,7 @@ def cells_of(ratios: list[float], names: tuple[str, str] = ("first", "last")) ->
 
 
 def page_of(folder: Path) -> tuple[str, Reader]:
-    text = write_report(folder).read_text("utf-8")
+    text = render_page(read_run(folder), [])
     return text, Reader(text)
 
 
@@ -82,7 +97,7 @@ def test_the_page_holds_the_result(tmp_path: Path) -> None:
     assert scores[1][3] == "3.00 ± 1.41 | 0.188 ± 0.088"
     assert len(scores) == len(batches) == 3
     assert batches[1][2:6] == ["0.500", "0.750", "10.0", "5.00"]
-    assert solver[1] == ["first", "NGD", "1e-12", "100%", "12.0", "1.00e-04"]
+    assert solver[1] == ["first", "NGD", "1e-12", "cg", "100%", "12.0", "1.00e-04"]
     assert ["versions: torch", "2.13.0"] in provenance
     assert ["settings: seed", "0"] in provenance
     assert ["settings: methods", "sgd, ef, ngd"] in provenance
@@ -96,13 +111,40 @@ def test_the_page_holds_the_result(tmp_path: Path) -> None:
 def test_the_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     write_run(tmp_path, cells_of([2.0, 4.0]))
     text, page = page_of(tmp_path)
-    assert len(page.loads) == 2
-    assert all(load.startswith("data:image/svg+xml;base64,") for load in page.loads)
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    rest = re.sub(r'src="data:[^"]*"', "", text)
+    assert page.loads == ["scores.csv", "batches.csv"]  # what the links lead to, not loaded
+    assert not {"link", "iframe", "object", "img"} & set(page.tags)
+    rest = re.sub(r"(?s)<script.*?</script>", "", text)
     assert not re.search(r"https?:|//|url\(|@import", rest)
-    assert "default-src 'none'" in html.unescape(rest)
-    assert (tmp_path / "figures" / "ratio.png").exists()
+    assert not re.search(r"https?:|fetch|import|XMLHttp", page.scripts[-1])
+
+
+def test_the_policy_allows_the_scripts_of_the_page_alone(tmp_path: Path) -> None:
+    write_run(tmp_path, cells_of([2.0, 4.0]))
+    text, page = page_of(tmp_path)
+    policy = html.unescape(re.findall(r'Content-Security-Policy" content="([^"]*)"', text)[0])
+    *_, library, _, script = page.scripts
+    run = gzip.decompress(base64.b64decode(library)).decode("utf-8")
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert f"'{script_hash(script)}' '{script_hash(run)}';" in policy
+    assert "Redistributions in binary form must reproduce" in run  # the licence goes along
+
+
+def test_the_page_carries_the_tables(tmp_path: Path) -> None:
+    write_run(tmp_path, cells_of([2.0, 4.0]))
+    _, page = page_of(tmp_path)
+    carried = [gzip.decompress(base64.b64decode(script)) for script in page.scripts[:2]]
+    files = [(tmp_path / name).read_bytes() for name in ("scores.csv", "batches.csv")]
+    assert carried == files
+
+
+def test_large_tables_are_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, cells_of([2.0, 4.0]))
+    limit = (tmp_path / "batches.csv").stat().st_size
+    monkeypatch.setattr(page_module, "EMBEDDED_BYTES", limit)
+    text, page = page_of(tmp_path)
+    assert gzip.decompress(base64.b64decode(page.scripts[0])).startswith(b"checkpoint,step")
+    assert text.count("data-content=") == 1
+    assert "1 kB, beside this page" in text
 
 
 def test_names_are_text_never_markup(tmp_path: Path) -> None:
@@ -112,8 +154,9 @@ def test_names_are_text_never_markup(tmp_path: Path) -> None:
     tricky = PROVENANCE | {"task": '"><img src=x>', "notes": {"<i>": "</td></table>"}}
     write_run(tmp_path, cells, tricky)
     text, page = page_of(tmp_path)
-    assert not {"script", "b"} & set(page.tags)
-    assert page.tags.count("img") == 2
+    assert not {"b", "img"} & set(page.tags)
+    assert page.tags.count("script") == len(page.scripts) == 5
+    assert json.loads(page.scripts[3])["document"]["roots"]
     assert page.tables[0][1][0] == name
     assert page.tables[0][0][3] == "<b>$x$</b>"
     assert html.escape(name, quote=False) in text.replace("&#39;", "'")
@@ -124,6 +167,7 @@ def test_warnings_are_counted(tmp_path: Path) -> None:
     write_run(tmp_path, [cell("c", 0, 1.0, batch, row) for batch, row in enumerate(rows)])
     text, page = page_of(tmp_path)
     assert page.tables[0][1][2].startswith("inf | 0.125 ± ")
+    assert page.values[:2] == ["1.0", "Infinity"]
     assert page.tables[0][1][2].endswith(
         "| uphill in 3 of 3, infinite in 1 of 3, undefined in 1 of 3"
     )
@@ -144,7 +188,7 @@ def test_a_sweep_adds_a_table_and_a_figure(tmp_path: Path) -> None:
         ["EF", "1e-12", "3.00 | 0.167", "3.00 | 0.167"],
         ["EF", "0.001", "3.00 | 0.167", "3.00 | 0.167"],
     ]
-    assert len(page.loads) == 3
+    assert 'id="chart-damping-end"' in text
     assert "Damping 1e-12, the smallest scored" in text
 
 
@@ -166,6 +210,8 @@ def test_the_page_is_the_same_each_time_and_leaves_the_tables(tmp_path: Path) ->
     first = write_report(tmp_path).read_bytes()
     assert write_report(tmp_path).read_bytes() == first
     assert (tmp_path / "scores.csv").read_bytes() == before
+    assert "<code>figures/ratio.svg</code>" in first.decode("utf-8")
+    assert (tmp_path / "figures" / "ratio.svg").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "batches.csv",
         "figures",

@@ -1,0 +1,217 @@
+"""Tables of the report page, built from the tables of a run: what each cell says and sorts by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import pandas as pd
+
+from evalkit.results import display_name, format_number, format_spread, stages
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One table cell.
+
+    Attributes:
+        text: what it says.
+        value: the number it stands for, by which a column sorts; text sorts by itself.
+        note: a second, smaller line.
+        warning: a third line that stands out.
+        worse: whether the value is worse than SGD's.
+    """
+
+    text: str
+    value: float | None = None
+    note: str = ""
+    warning: str = ""
+    worse: bool = False
+
+    @property
+    def order(self) -> str:
+        """The value as JavaScript reads numbers; empty for text."""
+        if self.value is None:
+            return ""
+        if math.isinf(self.value):
+            return "Infinity" if self.value > 0 else "-Infinity"
+        return "NaN" if math.isnan(self.value) else repr(float(self.value))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Attributes:
+        head: column names.
+        rows: a cell per column.
+        names: leading columns that name the row.
+    """
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    names: int = 1
+
+
+def scores_table(shown: pd.DataFrame) -> Table:
+    """Return checkpoint by method: ratio to SGD with one sigma, efficiency below it.
+
+    Args:
+        shown: of ``results.summarize``, one damping per method.
+    """
+    methods = list(shown["method"].unique())
+    cells = {(row["checkpoint"], row["method"]): _score(row) for _, row in shown.iterrows()}
+    rows = tuple(
+        (
+            Cell(name),
+            Cell(f"{progress:.2f}", progress),
+            *(cells.get((name, method), Cell("")) for method in methods),
+        )
+        for name, progress in _checkpoints(shown)
+    )
+    return Table(("checkpoint", "progress", *map(display_name, methods)), rows, names=2)
+
+
+def damping_table(summary: pd.DataFrame) -> Table:
+    """Return method and damping by stage: ratio to SGD with one sigma, efficiency below it."""
+    chosen = stages(summary)
+    cells = {
+        (row["method"], row["damping"], row["checkpoint"]): _score(row)
+        for _, row in summary.iterrows()
+    }
+    pairs = summary[["method", "damping"]].drop_duplicates().itertuples(index=False)
+    rows = tuple(
+        (
+            Cell(display_name(str(method))),
+            Cell(f"{damping:g}", float(str(damping))),
+            *(cells.get((method, damping, name), Cell("")) for name in chosen.values()),
+        )
+        for method, damping in pairs
+        if method != "sgd"
+    )
+    head = (f"{stage}: {checkpoint}" for stage, checkpoint in chosen.items())
+    return Table(("method", "damping", *head), rows, names=2)
+
+
+def batches_table(floors: pd.DataFrame) -> Table:
+    """Return checkpoint by what no method changes, means with one sigma."""
+    columns = {
+        "loss": "loss",
+        "target_probability": "target probability",
+        "imbalance": "imbalance",
+        "logit_imbalance": "logit imbalance",
+        "gamma_floor": "floor",
+        "floor_ratio": "floor / SGD",
+    }
+    rows = tuple(
+        (
+            Cell(row["checkpoint"]),
+            Cell(f"{row['progress']:.2f}", row["progress"]),
+            *(_mean(row[f"{key}_mean"], row[f"{key}_std"]) for key in columns),
+            Cell(format_number(row["gram_rank"]), row["gram_rank"]),
+            Cell(str(row["batches"]), row["batches"]),
+        )
+        for _, row in floors.iterrows()
+    )
+    head = ("checkpoint", "progress", *columns.values(), "rank", "batches")
+    return Table(head, rows, names=2)
+
+
+def solver_table(summary: pd.DataFrame, scores: pd.DataFrame) -> Table:
+    """Return what the solver reports, a row per checkpoint, method and damping that used one.
+
+    Args:
+        summary: of ``results.summarize``.
+        scores: of the run, whose ``solver`` names it.
+    """
+    key = ["checkpoint", "method", "damping"]
+    named = scores[scores["solver"].notna()]
+    solvers = named.groupby(key, sort=False)["solver"].agg(lambda names: ", ".join(names.unique()))
+    used = summary[summary["iterations"].notna()]
+    rows = tuple(
+        (
+            Cell(row["checkpoint"]),
+            Cell(display_name(row["method"])),
+            Cell(f"{row['damping']:g}", row["damping"]),
+            Cell(str(solvers.get(tuple(row[key]), "–"))),
+            Cell(f"{row['converged']:.0%}", row["converged"]),
+            Cell(f"{row['iterations']:.1f}", row["iterations"]),
+            Cell(format_number(row["relative_residual"]), row["relative_residual"]),
+        )
+        for _, row in used.iterrows()
+    )
+    head = ("converged", "iterations", "largest residual")
+    return Table((*key, "solver", *head), rows, names=2)
+
+
+def provenance_table(provenance: Mapping[str, Any]) -> Table:
+    """Return every entry of ``run.json`` but the checkpoints, nested ones a row each."""
+    rows: list[tuple[Cell, Cell]] = []
+    for key, value in provenance.items():
+        if isinstance(value, Mapping):
+            rows += [(Cell(f"{key}: {name}"), Cell(as_text(item))) for name, item in value.items()]
+        elif key != "checkpoints":
+            rows.append((Cell(key), Cell(as_text(value))))
+    return Table(("entry", "value"), tuple(rows))
+
+
+def checkpoints_table(provenance: Mapping[str, Any]) -> Table:
+    """Return what ``run.json`` says about each checkpoint, hashes included."""
+    columns = {
+        "name": "checkpoint",
+        "step": "step",
+        "epoch": "epoch",
+        "progress": "progress",
+        "training_loss": "training loss",
+        "validation_accuracy": "validation accuracy",
+        "sha256": "SHA-256",
+    }
+    found = provenance.get("checkpoints")
+    entries = [item for item in found if isinstance(item, Mapping)] if _listed(found) else []
+    rows = tuple(tuple(_entry(item.get(key)) for key in columns) for item in entries)
+    return Table(tuple(columns.values()), rows)
+
+
+def as_text(value: Any) -> str:
+    """Return a value of ``run.json`` as a cell shows it."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(as_text, value)) if _listed(value) else str(value)
+
+
+def _mean(mean: float, sigma: float) -> Cell:
+    return Cell(format_number(mean), mean, f"± {format_number(sigma)}" if sigma > 0 else "")
+
+
+def _score(row: pd.Series) -> Cell:
+    counts = {
+        "uphill": row["ascents"],
+        "infinite": row["infinite"],
+        "undefined": row["undefined"],
+    }
+    warnings = [f"{kind} in {count} of {row['batches']}" for kind, count in counts.items() if count]
+    return Cell(
+        format_spread(row["ratio_mean"], row["ratio_std"]),
+        row["ratio_mean"],
+        note=format_spread(row["efficiency_mean"], row["efficiency_std"]),
+        warning=", ".join(warnings),
+        worse=row["ratio_mean"] > 1,
+    )
+
+
+def _checkpoints(table: pd.DataFrame) -> list[tuple[str, float]]:
+    rows = table.sort_values("step", kind="stable").drop_duplicates("checkpoint")
+    return list(zip(rows["checkpoint"], rows["progress"], strict=True))
+
+
+def _entry(value: Any) -> Cell:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return Cell(as_text(value), float(value) if number else None)
+
+
+def _listed(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, (list, tuple))

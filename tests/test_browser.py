@@ -1,0 +1,240 @@
+"""The page in a real browser: drawn, switched, sorted, downloaded, and at rest with the network."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from evalkit.page import render_page
+from evalkit.run import read_run
+from tests.test_run import cell, ngd_row, score_row, write_run
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER),
+    reason="no chromium with its chromedriver; Debian has both: chromium, chromium-driver",
+)
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# EF's ratios: as text their order is another, 103 before 9.5.
+EF = (9.5, 103.0, 24.0, math.inf)
+DRAWN = "return window.Bokeh !== undefined && Bokeh.documents[0]?.is_idle === true"
+EXTENT = "return Bokeh.documents[0].roots()[0].y_range.end"
+INK = """
+const find = (node) => [...node.querySelectorAll("*")].flatMap((inner) =>
+  [inner, ...(inner.shadowRoot ? find(inner.shadowRoot) : [])]);
+return [...document.querySelectorAll(".chart")].map((chart) => {
+  const canvas = find(chart).find((inner) => inner.tagName === "CANVAS" && inner.width > 0);
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  return [canvas.width, canvas.height, pixels.filter((value) => value > 0).length];
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a sweep and an infinite ratio, and its page."""
+    folder = tmp_path_factory.mktemp("run")
+    cells = [
+        cell(
+            f"step-{step}",
+            step,
+            step / 3,
+            0,
+            [
+                row
+                for damping in (1e-12, 1e-3)
+                for row in (
+                    score_row("sgd", 1.0, damping=damping),
+                    score_row("ef", ratio, damping=damping),
+                    ngd_row(0.6, damping=damping, solver="cg"),
+                )
+            ],
+        )
+        for step, ratio in enumerate(EF)
+    ]
+    write_run(folder, cells)
+    (folder / "report.html").write_text(render_page(read_run(folder), []), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page without the files beside it, as when it is mailed."""
+    return Path(shutil.copy(folder / "report.html", tmp_path_factory.mktemp("mailed")))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    options = ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with Chrome(options=options, service=ChromeService(DRIVER)) as driver:
+        yield driver
+
+
+def show(browser: Chrome, page: Path, width: int = 1200, scheme: str = "light") -> None:
+    """Open a page on a screen of some width and wait for its charts."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    browser.get("about:blank")
+    requested(browser)  # what came before this page
+    browser.get(page.as_uri())
+    wait(browser, lambda: browser.execute_script(DRAWN))
+
+
+def wait(browser: Chrome, condition: Callable[[], Any]) -> Any:
+    return WebDriverWait(browser, 20, 0.05).until(lambda _: condition())
+
+
+def requested(browser: Chrome) -> set[str]:
+    """Return the addresses that the page has asked for since the last call."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event for event in events if event["method"] == "Network.requestWillBeSent"]
+    return {event["params"]["request"]["url"] for event in sent}
+
+
+def complaints(browser: Chrome) -> list[str]:
+    entries = browser.get_log("browser")
+    return [entry["message"] for entry in entries if entry["level"] in ("WARNING", "SEVERE")]
+
+
+def switch(browser: Chrome, name: str) -> WebElement:
+    buttons = browser.find_elements(By.CSS_SELECTOR, ".switches button")
+    return next(button for button in buttons if button.text == name)
+
+
+def heads(browser: Chrome) -> dict[str, WebElement]:
+    """Return the heads of the first table by what they say."""
+    table = browser.find_element(By.CSS_SELECTOR, "table.sortable")
+    return {head.text.split()[0]: head for head in table.find_elements(By.CSS_SELECTOR, "thead th")}
+
+
+def column(browser: Chrome, place: int) -> list[str]:
+    """Return the values of one column of the first table, in the order shown."""
+    rows = browser.find_elements(By.CSS_SELECTOR, "table.sortable:first-of-type tbody tr")[
+        : len(EF)
+    ]
+    return [row.find_elements(By.XPATH, "./*")[place].text.split("\n")[0] for row in rows]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (390, "light")])
+def test_the_page_is_drawn_whole_and_quietly(
+    browser: Chrome, alone: Path, width: int, scheme: str
+) -> None:
+    show(browser, alone, width, scheme)
+    assert complaints(browser) == []
+    assert {address for address in requested(browser) if not address.startswith("data:")} == {
+        alone.as_uri()
+    }
+    charts = browser.execute_script(INK)
+    assert len(charts) == 6  # ratio, efficiency, imbalance, and three stages
+    for across, down, inked in charts:
+        assert across > (200 if width < 500 else 300)
+        assert down > 200
+        assert inked > 1000
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(26, 26, 26)")
+
+
+def test_a_method_is_switched_off_and_on(browser: Chrome, alone: Path) -> None:
+    show(browser, alone)
+    button, before = switch(browser, "EF"), browser.execute_script(EXTENT)
+    assert before > 103
+    button.click()
+    wait(browser, lambda: browser.execute_script(EXTENT) < 3)  # room for the others alone
+    assert button.get_attribute("aria-pressed") == "false"
+    button.send_keys(Keys.ENTER)
+    wait(browser, lambda: browser.execute_script(EXTENT) == before)
+    assert button.get_attribute("aria-pressed") == "true"
+
+
+def test_values_follow_the_pointer(browser: Chrome, alone: Path) -> None:
+    show(browser, alone)
+    switch(browser, "NGD").click()
+    chart = browser.find_element(By.ID, "chart-ratio")
+    edge = chart.size["width"] // 2 - 30
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    ActionChains(browser).move_to_element_with_offset(chart, edge, 20).perform()
+    table = wait(
+        browser,
+        lambda: browser.execute_script(
+            "return document.querySelector('.bk-Tooltip')?.shadowRoot.textContent"
+        ),
+    )
+    assert "checkpointstep-3" in table
+    assert "EFinf (infinite in 1 of 1 batches)" in table
+    assert "NGD" not in table
+
+
+def test_a_drag_zooms_the_charts_over_progress_together(browser: Chrome, alone: Path) -> None:
+    show(browser, alone)
+    chart = browser.find_element(By.ID, "chart-ratio")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    drag = ActionChains(browser).move_to_element_with_offset(chart, -100, -60)
+    drag.click_and_hold().move_by_offset(200, 100).release().perform()
+    ranges = "return Bokeh.documents[0].roots().slice(0, 3).map((root) => root.x_range.start)"
+    starts = wait(browser, lambda: [x for x in browser.execute_script(ranges) if x > 0.2])
+    assert len(starts) == 3
+
+
+def test_tables_sort_by_value(browser: Chrome, alone: Path) -> None:
+    show(browser, alone)
+    place, head = 3, heads(browser)["EF"]
+    assert column(browser, place) == ["9.50", "103", "24.0", "inf"]
+    head.find_element(By.TAG_NAME, "button").click()
+    assert column(browser, place) == ["9.50", "24.0", "103", "inf"]
+    assert head.get_attribute("aria-sort") == "ascending"
+    head.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
+    assert column(browser, place) == ["inf", "103", "24.0", "9.50"]
+    assert head.get_attribute("aria-sort") == "descending"
+    heads(browser)["checkpoint"].find_element(By.TAG_NAME, "button").click()
+    assert column(browser, 0) == [f"step-{step}" for step in range(len(EF))]
+    assert head.get_attribute("aria-sort") is None
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "batches.csv"])
+def test_downloads_are_the_files_to_the_byte(
+    browser: Chrome, folder: Path, alone: Path, tmp_path: Path, name: str
+) -> None:
+    show(browser, alone)
+    allowed = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", allowed)
+    browser.find_element(By.LINK_TEXT, name).click()
+    wait(browser, lambda: (tmp_path / name).exists())
+    assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_without_scripts_the_tables_remain(browser: Chrome, alone: Path) -> None:
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(alone.as_uri())
+        assert "Charts need JavaScript" in browser.find_element(By.ID, "no-charts").text
+        assert not browser.find_element(By.ID, "drawn").is_displayed()
+        assert column(browser, 3) == ["9.50", "103", "24.0", "inf"]
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
