@@ -45,7 +45,7 @@ def draw_figures(
             if {"ef", "ief"} <= set(run.scores["method"]):
                 table = damping_discussion(run, discussed_dampings(run))
                 figures["discussion"] = discussion_figure(table, layout)
-        return {name: _settled(figure) for name, figure in figures.items()}
+        return {name: settled(figure) for name, figure in figures.items()}
 
 
 def draw_figures_of_runs(
@@ -58,10 +58,10 @@ def draw_figures_of_runs(
             "pairs": pairs_figure(runs, pairs, layout),
             "efficiency": efficiency_of_runs_figure(runs, list(dict.fromkeys(members)), layout),
         }
-        return {name: _settled(figure) for name, figure in figures.items()}
+        return {name: settled(figure) for name, figure in figures.items()}
 
 
-def _settled(figure: Figure) -> Figure:
+def settled(figure: Figure) -> Figure:
     """Lay a figure out for good, panels on round places: the solver repeats itself only nearly."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,24 +14,38 @@ import pandas as pd
 from evalkit.bokeh_figures import document_json
 from evalkit.charts import draw_charts, imbalance_keys, method_keys, run_methods
 from evalkit.embedding import BOKEH_VERSION, chart_library, compressed, script_hash
-from evalkit.figures import write_figures
 from evalkit.page_tables import (
     as_text,
     batches_table,
+    best_table,
     checkpoints_table,
     damping_table,
+    pairs_table,
     provenance_table,
     scores_table,
     solver_table,
 )
 from evalkit.results import headline, near_zero, summarize, summarize_batches
-from evalkit.run import FIGURES_FOLDER, REPORT_FILE, Run, read_run
+from evalkit.run import REPORT_FILE, Run
 from evalkit.swatches import swatch
 from evalkit.sweeps import is_sweep
-from evalkit.tables import BATCHES_FILE, SCORES_FILE, write_atomically
+from evalkit.tables import BATCHES_FILE, SCORES_FILE
 
 EMBEDDED_BYTES = 2_000_000
 """The most that a page carries of one table, as text; of a larger one it has a link."""
+
+
+@dataclass(frozen=True, eq=False)
+class Studies:
+    """What is computed from a run besides means.
+
+    Attributes:
+        pairs: of ``pairs.compare``; empty without pairs.
+        dampings: of ``sweeps.best_dampings``; empty without a sweep.
+    """
+
+    pairs: pd.DataFrame
+    dampings: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -50,31 +63,13 @@ class Download:
     content: str
 
 
-def write_report(folder: str | os.PathLike[str]) -> Path:
-    """Write the figures and ``report.html`` of a RUN.
-
-    Args:
-        folder: the RUN; its tables stay as they are.
-
-    Returns:
-        The page.
-
-    Raises:
-        EvalkitError: the run cannot be read, or the folder cannot be written.
-    """
-    run = read_run(folder)
-    files = write_figures(run, run.folder / FIGURES_FOLDER)
-    page = run.folder / REPORT_FILE
-    write_atomically(page, render_page(run, files))
-    return page
-
-
-def render_page(run: Run, figures: Sequence[Path]) -> str:
+def render_page(run: Run, studies: Studies, files: Sequence[Path] = ()) -> str:
     """Return the page as HTML that loads nothing from elsewhere.
 
     Args:
         run: its tables and provenance.
-        figures: files in the run's folder that the page names.
+        studies: tables made of it.
+        files: figures and tables in the run's folder: figures are named, tables offered.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -88,11 +83,19 @@ def render_page(run: Run, figures: Sequence[Path]) -> str:
         script_hashes=[script_hash(script), script_hash(library)],
         library=compressed(library.encode("utf-8")),
         library_version=BOKEH_VERSION,
-        figures=[path.relative_to(run.folder).as_posix() for path in figures],
-        downloads=[download(run.folder / name) for name in (SCORES_FILE, BATCHES_FILE)],
+        figures=[
+            path.relative_to(run.folder).as_posix() for path in files if path.suffix != ".csv"
+        ],
+        downloads=[
+            download(run.folder / SCORES_FILE),
+            download(run.folder / BATCHES_FILE),
+            *(download(path) for path in files if path.suffix == ".csv"),
+        ],
         swatch=swatch,
         **_charts(run),
         **_summary(run),
+        pairs=pairs_table(studies.pairs),
+        best=best_table(studies.dampings),
         provenance=provenance_table(run.provenance),
         hashes=checkpoints_table(run.provenance),
     )

@@ -95,6 +95,57 @@ def damping_table(summary: pd.DataFrame) -> Table:
     return Table(("method", "damping", *head), rows, names=2)
 
 
+def pairs_table(table: pd.DataFrame) -> Table:
+    """Return the ratio of each pair of methods at the end of training, and what it says.
+
+    Args:
+        table: of ``pairs.compare``.
+    """
+    rows = []
+    for pair, group in table.groupby("pair", sort=False) if len(table) else ():
+        last = group.iloc[-1]
+        low, middle, high = (math.exp(last[key]) for key in ("low", "log_ratio", "high"))
+        rows.append(
+            (
+                Cell(str(pair)),
+                Cell(str(last["checkpoint"])),
+                Cell(format_number(middle), middle),
+                Cell(f"{format_number(low)} to {format_number(high)}", low),
+                Cell(str(last["statement"]), worse=last["statement"] == "worse"),
+                _number(last["ratio_mean"]),
+                _number(last["ratio_of_means"]),
+            )
+        )
+    head = ("pair", "checkpoint", "ratio", "95% interval", "the first is")
+    return Table((*head, "mean of ratios", "ratio of means"), tuple(rows), names=2)
+
+
+def best_table(table: pd.DataFrame) -> Table:
+    """Return each method's best damping by stage, and how far near-zero damping is from it.
+
+    Args:
+        table: of ``sweeps.best_dampings``.
+    """
+    rows = tuple(
+        (
+            Cell(row["method"]),
+            Cell(row["stage"]),
+            Cell(f"{row['damping']:g}", row["damping"]),
+            _number(row["ratio"]),
+            Cell(f"{row['best_damping']:g}", row["best_damping"]),
+            _number(row["best_ratio"]),
+            _number(row["distance"]),
+            Cell(
+                f"{format_number(row['distance_low'])} to {format_number(row['distance_high'])}",
+                row["distance_low"],
+            ),
+        )
+        for _, row in table.iterrows()
+    )
+    head = ("method", "stage", "smallest damping", "ratio to SGD", "best damping", "ratio to SGD")
+    return Table((*head, "smallest / best", "95% interval"), rows, names=2)
+
+
 def batches_table(floors: pd.DataFrame) -> Table:
     """Return checkpoint by what no method changes, means with one sigma."""
     columns = {
@@ -185,6 +236,10 @@ def as_text(value: Any) -> str:
 
 def _mean(mean: float, sigma: float) -> Cell:
     return Cell(format_number(mean), mean, f"± {format_number(sigma)}" if sigma > 0 else "")
+
+
+def _number(value: float) -> Cell:
+    return Cell(format_number(value), value)
 
 
 def _score(row: pd.Series) -> Cell:

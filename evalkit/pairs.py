@@ -155,6 +155,8 @@ def statements(table: pd.DataFrame) -> list[str]:
     Args:
         table: of :func:`compare` or :func:`compare_runs`.
     """
+    if table.empty:
+        return []
     keys = [column for column in ("run", "pair") if column in table]
     lines = []
     for key, group in table.groupby(keys, sort=False):

@@ -12,9 +12,9 @@ import pandas as pd
 from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures_of_runs, save_figures, write_figures
 from evalkit.layouts import SCREEN, Layout
-from evalkit.page import write_report
+from evalkit.page import Studies, render_page
 from evalkit.pairs import DEFAULT_PAIRS, Pair, compare, compare_runs, parse_pair, statements
-from evalkit.run import FIGURES_FOLDER, Run, read_run
+from evalkit.run import FIGURES_FOLDER, REPORT_FILE, Run, read_run
 from evalkit.sweeps import best_dampings, is_sweep
 from evalkit.tables import write_atomically
 
@@ -35,6 +35,14 @@ class Report:
     statements: tuple[str, ...]
 
 
+def studies_of(run: Run, pairs: Sequence[Pair] = ()) -> Studies:
+    """Return the tables made of a run: of pairs, those of the paper where none are named."""
+    return Studies(
+        compare(run, pairs or _scored_pairs(run)),
+        best_dampings(run) if is_sweep(run) else pd.DataFrame(),
+    )
+
+
 def report_run(
     folder: str | os.PathLike[str], pairs: Sequence[Pair] = (), layout: Layout = SCREEN
 ) -> Report:
@@ -50,14 +58,18 @@ def report_run(
         EvalkitError: the run cannot be read, a pair was not scored, or its folder is read-only.
     """
     run = read_run(folder)
-    table = compare(run, pairs or _scored_pairs(run))
-    page = write_report(folder)
-    for each in dict.fromkeys((SCREEN, layout)):
-        write_figures(run, run.folder / FIGURES_FOLDER, each, pairs)
-    _write_table(table, run.folder / PAIRS_FILE)
-    if is_sweep(run):
-        _write_table(best_dampings(run), run.folder / DAMPINGS_FILE)
-    return Report(page, tuple(statements(table)) if len(table) else ())
+    studies = studies_of(run, pairs)
+    files = [
+        path
+        for each in dict.fromkeys((SCREEN, layout))
+        for path in write_figures(run, run.folder / FIGURES_FOLDER, each, pairs)
+    ]
+    for name, table in ((PAIRS_FILE, studies.pairs), (DAMPINGS_FILE, studies.dampings)):
+        if len(table):
+            files.append(_write_table(table, run.folder / name))
+    page = run.folder / REPORT_FILE
+    write_atomically(page, render_page(run, studies, files))
+    return Report(page, tuple(statements(studies.pairs)))
 
 
 def report_runs(
@@ -97,5 +109,6 @@ def _scored_pairs(run: Run) -> list[Pair]:
     return [pair for pair in pairs if {pair.first.method, pair.second.method} <= scored]
 
 
-def _write_table(table: pd.DataFrame, path: Path) -> None:
+def _write_table(table: pd.DataFrame, path: Path) -> Path:
     write_atomically(path, table.to_csv(index=False, lineterminator="\n"))
+    return path

@@ -16,6 +16,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from evalkit.page import render_page
+from evalkit.reports import studies_of
 from evalkit.run import read_run
 from tests.test_run import cell, ngd_row, score_row, write_run
 
@@ -73,7 +74,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for step, ratio in enumerate(EF)
     ]
     write_run(folder, cells)
-    (folder / "report.html").write_text(render_page(read_run(folder), []), encoding="utf-8")
+    run = read_run(folder)
+    (folder / "report.html").write_text(render_page(run, studies_of(run)), encoding="utf-8")
     return folder
 
 

@@ -18,7 +18,8 @@ import pytest
 from evalkit import page as page_module
 from evalkit.embedding import script_hash
 from evalkit.errors import EvalkitError
-from evalkit.page import render_page, write_report
+from evalkit.page import render_page
+from evalkit.reports import report_run, studies_of
 from evalkit.run import read_run, update_provenance
 from tests.test_run import PROVENANCE, cell, ngd_row, score_row, write_run
 
@@ -84,17 +85,20 @@ def cells_of(ratios: list[float], names: tuple[str, str] = ("first", "last")) ->
 
 
 def page_of(folder: Path) -> tuple[str, Reader]:
-    text = render_page(read_run(folder), [])
+    run = read_run(folder)
+    text = render_page(run, studies_of(run))
     return text, Reader(text)
 
 
 def test_the_page_holds_the_result(tmp_path: Path) -> None:
     write_run(tmp_path, cells_of([2.0, 4.0]))
     text, page = page_of(tmp_path)
-    scores, batches, solver, provenance, hashes = page.tables
+    scores, pairs, batches, solver, provenance, hashes = page.tables
     assert scores[0] == ["checkpoint", "progress", "SGD", "EF", "NGD"]
     assert scores[1][:2] == ["first", "0.00"]
     assert scores[1][3] == "3.00 ± 1.41 | 0.188 ± 0.088"
+    assert pairs[1][:2] == ["EF / SGD", "last"]
+    assert pairs[1][4] == "worse"
     assert len(scores) == len(batches) == 3
     assert batches[1][2:6] == ["0.500", "0.750", "10.0", "5.00"]
     assert solver[1] == ["first", "NGD", "1e-12", "cg", "100%", "12.0", "1.00e-04"]
@@ -207,14 +211,15 @@ def test_little_provenance_is_enough(tmp_path: Path, provenance: dict) -> None:
 def test_the_page_is_the_same_each_time_and_leaves_the_tables(tmp_path: Path) -> None:
     write_run(tmp_path, cells_of([2.0, 4.0]))
     before = (tmp_path / "scores.csv").read_bytes()
-    first = write_report(tmp_path).read_bytes()
-    assert write_report(tmp_path).read_bytes() == first
+    first = report_run(tmp_path).place.read_bytes()
+    assert report_run(tmp_path).place.read_bytes() == first
     assert (tmp_path / "scores.csv").read_bytes() == before
     assert "<code>figures/ratio.svg</code>" in first.decode("utf-8")
     assert (tmp_path / "figures" / "ratio.svg").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "batches.csv",
         "figures",
+        "pairs.csv",
         "report.html",
         "run.json",
         "scores.csv",
@@ -223,11 +228,11 @@ def test_the_page_is_the_same_each_time_and_leaves_the_tables(tmp_path: Path) ->
 
 def test_an_unreadable_run_keeps_the_old_page(tmp_path: Path) -> None:
     write_run(tmp_path, cells_of([2.0]))
-    before = write_report(tmp_path).read_bytes()
+    before = report_run(tmp_path).place.read_bytes()
     update_provenance(tmp_path, task="other")
     (tmp_path / "scores.csv").write_text("checkpoint\n")
     with pytest.raises(EvalkitError, match=r"scores\.csv"):
-        write_report(tmp_path)
+        report_run(tmp_path)
     assert (tmp_path / "report.html").read_bytes() == before
 
 
