@@ -23,10 +23,20 @@ demo: $(INSTALLED) ## Score the bundled trajectory and write the report
 	$(BIN)/evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --batches 20 --out $(DEMO_RUN)
 	$(BIN)/evalkit report $(DEMO_RUN)
 
-example: demo ## Replace the example report under reports/ by that of the demo
-	rm -rf reports/digits-mlp
-	mkdir -p reports
+# One command a study: docs/studies.md.
+example: demo ## Replace the example reports under reports/
+	rm -rf runs/sweep runs/digits-mlp-sgd runs/sgd-checkpoints reports/digits-mlp reports/sweep reports/runs
+	$(BIN)/evalkit report $(DEMO_RUN) --pairs ef/sgd,ief/sgd,sf/sgd,sf/ef,sf/ief,ief/ef --style paper
+	$(BIN)/evalkit score checkpoints/digits-mlp --damping 1e-12,1e-9,1e-6,1e-3,1 --batches 10 --out runs/sweep
+	$(BIN)/evalkit report runs/sweep --style paper
+	$(BIN)/evalkit train digits-mlp --optimizer sgd --learning-rate 0.1 --out runs/sgd-checkpoints
+	$(BIN)/evalkit score runs/sgd-checkpoints --batches 20 --out runs/digits-mlp-sgd
+	$(BIN)/evalkit report $(DEMO_RUN) runs/digits-mlp-sgd --pairs ef/sgd,ief/sgd,sf/sgd,sf/ief --out reports/runs
 	cp -r $(DEMO_RUN) reports/digits-mlp
+	cp -r runs/sweep reports/sweep
+	$(BIN)/evalkit toy least-squares --out reports/toy
+	$(BIN)/evalkit toy logistic --out reports/toy
+	$(BIN)/evalkit cost digits-mlp --out reports/cost
 
 test: lint types gate ## Check format, types and scores, and run every test
 	$(BIN)/python -m pytest

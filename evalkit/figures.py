@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from evalkit.errors import EvalkitError
 from evalkit.layouts import SCREEN, Layout
 from evalkit.multipanel import (
     damping_figure,
@@ -25,7 +24,7 @@ from evalkit.multipanel import (
 from evalkit.pairs import Pair
 from evalkit.run import Run
 from evalkit.sweeps import damping_discussion, discussed_dampings, is_sweep
-from evalkit.tables import write_atomically
+from evalkit.tables import make_folder, write_atomically
 
 
 def draw_figures(
@@ -101,13 +100,7 @@ def save_figures(
     Raises:
         EvalkitError: the folder cannot be written.
     """
-    folder = Path(folder) / layout.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EvalkitError(
-            f"expected a folder for figures at {folder}, found: {error.strerror}; free the path"
-        ) from error
+    folder = make_folder(Path(folder) / layout.folder)
     paths = []
     for name, figure in figures.items():
         for kind in layout.formats:

@@ -6,6 +6,7 @@ The same batches are used at every checkpoint and for every method, so that mean
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def summarize_batches(run: Run) -> pd.DataFrame:
     """
     ordered = run.batches.sort_values(["step", "checkpoint", "batch"], kind="stable")
     keys = pd.MultiIndex.from_frame(ordered[["checkpoint", "batch"]])
-    ordered = ordered.assign(floor_ratio=_floor_ratios(run.scores).reindex(keys).to_numpy())
+    ordered = ordered.assign(floor_ratio=floor_ratios(run.scores, keys.names).reindex(keys).values)
     rows = []
     for key, group in ordered.groupby(_CHECKPOINT, sort=False, dropna=False):
         rows.append(
@@ -203,16 +204,20 @@ def _named(names: list[str], key: Any) -> dict[str, Any]:
     return dict(zip(names, key, strict=True))
 
 
-def _floor_ratios(scores: pd.DataFrame) -> pd.Series:
-    """Return gamma_floor / gamma of SGD per (checkpoint, batch): efficiency times ratio of a row.
+def floor_ratios(scores: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
+    """Return SGD's efficiency, gamma_floor / gamma of SGD: efficiency times ratio of any row.
 
     SGD's own row goes first: its ratio is 1.
+
+    Args:
+        scores: rows of scores.
+        keys: columns that name a batch.
     """
     rows = scores.assign(
         floor_ratio=scores["efficiency"] * scores["ratio"], other=scores["method"] != "sgd"
     )
     rows = rows[np.isfinite(rows["floor_ratio"])].sort_values("other", kind="stable")
-    return rows.groupby(["checkpoint", "batch"])["floor_ratio"].first()
+    return rows.groupby(list(keys))["floor_ratio"].first()
 
 
 def _spreads(group: pd.DataFrame, columns: tuple[str, ...]) -> dict[str, float]:

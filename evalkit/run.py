@@ -25,6 +25,7 @@ from evalkit.tables import (
     TABLES,
     csv_line,
     csv_rows,
+    make_folder,
     read_table,
     read_text,
     unwritable,
@@ -73,13 +74,7 @@ def create_run(folder: str | os.PathLike[str], provenance: Mapping[str, Any]) ->
                 f"expected a folder without a run, found {path}; "
                 "name another folder, or remove this one"
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EvalkitError(
-            f"expected a folder that can be made at {folder}, found: {error.strerror}; "
-            "name another folder"
-        ) from error
+    make_folder(folder)
     for name, header in headers.items():
         write_atomically(folder / name, header)
     write_atomically(folder / PROVENANCE_FILE, _json(provenance))

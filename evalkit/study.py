@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,9 @@ from torch.utils._pytree import tree_map
 from evalkit import likelihoods
 from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
 from evalkit.errors import EvalkitError
-from evalkit.forward import cast
+from evalkit.forward import Inputs, cast
 from evalkit.linearization import linearize
+from evalkit.machine import versions
 from evalkit.metrics import batch_metrics
 from evalkit.run import (
     PROVENANCE_FILE,
@@ -40,8 +39,6 @@ from evalkit.tables import KEY_COLUMNS
 from evalkit.tasks import Samples, Task
 from evalkit.tasks.task import user_code
 from evalkit.version import __version__
-
-_PACKAGES = ("torch", "numpy", "scipy", "pandas", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -88,14 +85,7 @@ def run_study(
     """
     folder = Path(folder)
     check_request(settings.methods, settings.dampings)
-    samples = task.training_samples()
-    if settings.batch_size > len(samples):
-        raise EvalkitError(
-            f"expected a batch size of at most {len(samples)}, the training samples of task "
-            f"'{task.name}', found {settings.batch_size}; lower --batch-size"
-        )
-    if likelihoods.get(task.likelihood).ignores_labels:
-        likelihoods.check_labels(samples.targets != likelihoods.IGNORED_LABEL)
+    samples = samples_to_score(task, settings.batch_size)
     device = check_device(settings.device)
     model = task.build_model(settings.seed).eval().to(device)
     verify_trajectory(trajectory, model)
@@ -131,6 +121,23 @@ def _iterated(report: Callable[[str, int], None], name: str, iteration: int, _: 
     report(name, iteration)
 
 
+def samples_to_score(task: Task, batch_size: int) -> Samples:
+    """Return the training samples of a task, checked.
+
+    Raises:
+        EvalkitError: there are fewer than the batch size, or some have no label.
+    """
+    samples = task.training_samples()
+    if batch_size > len(samples):
+        raise EvalkitError(
+            f"expected a batch size of at most {len(samples)}, the training samples of task "
+            f"'{task.name}', found {batch_size}; lower --batch-size"
+        )
+    if likelihoods.get(task.likelihood).ignores_labels:
+        likelihoods.check_labels(samples.targets != likelihoods.IGNORED_LABEL)
+    return samples
+
+
 def check_device(name: str) -> torch.device:
     """Return a device that can be used.
 
@@ -147,6 +154,16 @@ def check_device(name: str) -> torch.device:
             "use --device cpu"
         ) from error
     return device
+
+
+def take_batch(samples: Samples, settings: Settings, batch: int) -> tuple[Inputs, torch.Tensor]:
+    """Return inputs and targets of one batch, on the device of the evaluation."""
+    indices = draw_batch(len(samples), settings.batch_size, settings.seed, batch)
+    taken: tuple[Inputs, torch.Tensor] = tree_map(
+        lambda leaf: leaf.to(settings.device) if isinstance(leaf, torch.Tensor) else leaf,
+        samples.take(indices),
+    )
+    return taken
 
 
 def draw_batch(num_samples: int, batch_size: int, seed: int, batch: int) -> torch.Tensor:
@@ -182,11 +199,7 @@ def _score_cell(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the rows of one checkpoint and one batch: scores, and the batch's own metrics."""
     place = f"checkpoint '{checkpoint.name}', batch {batch}"
-    indices = draw_batch(len(samples), settings.batch_size, settings.seed, batch)
-    inputs, targets = tree_map(
-        lambda leaf: leaf.to(settings.device) if isinstance(leaf, torch.Tensor) else leaf,
-        samples.take(indices),
-    )
+    inputs, targets = take_batch(samples, settings, batch)
     try:
         with user_code(f"the scoring of task '{task.name}'"):
             lin = linearize(
@@ -218,10 +231,7 @@ def _provenance(
         )
     return {
         "evalkit": __version__,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in _PACKAGES},
-        },
+        "versions": versions(),
         "task": task.name,
         "trajectory": str(trajectory.folder),
         "settings": {

@@ -77,6 +77,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             temporary.unlink()
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Return a folder, made when missing.
+
+    Raises:
+        EvalkitError: it cannot be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvalkitError(
+            f"expected a folder that can be made at {folder}, found: {error.strerror}; "
+            "name another folder"
+        ) from error
+    return folder
+
+
 def unwritable(path: Path, error: OSError) -> EvalkitError:
     return EvalkitError(
         f"expected a file that can be written at {path}, found: {error.strerror}; "

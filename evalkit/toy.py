@@ -89,7 +89,9 @@ for _problem in (
         likelihood="gaussian",
         inputs=(0.0, 1.0),
         targets=(0.0, 0.0),
-        center=(0.0, 0.0),
+        # Off the minimum, so that no arrow stands where the gradient of a sample is zero: iEF and
+        # EF jump there.
+        center=(0.25, 0.0),
         width=6.0,
         starts=((-2.5, 2.0), (-0.6, 2.6), (2.6, 0.8), (2.2, -2.6), (-2.0, -1.6)),
     ),
@@ -100,7 +102,7 @@ for _problem in (
         targets=(0.0, 1.0),
         center=(1.0, -1.0),
         width=8.0,
-        starts=((-2.5, 2.5), (-2.6, -0.4), (-1.2, -4.4), (0.4, 1.0), (3.6, 2.4)),
+        starts=((-2.4, 1.4), (-2.6, -1.4), (-1.2, -4.4), (0.4, 1.0), (3.6, 2.4)),
     ),
 ):
     PROBLEMS.add(_problem.name, _problem)
@@ -115,7 +117,7 @@ class Tracing:
 
     Attributes:
         damping: of every method.
-        arrows: along each side of the square; an even number avoids a minimum at its center.
+        arrows: along each side of the square.
         points: of the landscape, along each side.
         steps: of a trajectory, at most; it ends where it leaves the square too.
         step_length: |theta_next - theta|.
@@ -126,7 +128,7 @@ class Tracing:
 
     damping: float = DEFAULT_DAMPING
     arrows: int = 16
-    points: int = 81
+    points: int = 61
     steps: int = 240
     step_length: float = 0.05
 

@@ -24,28 +24,35 @@ from evalkit.palette import FLOOR, Style, method_styles
 from evalkit.results import display_name
 from evalkit.toy_tables import Toy
 
-_LEVELS = 14
-_LANDSCAPE = LinearSegmentedColormap.from_list("landscape", ["#ffffff", "#c9c9c9"])
+_SMALLEST = 1e-3
+"""The lowest contour, as a share of the largest loss."""
+_LANDSCAPE = LinearSegmentedColormap.from_list("landscape", ["#ffffff", "#cecece"])
 
 
 def plot_landscape(landscape: pd.DataFrame, ax: Axes) -> QuadContourSet:
-    """Shade the loss, from white at the smallest, and draw its contours.
-
-    Contours are equally spaced in the root of the loss, so that a quadratic's are equally far
-    apart.
+    """Shade the loss, lighter where it is smaller, and draw its contours at 1, 2, 5, 10, ...
 
     Args:
         landscape: columns weight, bias, loss on a full grid.
         ax: where to draw.
     """
     grid = landscape.pivot(index="bias", columns="weight", values="loss")
-    roots = np.sqrt([grid.to_numpy().min(), grid.to_numpy().max()])
-    levels = np.linspace(*roots, _LEVELS) ** 2
+    levels = _round_levels(float(grid.min(axis=None)), float(grid.max(axis=None)))
+    colors = _LANDSCAPE(np.linspace(0, 1, len(levels) + 1))
     place: Any = (grid.columns, grid.index, grid.to_numpy(), levels)
-    filled = ax.contourf(*place, cmap=_LANDSCAPE, zorder=0)
-    ax.contour(*place, colors="#ababab", linewidths=rcParams["font.size"] / 18, zorder=1)
+    filled = ax.contourf(*place, colors=colors, extend="both", zorder=0)
+    ax.contour(*place, colors="#a3a3a3", linewidths=rcParams["font.size"] / 18, zorder=1)
     ax.set(xlim=grid.columns[[0, -1]], ylim=grid.index[[0, -1]], aspect="equal")
+    ax.locator_params(nbins=4)
     return filled
+
+
+def _round_levels(smallest: float, largest: float) -> list[float]:
+    """Return 1, 2, 5 times powers of ten between the smallest and the largest loss."""
+    start = max(smallest, _SMALLEST * largest)
+    powers = range(math.floor(math.log10(start)), math.ceil(math.log10(largest)) + 1)
+    levels = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+    return [level for level in levels if start < level < largest]
 
 
 def plot_field(field: pd.DataFrame, ax: Axes, style: Style) -> Axes:
@@ -80,7 +87,7 @@ def plot_field(field: pd.DataFrame, ax: Axes, style: Style) -> Axes:
 
 
 def plot_trajectories(trajectories: pd.DataFrame, ax: Axes, style: Style) -> Axes:
-    """Draw a line per start, a ring where it starts and the method's marker where it ends.
+    """Draw a line per start, a ring where it starts, a dot where it ends inside the axes.
 
     Args:
         trajectories: columns start, step, weight, bias, of one method.
@@ -93,8 +100,7 @@ def plot_trajectories(trajectories: pd.DataFrame, ax: Axes, style: Style) -> Axe
         x, y = (rows[column].to_numpy(float) for column in ("weight", "bias"))
         ax.plot(x, y, color=style.color, zorder=3)
         ax.plot(x[:1], y[:1], color=style.color, zorder=4, **ring)
-        inside = _inside(ax, x[-1], y[-1])
-        if inside:
+        if _inside(ax, x[-1], y[-1]):
             ax.plot(x[-1:], y[-1:], color=style.color, marker="o", markersize=0.8 * size, zorder=4)
     return ax
 
@@ -125,31 +131,42 @@ def toy_figure(toy: Toy, layout: Layout = SCREEN) -> Figure:
         layout: its sizes.
     """
     methods = list(dict.fromkeys(toy.field["method"]))
-    styles = method_styles(methods)
     with matplotlib.rc_context(layout.settings() | {"axes.grid": False}):
         rows = math.ceil(len(methods) / 2)
-        height = (2.75 * rows + 0.3) * layout.one_column / SCREEN.one_column
+        height = (2.72 * rows + 0.85) * layout.one_column / SCREEN.one_column
         figure = Figure(figsize=(layout.one_column, height), layout="constrained")
         grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
         for method, ax in zip(methods, grid.flat, strict=False):
-            filled = plot_landscape(toy.landscape, ax)
-            if toy.provenance["likelihood"] == "gaussian":
-                plot_sample_minima(toy.provenance["inputs"], toy.provenance["targets"], ax)
-            field = toy.field[toy.field["method"] == method]
-            plot_field(field, ax, styles[method])
-            own = toy.trajectories[toy.trajectories["method"] == method]
-            plot_trajectories(own, ax, styles[method])
-            ax.set_title(
-                f"{display_name(method)} (efficiency {field['efficiency'].median():.0%})",
-                parse_math=False,
-            )
+            filled = _plot_method(toy, method, ax)
         for ax in grid[-1]:
             ax.set_xlabel("Weight $w$")
         for ax in grid[:, 0]:
             ax.set_ylabel("Bias $b$")
-        bar = figure.colorbar(filled, ax=grid, shrink=0.6, format="%.3g", label="Loss $L$")
-        bar.outline.set_visible(False)
+        figure.colorbar(
+            filled,
+            ax=grid,
+            location="bottom",
+            shrink=0.7,
+            aspect=40,
+            pad=0.02,
+            format="%g",
+            label="Loss $L$",
+        )
         return settled(figure)
+
+
+def _plot_method(toy: Toy, method: str, ax: Axes) -> QuadContourSet:
+    """Draw the panel of one method, with its median efficiency over the field."""
+    style = method_styles(toy.field["method"])[method]
+    field = toy.field[toy.field["method"] == method]
+    filled = plot_landscape(toy.landscape, ax)
+    if toy.provenance["likelihood"] == "gaussian":
+        plot_sample_minima(toy.provenance["inputs"], toy.provenance["targets"], ax)
+    plot_field(field, ax, style)
+    plot_trajectories(toy.trajectories[toy.trajectories["method"] == method], ax, style)
+    median = field["efficiency"].median()
+    ax.set_title(f"{display_name(method)} (efficiency {median:.1%})", parse_math=False)
+    return filled
 
 
 def write_toy_figure(

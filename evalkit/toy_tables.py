@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from evalkit.errors import EvalkitError
-from evalkit.tables import write_atomically
+from evalkit.tables import make_folder, write_atomically
 
 SETTINGS_FILE = "toy.json"
 COLUMNS = {
@@ -21,6 +21,13 @@ COLUMNS = {
     "trajectories": ("method", "start", "step", "weight", "bias", "loss"),
 }
 """Columns of each table; its file is called like it, with the ending .csv."""
+# Python's own float keeps every digit.
+_NUMBERS = {
+    column: int if column in ("start", "step") else float
+    for columns in COLUMNS.values()
+    for column in columns
+    if column != "method"
+}
 
 
 @dataclass(frozen=True)
@@ -48,14 +55,7 @@ def write_toy(toy: Toy, folder: str | os.PathLike[str]) -> None:
     Raises:
         EvalkitError: the folder cannot be written.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EvalkitError(
-            f"expected a folder for tables at {folder}, found: {error.strerror}; free the path or "
-            "name another --out"
-        ) from error
+    folder = make_folder(folder)
     for name, columns in COLUMNS.items():
         text = getattr(toy, name).to_csv(index=False, columns=list(columns), lineterminator="\n")
         write_atomically(folder / f"{name}.csv", text)
@@ -71,9 +71,7 @@ def read_toy(folder: str | os.PathLike[str]) -> Toy:
     folder = Path(folder)
     try:
         tables = {
-            name: pd.read_csv(
-                folder / f"{name}.csv", usecols=list(columns), float_precision="round_trip"
-            )
+            name: pd.read_csv(folder / f"{name}.csv", usecols=columns, converters=_NUMBERS)
             for name, columns in COLUMNS.items()
         }
         provenance = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))

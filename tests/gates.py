@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evalkit.baseline import baseline_of, update_baseline
-from evalkit.baseline_file import Baseline, read_baseline
-from evalkit.comparison import Check
-from evalkit.gate import check
+from evalkit.gate.baseline import baseline_of, update_baseline
+from evalkit.gate.baseline_file import Baseline, read_baseline
+from evalkit.gate.check import check
+from evalkit.gate.comparison import Check
 from evalkit.run import Run, read_run
 from tests.test_run import cell, score_row, write_run
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from evalkit.baseline import baseline_of, update_baseline
-from evalkit.baseline_file import COLUMNS, read_baseline, render
+from evalkit.gate.baseline import baseline_of, update_baseline
+from evalkit.gate.baseline_file import COLUMNS, read_baseline, render
 from evalkit.run import Run, read_provenance
 from tests.folders import sentence
 from tests.gates import Made

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from bokeh.models import GlyphRenderer, HoverTool
 
-from evalkit.bokeh_figures import document_json
-from evalkit.charts import Chart, damping_places, draw_charts, method_keys
+from evalkit.page.bokeh_figures import document_json
+from evalkit.page.charts import Chart, damping_places, draw_charts, method_keys
+from evalkit.page.swatches import swatch
 from evalkit.palette import method_styles
 from evalkit.run import read_run
-from evalkit.swatches import swatch
 from tests.test_run import cell, score_row, write_run
 
 DAMPINGS = (0.0, 1e-6, 1e-3)

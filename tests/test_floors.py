@@ -13,10 +13,10 @@ import evalkit
 
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
-errors version
+errors version machine
 registry settings reductions paired
 likelihoods tables
-run baseline_file comparison
+run toy_tables timing memory
 layers determinism factor
 double_backward
 recorder
@@ -37,13 +37,13 @@ manifest
 fitting
 checkpoints
 training study
-testing
-palette layouts results baseline gate
-drawing pairs embedding swatches page_tables gate_output
-plots sweeps bokeh_figures
-multipanel charts
+testing toy cost
+palette layouts results
+drawing pairs
+plots sweeps
+multipanel
 figures
-page gate_figure
+page gate toy_figures
 reports
 cli
 """
@@ -51,17 +51,13 @@ FLOOR = {name: height for height, line in enumerate(FLOORS.split("\n")) for name
 WITHOUT_TORCH = (
     "errors",
     "version",
+    "machine",
     "registry",
     "settings",
     "paired",
     "tables",
     "run",
-    "baseline_file",
-    "comparison",
-    "baseline",
-    "gate",
-    "gate_output",
-    "gate_figure",
+    "toy_tables",
     "palette",
     "layouts",
     "results",
@@ -71,12 +67,9 @@ WITHOUT_TORCH = (
     "sweeps",
     "multipanel",
     "figures",
-    "bokeh_figures",
-    "embedding",
-    "swatches",
-    "page_tables",
-    "charts",
+    "toy_figures",
     "page",
+    "gate",
     "reports",
 )
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evalkit.comparison import ALL, Check, Comparison
 from evalkit.errors import EvalkitError
+from evalkit.gate.comparison import ALL, Check, Comparison
 from tests.gates import SGD_GAMMA, Made, checked
 
 EXPECTED = (0.5, 0.6, 0.7, 0.8)

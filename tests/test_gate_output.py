@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from evalkit.cli import main
-from evalkit.comparison import METRICS, Check, Comparison, Verdict
-from evalkit.gate_figure import plot_differences, write_differences
-from evalkit.gate_output import HEAD, headline, junit, markdown, terminal_table
+from evalkit.gate.comparison import METRICS, Check, Comparison, Verdict
+from evalkit.gate.figure import plot_differences, write_differences
+from evalkit.gate.output import HEAD, headline, junit, markdown, terminal_table
 from tests.gates import Made
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from evalkit import page as page_module
-from evalkit.embedding import script_hash
 from evalkit.errors import EvalkitError
+from evalkit.page import render as page_module
 from evalkit.page import render_page
+from evalkit.page.scripts import script_hash
 from evalkit.reports import report_run, studies_of
 from evalkit.run import read_run, update_provenance
 from tests.test_run import PROVENANCE, cell, ngd_row, score_row, write_run

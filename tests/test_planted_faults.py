@@ -16,9 +16,9 @@ from typing import Any
 import junitparser
 import pytest
 
-from evalkit.baseline_file import read_baseline
 from evalkit.checkpoints import open_trajectory
 from evalkit.cli import main
+from evalkit.gate.baseline_file import read_baseline
 from tests.faults import FAULTS, as_method, reordered_ief, samples_reversed
 from tests.folders import BUNDLED
 

@@ -91,7 +91,7 @@ def command(
 
 
 def _update(run: Path, path: Path) -> int:
-    from evalkit.baseline import update_baseline
+    from evalkit.gate.baseline import update_baseline
     from evalkit.run import read_run
 
     diff = update_baseline(path, read_run(run))
@@ -100,12 +100,12 @@ def _update(run: Path, path: Path) -> int:
 
 
 def _check(run: Path, path: Path, tolerance: float, outputs: dict[str, Path | None]) -> int:
-    from evalkit.baseline import baseline_of
-    from evalkit.baseline_file import read_baseline
     from evalkit.cli.console import print_table
-    from evalkit.gate import check
-    from evalkit.gate_figure import write_differences
-    from evalkit.gate_output import headline, junit, markdown, terminal_table
+    from evalkit.gate.baseline import baseline_of
+    from evalkit.gate.baseline_file import read_baseline
+    from evalkit.gate.check import check
+    from evalkit.gate.figure import write_differences
+    from evalkit.gate.output import headline, junit, markdown, terminal_table
     from evalkit.run import FIGURES_FOLDER, read_run
     from evalkit.tables import write_atomically
 

@@ -14,7 +14,7 @@ from evalkit.version import __version__
 
 UNUSABLE_INPUT = 2
 INTERRUPTED = 130
-COMMANDS = ("train", "score", "report", "check", "list")
+COMMANDS = ("train", "score", "report", "check", "toy", "cost", "list")
 
 
 class _Commands(click.Group):

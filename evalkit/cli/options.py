@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from evalkit.settings import Settings
+
 
 class CommaSeparated(click.ParamType):
     """Values separated by commas, each of one type, as a tuple.
@@ -47,3 +49,35 @@ class Number(click.ParamType):
         except ValueError:
             wanted = "a whole number" if self.kind is int else "a number"
             self.fail(f"expected {wanted}, found '{value}'", param, ctx)
+
+
+LOAD = click.option(
+    "--load",
+    "code",
+    multiple=True,
+    metavar="FILE.py",
+    help="Python file or module to import first, for methods of your own; repeatable.",
+)
+BATCH_SIZE = click.option(
+    "--batch-size",
+    type=Number(int),
+    default=Settings.batch_size,
+    show_default=True,
+    help="Samples per batch.",
+)
+DTYPE = click.option(
+    "--dtype",
+    type=str,
+    help="Precision of the whole evaluation, float32 or float64; default: the model's own.",
+)
+MICRO_BATCH_SIZE = click.option(
+    "--micro-batch-size",
+    type=Number(int),
+    help="Samples held in memory at a time; results stay the same, time grows.",
+)
+DEVICE = click.option(
+    "--device",
+    default=Settings.device,
+    show_default=True,
+    help="Where to evaluate the model: cpu, cuda, cuda:1, ...",
+)

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.options import CommaSeparated, Number
+from evalkit.cli.options import (
+    BATCH_SIZE,
+    DEVICE,
+    DTYPE,
+    LOAD,
+    MICRO_BATCH_SIZE,
+    CommaSeparated,
+    Number,
+)
 from evalkit.settings import Settings
 
 
@@ -26,13 +34,7 @@ Examples:
 @click.option(
     "--task", metavar="TASK", help="Registered name, file.py:attribute or module:attribute."
 )
-@click.option(
-    "--load",
-    "code",
-    multiple=True,
-    metavar="FILE.py",
-    help="Python file or module to import first, for methods of your own; repeatable.",
-)
+@LOAD
 @click.option(
     "--methods",
     type=CommaSeparated(str, "a,b"),
@@ -55,13 +57,7 @@ Examples:
     show_default=True,
     help="Batches per checkpoint.",
 )
-@click.option(
-    "--batch-size",
-    type=Number(int),
-    default=Settings.batch_size,
-    show_default=True,
-    help="Samples per batch.",
-)
+@BATCH_SIZE
 @click.option(
     "--seed",
     type=Number(int),
@@ -69,22 +65,9 @@ Examples:
     show_default=True,
     help="Of the batches and of sampled labels.",
 )
-@click.option(
-    "--dtype",
-    type=str,
-    help="Precision of the whole evaluation, float32 or float64; default: the model's own.",
-)
-@click.option(
-    "--micro-batch-size",
-    type=Number(int),
-    help="Samples held in memory at a time; results stay the same, time grows.",
-)
-@click.option(
-    "--device",
-    default=Settings.device,
-    show_default=True,
-    help="Where to evaluate the model: cpu, cuda, cuda:1, ...",
-)
+@DTYPE
+@MICRO_BATCH_SIZE
+@DEVICE
 @click.option(
     "--out",
     "run",

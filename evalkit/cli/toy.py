@@ -40,12 +40,13 @@ def command(problem: str, damping: float, folder: Path | None) -> None:
     Writes the figure (PNG and SVG), and landscape.csv, field.csv, trajectories.csv and toy.json,
     from which it can be drawn again.
     """
+    from evalkit.tables import make_folder
     from evalkit.toy import PROBLEMS, Tracing, compute_toy
     from evalkit.toy_figures import write_toy_figure
     from evalkit.toy_tables import write_toy
 
     chosen, tracing = PROBLEMS.get(problem), Tracing(damping=damping)
-    folder = folder if folder is not None else Path("runs") / f"toy-{problem}"
+    folder = make_folder(folder if folder is not None else Path("runs") / f"toy-{problem}")
     toy = compute_toy(chosen, tracing)
     write_toy(toy, folder)
     for path in write_toy_figure(toy, folder):

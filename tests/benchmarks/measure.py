@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import evalkit
+from evalkit.timing import Work, seconds
 from tests.benchmarks.peers import Curvlinops, scores_with_gradients_formed
 from tests.benchmarks.problems import PROBLEMS, Problem
-from tests.benchmarks.timing import Work, in_steps, peak_megabytes, seconds, training_step
+from tests.benchmarks.timing import in_steps, peak_megabytes, training_step
 
 REPETITIONS = 3
 FLOOR_TOLERANCE = 0.01

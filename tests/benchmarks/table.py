@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
+from evalkit.machine import memory_gib, processor
 from tests.benchmarks.marks import Verdict
 from tests.benchmarks.measure import Memory, Row
 
@@ -25,18 +24,12 @@ the process above what it holds with model and batch loaded.
 
 def machine(device: str) -> str:
     """Return the machine and the versions in one line."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("evalkit", "torch", "curvlinops-for-pytorch")
     )
     return (
-        f"{model}, {torch.get_num_threads()} threads, {gigabytes:.0f} GiB{gpu}; "
+        f"{processor()}, {torch.get_num_threads()} threads, {memory_gib():.0f} GiB{gpu}; "
         f"Python {platform.python_version()}, {packages}."
     )
 

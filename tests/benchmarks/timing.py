@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-Work = Callable[[], object]
+from evalkit.timing import Work, in_turns, seconds
 
 
 def training_step(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
@@ -22,32 +21,11 @@ def training_step(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
     cross_entropy(model(inputs), targets, reduction="sum").backward()
 
 
-def seconds(work: Work) -> float:
-    """Return the wall time of one call."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def in_steps(work: Mapping[str, Work], step: Work, repetitions: int) -> dict[str, float]:
-    """Return the median cost of each piece of work in training steps.
-
-    Steps are timed before and after each piece, so that other load on the machine hits both.
-    """
-    for warm in (step, *work.values()):
-        warm()
-    ratios: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(repetitions):
-        for name, run in work.items():
-            before = [seconds(step) for _ in range(3)]
-            cost = seconds(run)
-            after = [seconds(step) for _ in range(3)]
-            ratios[name].append(cost / statistics.median(before + after))
-    return {name: statistics.median(values) for name, values in ratios.items()}
+    """Return the median cost of each piece of work in training steps."""
+    pieces = {name: partial(seconds, run) for name, run in work.items()}
+    timings = in_turns(pieces, partial(seconds, step), repetitions)
+    return {name: statistics.median(timing.steps) for name, timing in timings.items()}
 
 
 def peak_megabytes(load: Callable[[str], Any], name: str, work: Callable[..., object]) -> float:

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from evalkit.comparison import FAILURES, METRICS, Check
 from evalkit.drawing import label_ends, last_value, line_style
 from evalkit.figures import save_figures
+from evalkit.gate.comparison import FAILURES, METRICS, Check
 from evalkit.layouts import SCREEN
 from evalkit.paired import Metric
 from evalkit.palette import Style, method_styles

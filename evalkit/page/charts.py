@@ -11,7 +11,7 @@ import pandas as pd
 from bokeh.models import FixedTicker, Range1d
 from bokeh.plotting import figure
 
-from evalkit.bokeh_figures import (
+from evalkit.page.bokeh_figures import (
     Curve,
     Stops,
     draw_curves,

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evalkit.baseline_file import (
+from evalkit.errors import EvalkitError
+from evalkit.gate.baseline_file import (
     COLUMNS,
     IDENTITY,
     INFORMATION,
@@ -19,7 +20,6 @@ from evalkit.baseline_file import (
     parse,
     render,
 )
-from evalkit.errors import EvalkitError
 from evalkit.run import PROVENANCE_FILE, Run
 from evalkit.tables import SCORE_AGAIN, unwritable, write_atomically
 

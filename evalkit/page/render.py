@@ -11,10 +11,11 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from evalkit.bokeh_figures import document_json
-from evalkit.charts import draw_charts, imbalance_keys, method_keys, run_methods
-from evalkit.embedding import BOKEH_VERSION, chart_library, compressed, script_hash
-from evalkit.page_tables import (
+from evalkit.page.bokeh_figures import document_json
+from evalkit.page.charts import draw_charts, imbalance_keys, method_keys, run_methods
+from evalkit.page.scripts import BOKEH_VERSION, chart_library, compressed, script_hash
+from evalkit.page.swatches import swatch
+from evalkit.page.tables import (
     as_text,
     batches_table,
     best_table,
@@ -27,7 +28,6 @@ from evalkit.page_tables import (
 )
 from evalkit.results import headline, near_zero, summarize, summarize_batches
 from evalkit.run import REPORT_FILE, Run
-from evalkit.swatches import swatch
 from evalkit.sweeps import is_sweep
 from evalkit.tables import BATCHES_FILE, SCORES_FILE
 
@@ -146,7 +146,7 @@ def _summary(run: Run) -> Mapping[str, Any]:
 
 
 def _asset(name: str) -> str:
-    return resources.files("evalkit").joinpath(name).read_text("utf-8")
+    return resources.files("evalkit.page").joinpath(name).read_text("utf-8")
 
 
 def _range(counts: pd.Series) -> str:

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from evalkit.comparison import VERDICTS, Check, Comparison, Verdict
+from evalkit.gate.comparison import VERDICTS, Check, Comparison, Verdict
 from evalkit.results import format_number
 
 HEAD = (

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pandas as pd
 
-from evalkit.baseline_file import IDENTITY, INFORMATION, Baseline
-from evalkit.comparison import ALL, METRICS, Check, Comparison, Verdict
 from evalkit.errors import EvalkitError
+from evalkit.gate.baseline_file import IDENTITY, INFORMATION, Baseline
+from evalkit.gate.comparison import ALL, METRICS, Check, Comparison, Verdict
 from evalkit.paired import EFFICIENCY, Metric, Statement, differences, interval
+from evalkit.results import floor_ratios
 from evalkit.settings import DEFAULT_TOLERANCE
 
 UNCHANGED = 1e-3
@@ -37,8 +38,8 @@ def check(run: Baseline, baseline: Baseline, tolerance: float = DEFAULT_TOLERANC
     does not in the run is worse whatever the means say.
 
     Args:
-        run: of :func:`evalkit.baseline.baseline_of`.
-        baseline: of :func:`evalkit.baseline_file.read_baseline`.
+        run: of :func:`evalkit.gate.baseline.baseline_of`.
+        baseline: of :func:`evalkit.gate.baseline_file.read_baseline`.
         tolerance: of the mean log ratio and of the mean efficiency, absolute.
 
     Raises:
@@ -151,9 +152,7 @@ def _losses(rows: pd.DataFrame) -> pd.Series:
 
 
 def _sgd_efficiencies(rows: pd.DataFrame) -> pd.Series:
-    """Return SGD's efficiency by batch: efficiency times ratio of a row, of SGD's own if it can."""
-    values = rows.assign(value=rows["efficiency"] * rows["ratio"], other=rows["method"] != "sgd")
-    return values.sort_values("other", kind="stable").groupby("batch")["value"].first()
+    return floor_ratios(rows, ["batch"])
 
 
 def _compared(

@@ -1,0 +1,136 @@
+"""``evalkit cost``: what updates and scores cost, in milliseconds and in training steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from evalkit.cli.options import (
+    BATCH_SIZE,
+    DEVICE,
+    DTYPE,
+    LOAD,
+    MICRO_BATCH_SIZE,
+    CommaSeparated,
+    Number,
+)
+from evalkit.settings import Settings
+
+if TYPE_CHECKING:
+    from evalkit.cost import CostTable
+
+
+@click.command(
+    "cost",
+    short_help="Measure the time and memory of every method's update and score.",
+    epilog="""\b
+Examples:
+  evalkit cost digits-mlp
+  evalkit cost digits-mlp --methods sgd,ef,ief --batch-size 64 --out runs/cost
+  evalkit cost my_task.py:task --micro-batch-size 20 --device cuda
+""",
+)
+@click.argument("task", metavar="TASK")
+@LOAD
+@click.option(
+    "--methods",
+    type=CommaSeparated(str, "a,b"),
+    help="Methods, with settings if wanted; default: all that 'evalkit list' shows.",
+)
+@BATCH_SIZE
+@click.option(
+    "--repetitions",
+    type=Number(int),
+    default=5,
+    show_default=True,
+    help="Of every piece of work; the table holds medians and quartiles.",
+)
+@MICRO_BATCH_SIZE
+@DTYPE
+@DEVICE
+@click.option(
+    "--out",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Write cost.csv and cost.json here.",
+)
+def command(
+    task: str,
+    code: tuple[str, ...],
+    methods: tuple[str, ...] | None,
+    batch_size: int,
+    repetitions: int,
+    micro_batch_size: int | None,
+    dtype: str | None,
+    device: str,
+    folder: Path | None,
+) -> None:
+    """Measure forward, backward, and every method's update and score on one batch of TASK.
+
+    TASK is a registered name (see 'evalkit list'), file.py:attribute or package.module:attribute;
+    its model is taken as initialised. An update or a score starts from model and batch. A training
+    step is one forward and backward of the same batch.
+    """
+    from evalkit.cli.progress import progress_bar
+    from evalkit.cost import measure_costs, write_costs
+    from evalkit.tables import make_folder
+    from evalkit.tasks import load_task
+    from evalkit.tasks.loading import load_code
+    from evalkit.updates import methods as registered
+
+    for location in code:
+        load_code(location)
+    loaded = load_task(task)
+    settings = Settings(
+        methods=methods if methods is not None else registered(),
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        dtype=dtype,
+        device=device,
+    )
+    with progress_bar() as bar:
+        shown = bar.add_task(loaded.name, total=None)
+
+        def show(done: int, total: int, piece: str) -> None:
+            bar.update(shown, completed=done, total=total, description=piece)
+
+        table = measure_costs(loaded, settings, repetitions, show)
+        bar.remove_task(shown)
+    _print_table(table)
+    if folder is not None:
+        write_costs(table, make_folder(folder))
+        click.echo(f"Table in {folder}")
+
+
+def _print_table(table: CostTable) -> None:
+    import pandas as pd
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from evalkit.cli.console import print_table
+    from evalkit.results import display_name, format_number
+
+    facts = table.provenance
+    printed = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title=f"{facts['task']}: N = {facts['num_samples']}, P = {facts['num_params']:,}, "
+        f"{facts['dtype']} on {facts['device']}, threads: {facts['machine']['threads']}\n"
+        f"medians of {facts['repetitions']} repetitions; a step is one forward and backward",
+        title_justify="left",
+    )
+    for position, column in enumerate(("", "ms", "steps", "quartiles", "MiB", "iterations")):
+        printed.add_column(Text(column), justify="right" if position else "left", no_wrap=True)
+    for row in table.rows.itertuples(index=False):
+        name = f"{row.work} {display_name(row.method)}" if row.method else row.work
+        numbers = [format_number(value) for value in (row.ms, row.steps)]
+        quartiles = " to ".join(map(format_number, (row.steps_low, row.steps_high)))
+        peak = "" if pd.isna(row.peak_mib) else format_number(row.peak_mib)
+        iterations = "" if pd.isna(row.iterations) else str(row.iterations)
+        printed.add_row(*map(Text, (name, *numbers, quartiles, peak, iterations)))
+    print_table(printed)
