@@ -27,7 +27,7 @@ demo: $(INSTALLED) ## Score the bundled trajectory and write the report
 example: demo ## Replace the example reports under reports/
 	rm -rf runs/sweep runs/digits-mlp-sgd runs/sgd-checkpoints reports/digits-mlp reports/sweep reports/runs
 	$(BIN)/evalkit report $(DEMO_RUN) --pairs ef/sgd,ief/sgd,sf/sgd,sf/ef,sf/ief,ief/ef --style paper
-	$(BIN)/evalkit score checkpoints/digits-mlp --damping 1e-12,1e-9,1e-6,1e-3,1 --batches 10 --out runs/sweep
+	$(BIN)/evalkit score checkpoints/digits-mlp --damping 1e-12,1e-9,1e-6,1e-3,1,1e3 --batches 10 --out runs/sweep
 	$(BIN)/evalkit report runs/sweep --style paper
 	$(BIN)/evalkit train digits-mlp --optimizer sgd --learning-rate 0.1 --out runs/sgd-checkpoints
 	$(BIN)/evalkit score runs/sgd-checkpoints --batches 20 --out runs/digits-mlp-sgd

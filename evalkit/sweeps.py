@@ -71,8 +71,8 @@ def discussed_dampings(run: Run, method: str = "ef") -> tuple[float, float]:
 def damping_discussion(run: Run, dampings: tuple[float, float], method: str = "ef") -> pd.DataFrame:
     """Return a method at two dampings beside iEF: what damping improves, and what it turns into.
 
-    A damping that is large beside the Gram matrix turns EF into SGD, its cosine to SGD near 1
-    (the paper's author response).
+    A damping that is large beside the Gram matrix turns EF into SGD, with a cosine to SGD near 1:
+    the paper's author response finds that this is how damping helps EF.
 
     Args:
         run: its tables.
