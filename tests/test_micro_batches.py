@@ -59,7 +59,7 @@ def test_no_quantity_depends_on_the_micro_batch_size(name: str) -> None:
 @pytest.mark.parametrize("name", ["mlp_categorical", "convolution_group_norm", "mlp_bernoulli"])
 def test_no_score_depends_on_the_micro_batch_size(name: str) -> None:
     batch = CASES[name].make()
-    methods = ("sgd", "ef", "ief", "sf", 'ngd:solver="cg"', 'ngd:solver="direct"')
+    methods = ("sgd", "ef", "ief", "sf", "ngd:solver=cg", "ngd:solver=direct")
     whole = evalkit.score(*batch, methods=methods, damping=(1e-4, 1e-2))
     split = evalkit.score(*batch, methods=methods, damping=(1e-4, 1e-2), micro_batch_size=2)
     # CG stops as early as it may: its results agree to its tolerance, not its count of iterations.
@@ -102,7 +102,7 @@ def test_other_dtypes_are_refused(dtype: Any) -> None:
 def test_a_gpu_gives_the_results_of_the_cpu(name: str) -> None:
     model, inputs, targets, likelihood = CASES[name].make()
     expected = quantities(evalkit.linearize(model, inputs, targets, likelihood))
-    methods = ("sgd", "ef", "ief", "sf", 'ngd:solver="cg"', 'ngd:solver="direct"')
+    methods = ("sgd", "ef", "ief", "sf", "ngd:solver=cg", "ngd:solver=direct")
     table = evalkit.score(model, inputs, targets, likelihood, methods, damping=1e-3)
     moved = (deepcopy(model).cuda(), inputs.cuda(), targets.cuda(), likelihood)
     lin = evalkit.linearize(*moved)

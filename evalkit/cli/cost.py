@@ -115,15 +115,12 @@ def _print_table(table: CostTable) -> None:
     from evalkit.results import display_name, format_number
 
     facts = table.provenance
-    printed = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title=f"{facts['task']}: N = {facts['num_samples']}, P = {facts['num_params']:,}, "
+    click.echo(
+        f"{facts['task']}: N = {facts['num_samples']}, P = {facts['num_params']:,}, "
         f"{facts['dtype']} on {facts['device']}, threads: {facts['machine']['threads']}\n"
-        f"medians of {facts['repetitions']} repetitions; a step is one forward and backward",
-        title_justify="left",
+        f"medians of {facts['repetitions']} repetitions; a step is one forward and backward"
     )
+    printed = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for position, column in enumerate(("", "ms", "steps", "quartiles", "MiB", "iterations")):
         printed.add_column(Text(column), justify="right" if position else "left", no_wrap=True)
     for row in table.rows.itertuples(index=False):
