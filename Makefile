@@ -25,7 +25,7 @@ demo: $(INSTALLED) ## Score the bundled trajectory and write the report
 
 # One command a study: docs/studies.md.
 example: demo ## Replace the example reports under reports/
-	rm -rf runs/sweep runs/digits-mlp-sgd runs/sgd-checkpoints reports/digits-mlp reports/sweep reports/runs
+	rm -rf runs/sweep runs/digits-mlp-sgd runs/sgd-checkpoints reports/digits-mlp reports/sweep reports/runs reports/toy reports/cost
 	$(BIN)/evalkit report $(DEMO_RUN) --pairs ef/sgd,ief/sgd,sf/sgd,sf/ef,sf/ief,ief/ef --style paper
 	$(BIN)/evalkit score checkpoints/digits-mlp --damping 1e-12,1e-9,1e-6,1e-3,1,1e3 --batches 10 --out runs/sweep
 	$(BIN)/evalkit report runs/sweep --style paper
@@ -34,8 +34,8 @@ example: demo ## Replace the example reports under reports/
 	$(BIN)/evalkit report $(DEMO_RUN) runs/digits-mlp-sgd --pairs ef/sgd,ief/sgd,sf/sgd,sf/ief --out reports/runs
 	cp -r $(DEMO_RUN) reports/digits-mlp
 	cp -r runs/sweep reports/sweep
-	$(BIN)/evalkit toy least-squares --out reports/toy
-	$(BIN)/evalkit toy logistic --out reports/toy
+	$(BIN)/evalkit toy least-squares --out reports/toy/least-squares
+	$(BIN)/evalkit toy logistic --out reports/toy/logistic
 	$(BIN)/evalkit cost digits-mlp --out reports/cost
 
 test: lint types gate ## Check format, types and scores, and run every test
