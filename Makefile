@@ -31,11 +31,11 @@ example: demo ## Replace the example reports under reports/
 	$(BIN)/evalkit report runs/sweep --style paper
 	$(BIN)/evalkit train digits-mlp --optimizer sgd --learning-rate 0.1 --out runs/sgd-checkpoints
 	$(BIN)/evalkit score runs/sgd-checkpoints --batches 20 --out runs/digits-mlp-sgd
-	$(BIN)/evalkit report $(DEMO_RUN) runs/digits-mlp-sgd --pairs ef/sgd,ief/sgd,sf/sgd,sf/ief --out reports/runs
+	$(BIN)/evalkit report $(DEMO_RUN) runs/digits-mlp-sgd --pairs ef/sgd,ief/sgd,sf/sgd,sf/ief --style paper --out reports/runs
 	cp -r $(DEMO_RUN) reports/digits-mlp
 	cp -r runs/sweep reports/sweep
-	$(BIN)/evalkit toy least-squares --out reports/toy/least-squares
-	$(BIN)/evalkit toy logistic --out reports/toy/logistic
+	$(BIN)/evalkit toy least-squares --style paper --out reports/toy/least-squares
+	$(BIN)/evalkit toy logistic --style paper --out reports/toy/logistic
 	$(BIN)/evalkit cost digits-mlp --out reports/cost
 
 test: lint types gate ## Check format, types and scores, and run every test

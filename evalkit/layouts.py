@@ -65,3 +65,12 @@ PAPER = Layout("paper", 3.25, 6.75, 7, ("pdf", "svg"), folder="paper")
 LAYOUTS: Registry[Layout] = Registry("style")
 for _layout in (SCREEN, PAPER):
     LAYOUTS.add(_layout.name, _layout)
+
+
+def chosen_layouts(style: str) -> tuple[Layout, ...]:
+    """Return the layouts that figures are written in: that of the screen always.
+
+    Raises:
+        EvalkitError: the style is unknown.
+    """
+    return tuple(dict.fromkeys((SCREEN, LAYOUTS.get(style))))

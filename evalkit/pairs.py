@@ -15,7 +15,7 @@ from evalkit.results import display_name
 from evalkit.run import Run
 
 SEED = 0
-"""Of the resamples of intervals: a run always gives the same ones."""
+"""Of the resamples of every interval, whatever else is compared."""
 DEFAULT_PAIRS = ("ef/sgd", "ief/sgd", "sf/sgd")
 _CHECKPOINT = ["checkpoint", "step", "progress"]
 
@@ -93,7 +93,6 @@ def compare(run: Run, pairs: Iterable[Pair]) -> pd.DataFrame:
     Raises:
         EvalkitError: a method or damping was not scored.
     """
-    generator = np.random.default_rng(SEED)
     rows = []
     for pair in pairs:
         first, second = (_gammas(run, member) for member in (pair.first, pair.second))
@@ -104,7 +103,8 @@ def compare(run: Run, pairs: Iterable[Pair]) -> pd.DataFrame:
                 ratios = np.where(one == other, 1.0, one / other)
                 of_means = one.mean() / other.mean()
             found = interval(
-                differences(LOG_RATIO.transform(one), LOG_RATIO.transform(other)), generator
+                differences(LOG_RATIO.transform(one), LOG_RATIO.transform(other)),
+                np.random.default_rng(SEED),
             )
             finite = bool(np.isfinite(ratios).all())
             rows.append(

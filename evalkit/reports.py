@@ -44,7 +44,9 @@ def studies_of(run: Run, pairs: Sequence[Pair] = ()) -> Studies:
 
 
 def report_run(
-    folder: str | os.PathLike[str], pairs: Sequence[Pair] = (), layout: Layout = SCREEN
+    folder: str | os.PathLike[str],
+    pairs: Sequence[Pair] = (),
+    layouts: Sequence[Layout] = (SCREEN,),
 ) -> Report:
     """Write figures, page and tables of one run into its folder.
 
@@ -52,7 +54,7 @@ def report_run(
         folder: the RUN; the tables it came with stay as they are.
         pairs: to draw, and to compare; without any, those of the paper that were scored are
             compared.
-        layout: of further figures; those of the screen are always written.
+        layouts: sizes and formats of the figures.
 
     Raises:
         EvalkitError: the run cannot be read, a pair was not scored, or its folder is read-only.
@@ -61,8 +63,8 @@ def report_run(
     studies = studies_of(run, pairs)
     files = [
         path
-        for each in dict.fromkeys((SCREEN, layout))
-        for path in write_figures(run, run.folder / FIGURES_FOLDER, each, pairs)
+        for layout in layouts
+        for path in write_figures(run, run.folder / FIGURES_FOLDER, layout, pairs)
     ]
     for name, table in ((PAIRS_FILE, studies.pairs), (DAMPINGS_FILE, studies.dampings)):
         if len(table):
@@ -75,7 +77,7 @@ def report_run(
 def report_runs(
     folders: Sequence[str | os.PathLike[str]],
     pairs: Sequence[Pair],
-    layout: Layout,
+    layouts: Sequence[Layout],
     out: str | os.PathLike[str] | None,
 ) -> Report:
     """Write figures with a line per run, and the table of their pairs.
@@ -83,7 +85,7 @@ def report_runs(
     Args:
         folders: the RUNs.
         pairs: a panel each; without any, those of the paper.
-        layout: sizes and formats.
+        layouts: sizes and formats.
         out: the folder to write to.
 
     Raises:
@@ -97,7 +99,8 @@ def report_runs(
     runs = [read_run(folder) for folder in folders]
     chosen = list(pairs) or [parse_pair(pair) for pair in DEFAULT_PAIRS]
     table = compare_runs(runs, chosen)
-    save_figures(draw_figures_of_runs(runs, chosen, layout), out, layout)
+    for layout in layouts:
+        save_figures(draw_figures_of_runs(runs, chosen, layout), out, layout)
     _write_table(table, Path(out) / PAIRS_FILE)
     return Report(Path(out), tuple(statements(table)))
 

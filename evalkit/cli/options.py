@@ -81,3 +81,9 @@ DEVICE = click.option(
     show_default=True,
     help="Where to evaluate the model: cpu, cuda, cuda:1, ...",
 )
+STYLE = click.option(
+    "--style",
+    default="screen",
+    show_default=True,
+    help="screen: PNG and SVG; paper: also PDF and SVG for the columns of an article.",
+)

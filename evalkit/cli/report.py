@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.options import CommaSeparated
+from evalkit.cli.options import STYLE, CommaSeparated
 
 
 @click.command(
@@ -26,12 +26,7 @@ Examples:
     help="Methods to divide, METHOD[@DAMPING]/METHOD[@DAMPING], with commas between; several runs: "
     "ef/sgd,ief/sgd,sf/sgd.",
 )
-@click.option(
-    "--style",
-    default="screen",
-    show_default=True,
-    help="screen: PNG and SVG; paper: also PDF and SVG for the columns of an article.",
-)
+@STYLE
 @click.option(
     "--out",
     "folder",
@@ -46,16 +41,16 @@ def command(
 
     Several RUNs are drawn as lines of the same figures, a panel per pair of methods.
     """
-    from evalkit.layouts import LAYOUTS
+    from evalkit.layouts import chosen_layouts
     from evalkit.pairs import parse_pair
     from evalkit.reports import report_run, report_runs
 
-    layout = LAYOUTS.get(style)
+    layouts = chosen_layouts(style)
     chosen = [parse_pair(pair) for pair in pairs or ()]
     if len(runs) == 1 and folder is None:
-        report = report_run(runs[0], chosen, layout)
+        report = report_run(runs[0], chosen, layouts)
     else:
-        report = report_runs(runs, chosen, layout, folder)
+        report = report_runs(runs, chosen, layouts, folder)
     for line in report.statements:
         click.echo(line)
     click.echo(f"Report: {report.place.resolve()}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.options import Number
+from evalkit.cli.options import STYLE, Number
 from evalkit.settings import DEFAULT_DAMPING
 
 
@@ -34,20 +34,24 @@ Examples:
     type=click.Path(path_type=Path),
     help="Folder of figure and tables; default: runs/toy-PROBLEM.",
 )
-def command(problem: str, damping: float, folder: Path | None) -> None:
+@STYLE
+def command(problem: str, damping: float, folder: Path | None, style: str) -> None:
     """Draw SGD, NGD, iEF and EF on PROBLEM: least-squares or logistic.
 
     Writes the figure (PNG and SVG), and landscape.csv, field.csv, trajectories.csv and toy.json,
     from which it can be drawn again.
     """
+    from evalkit.layouts import chosen_layouts
     from evalkit.tables import make_folder
     from evalkit.toy import PROBLEMS, Tracing, compute_toy
     from evalkit.toy_figures import write_toy_figure
     from evalkit.toy_tables import write_toy
 
     chosen, tracing = PROBLEMS.get(problem), Tracing(damping=damping)
+    layouts = chosen_layouts(style)
     folder = make_folder(folder if folder is not None else Path("runs") / f"toy-{problem}")
     toy = compute_toy(chosen, tracing)
     write_toy(toy, folder)
-    for path in write_toy_figure(toy, folder):
-        click.echo(path)
+    for layout in layouts:
+        for path in write_toy_figure(toy, folder, layout):
+            click.echo(path)

@@ -14,7 +14,7 @@ from tests.benchmarks.peers import Curvlinops, scores_with_gradients_formed
 from tests.benchmarks.problems import PROBLEMS, Problem
 from tests.benchmarks.timing import in_steps, peak_megabytes, training_step
 
-REPETITIONS = 3
+REPETITIONS = 5
 FLOOR_TOLERANCE = 0.01
 DAMPINGS = tuple(10.0**k for k in range(-12, -2))
 SWEEP = ("ef", "ief", "sf")
