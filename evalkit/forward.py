@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
+from evalkit.broadcasts import Broadcast
 from evalkit.determinism import (
     preserved_random_state,
     random_state,
@@ -25,7 +26,13 @@ from evalkit.determinism import (
 )
 from evalkit.double_backward import Backward
 from evalkit.errors import EvalkitError
-from evalkit.recorder import LayerUse, Recorder, ruled_parameters, users_of_nodes
+from evalkit.recorder import (
+    LayerUse,
+    Recorder,
+    broadcast_parameters,
+    ruled_parameters,
+    users_of_nodes,
+)
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a model's forward takes: a tensor, positional arguments, or keyword arguments."""
@@ -40,6 +47,7 @@ class Recording:
         parameters: the trainable parameters by name, in the order of ``named_parameters``.
         uses: the calls of layers with a rule that a trainable parameter took part in.
         ruled: names of the parameters whose every use is one of these calls.
+        shared: where the parameters that act on every sample alike meet the batch, by name.
         call: maps (parameters by name, inputs) to logits: the same forward again.
         inputs: the inputs of this pass.
         backward: how backwards through its replaced layers are run.
@@ -49,6 +57,7 @@ class Recording:
     parameters: dict[str, Tensor]
     uses: tuple[LayerUse, ...]
     ruled: frozenset[str]
+    shared: dict[str, tuple[Broadcast, ...]]
     call: Callable[[dict[str, Tensor], Inputs], Tensor]
     inputs: Inputs
     backward: Backward
@@ -112,12 +121,15 @@ def check_batch(inputs: Inputs, targets: Tensor) -> int:
     return len(targets)
 
 
-def record(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None = None) -> Recording:
+def record(
+    model: nn.Module, inputs: Inputs, samples: int, dtype: torch.dtype | None = None
+) -> Recording:
     """Run the forward once and keep its graph.
 
     Args:
         model: any module; its trainable parameters are those with ``requires_grad``.
         inputs: what its forward takes.
+        samples: N.
         dtype: of the evaluation: parameters, buffers and inputs are cast. None keeps each as it
             is, but for half precision, which is evaluated in float32.
 
@@ -159,7 +171,7 @@ def record(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None = None) -
         return cast(logits, None)  # half precision under autocast
 
     backward = Backward()
-    recorder = Recorder({id(value): name for name, value in parameters.items()}, backward)
+    recorder = Recorder({id(value): name for name, value in parameters.items()}, backward, samples)
     with differentiable(), preserved_random_state(), recorder:
         state = random_state()
         logits = call(parameters, inputs)
@@ -168,7 +180,9 @@ def record(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None = None) -
         refuse_random_forward(model, lambda: call(parameters, inputs))
     _refuse_kept_references(logits, trainable)
     ruled = ruled_parameters(logits, parameters, recorder)
-    return Recording(logits, parameters, tuple(recorder.uses), ruled, call, inputs, backward)
+    shared = broadcast_parameters(logits, parameters, recorder)
+    uses = tuple(recorder.uses)
+    return Recording(logits, parameters, uses, ruled, shared, call, inputs, backward)
 
 
 def cast(value: Tensor, dtype: torch.dtype | None, copy: bool = False) -> Tensor:

@@ -1,12 +1,13 @@
 """Gram matrices of per-sample gradients, K_nm = G_n . G_m, without the (N, P) matrix G.
 
 G_n = J_n^T c_n for one-sample cotangents c_n. The matrix is a sum over parameters: layers with a
-rule add theirs without gradients formed, all others fall back to per-sample gradients of those
-parameters only.
+rule add theirs without gradients formed, what acts on every sample alike adds its own from the same
+backward, all others fall back to per-sample gradients of those parameters only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cached_property
 
 import torch
@@ -23,7 +24,7 @@ from evalkit.per_sample import (
     vectorized_gradients,
 )
 from evalkit.reductions import power_of_two
-from evalkit.ruled_rows import ruled_names, ruled_rows
+from evalkit.ruled_rows import gradient_rows, row_kinds
 
 ROUTES: tuple[PerSample | None, ...] = (None, vectorized_gradients, defining_gradients)
 """From fast to slow: rules where there are some, all vectorised, all by definition. The first two
@@ -89,21 +90,21 @@ class _Side:
 
     @cached_property
     def _rows(self) -> dict[str, GradientRows]:
-        return {} if self._route is not None else ruled_rows(self.recording, self.cotangents)
+        return {} if self._route is not None else gradient_rows(self.recording, self.cotangents)
 
     @cached_property
-    def _ruled(self) -> frozenset[str]:
-        return frozenset() if self._route is not None else ruled_names(self.recording)
+    def _kinds(self) -> dict[str, Hashable]:
+        return {} if self._route is not None else row_kinds(self.recording)
 
     def inner(self, other: _Side) -> Tensor:
         """Return the inner products with the gradients of another micro-batch."""
-        ruled = self._ruled & other._ruled
+        covered = {n for n, kind in self._kinds.items() if other._kinds.get(n) == kind}
         shape = (*self.cotangents.shape[:2], *other.cotangents.shape[:2])
         total = self.cotangents.new_zeros(shape, dtype=torch.float64)
-        for name in self._rows.keys() & other._rows.keys():
+        for name in self._rows.keys() & other._rows.keys() & covered:
             self._rows[name].add_inner(total, other._rows[name])
         total = total.flatten(2).flatten(0, 1)
-        names = [name for name in self.recording.parameters if name not in ruled]
+        names = [name for name in self.recording.parameters if name not in covered]
         if not names:
             return total
         sides = ((self.recording, self.cotangents), (other.recording, other.cotangents))

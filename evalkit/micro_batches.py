@@ -89,7 +89,9 @@ class MicroBatches:
         """Return a micro-batch; the last one that was asked for is at hand."""
         if index not in self._kept:
             self._kept.clear()
-            recording = record(self._model, self._part(self.slices[index]), self._dtype)
+            part = self.slices[index]
+            samples = part.stop - part.start
+            recording = record(self._model, self._part(part), samples, self._dtype)
             self._kept[index] = MicroBatch(recording, Tangents(recording))
         return self._kept[index]
 

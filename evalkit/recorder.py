@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from evalkit.broadcasts import Broadcast, broadcast_call, shared_parameters
 from evalkit.double_backward import Backward, replaced
 from evalkit.layers import LAYERS, Layer, ReplacedLayer
 
@@ -45,19 +46,23 @@ class Recorder(TorchFunctionMode):
 
     Attributes:
         uses: the calls of layers with a rule that a trainable parameter took part in.
+        broadcasts: where values that every sample gets alike meet the batch.
         other: names of parameters that anything else was done with.
 
     Args:
         names: of the parameters, by id.
         backward: of the layers whose double-backward is replaced.
+        samples: N.
     """
 
-    def __init__(self, names: dict[int, str], backward: Backward) -> None:
+    def __init__(self, names: dict[int, str], backward: Backward, samples: int) -> None:
         super().__init__()
         self.uses: list[LayerUse] = []
+        self.broadcasts: list[Broadcast] = []
         self.other: set[str] = set()
         self._names = names
         self._backward = backward
+        self._samples = samples
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -69,7 +74,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(layer, ReplacedLayer) and inputs is not None and _replaceable(layer):
             output = replaced(layer, inputs, self._backward)
         else:
-            output = func(*args, **kwargs)
+            output = self._run(func, args, kwargs)
         used = [self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if self._known(leaf)]
         if used and any(
             isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(output)
@@ -83,6 +88,16 @@ class Recorder(TorchFunctionMode):
                 self.other.update(used)
         return output
 
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run a call, and note what it broadcasts over the samples."""
+        found = None
+        if not _transformed():
+            found = broadcast_call(func, args, kwargs, self._samples)
+        if found is None:
+            return func(*args, **kwargs)
+        self.broadcasts += found[1]
+        return found[0]
+
     def _known(self, leaf: Any) -> bool:
         return isinstance(leaf, Tensor) and id(leaf) in self._names
 
@@ -91,11 +106,8 @@ class Recorder(TorchFunctionMode):
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not torch.is_grad_enabled() or not any(leaf.requires_grad for leaf in leaves):
             return None
-        # Under torch.func's transforms and in forward mode a call is one of many, or a derivative,
-        # of what it seems. Autocast multiplies copies of another precision, unseen by a rule.
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return None
-        if torch.is_autocast_enabled(leaves[0].device.type):
+        # Autocast multiplies copies of another precision, unseen by a rule.
+        if _transformed() or torch.is_autocast_enabled(leaves[0].device.type):
             return None
         try:
             layer = LAYERS[func](*args, **kwargs)
@@ -107,6 +119,11 @@ class Recorder(TorchFunctionMode):
         if layer.weight is not None and layer.weight is layer.bias:
             return None
         return layer
+
+
+def _transformed() -> bool:
+    """Whether a call is one of many, or a derivative, of what it seems."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _replaceable(layer: ReplacedLayer) -> bool:
@@ -149,6 +166,16 @@ def ruled_parameters(
     found = {name: accumulators.get(id(value)) for name, value in parameters.items()}
     reached = {n for n, node in found.items() if node is not None and count(node) == calls[n]}
     return frozenset(reached - recorder.other)
+
+
+def broadcast_parameters(
+    logits: Tensor, parameters: dict[str, Tensor], recorder: Recorder
+) -> dict[str, tuple[Broadcast, ...]]:
+    """Return the parameters that the logits depend on through broadcasts alone."""
+    users, accumulators = users_of_nodes(logits)
+    nodes = {name: accumulators.get(id(value)) for name, value in parameters.items()}
+    reached = {name: node for name, node in nodes.items() if node is not None}
+    return shared_parameters(users, reached, recorder.broadcasts)
 
 
 def users_of_nodes(logits: Tensor) -> tuple[dict[Any, list[Any]], dict[int, Any]]:

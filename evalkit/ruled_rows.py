@@ -1,7 +1,9 @@
-"""Per-sample gradients of the parameters whose layers have a rule, kept as the layer's factors.
+"""Per-sample gradients of parameters that one backward of the whole batch is enough for.
 
-With one-sample cotangents c_n, the output gradients D_n of a call come from one backward of the
-whole batch; together with the call's inputs they say all about the gradients of its parameters.
+With one-sample cotangents c_n, that backward brings the output gradients D_n of every call of a
+layer with a rule, which together with the call's inputs say all about the gradients of its
+parameters: these are kept as the layer's factors. It also brings the gradients in values that
+every sample gets alike (:mod:`evalkit.broadcasts`), from where the way to the parameters is short.
 """
 
 from __future__ import annotations
@@ -12,13 +14,23 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from evalkit.broadcasts import Broadcast
 from evalkit.forward import Recording, differentiable
-from evalkit.layers.rows import GradientRows
+from evalkit.layers.rows import Formed, GradientRows
 from evalkit.recorder import LayerUse
 
 
-def ruled_names(recording: Recording) -> frozenset[str]:
-    """Return the parameters whose calls have the samples on axis 0 and rows that can be joined."""
+SHARED = "shared"
+"""The kind of rows of a parameter that acts on every sample alike."""
+
+
+def row_kinds(recording: Recording) -> dict[str, Hashable]:
+    """Return how the per-sample gradients of each parameter are had from one backward.
+
+    By the rule of the layer whose calls have the samples on axis 0 and rows that can be joined, or
+    through a value that every sample gets alike. Parameters of neither kind are left out. Rows of
+    two micro-batches go together where their kinds are equal.
+    """
     samples = len(recording.logits)
     kinds: dict[str, set[Hashable]] = defaultdict(set)
     elsewhere: set[str] = set()
@@ -28,12 +40,15 @@ def ruled_names(recording: Recording) -> frozenset[str]:
             elsewhere |= names
         for name in names:
             kinds[name].add((use.layer.kind, name == use.weight))
-    single = {name for name, found in kinds.items() if len(found) == 1}
-    return (recording.ruled & single) - elsewhere
+    found: dict[str, Hashable] = dict.fromkeys(recording.shared, SHARED)
+    for name in recording.ruled - elsewhere - found.keys():
+        if len(kinds[name]) == 1:
+            found[name] = next(iter(kinds[name]))
+    return found
 
 
-def ruled_rows(recording: Recording, cotangents: Tensor) -> dict[str, GradientRows]:
-    """Return the per-sample gradients of each parameter of :func:`ruled_names`.
+def gradient_rows(recording: Recording, cotangents: Tensor) -> dict[str, GradientRows]:
+    """Return the per-sample gradients of each parameter of :func:`row_kinds`.
 
     Args:
         recording: the forward pass.
@@ -43,27 +58,70 @@ def ruled_rows(recording: Recording, cotangents: Tensor) -> dict[str, GradientRo
         Rows by name, those of a bias with its weight's where they always go together. A parameter
         that the logits do not depend on is left out: its rows are zero.
     """
-    names = ruled_names(recording)
+    kinds = row_kinds(recording)
+    names = frozenset(name for name, kind in kinds.items() if kind != SHARED)
     uses = [use for use in recording.uses if {use.weight, use.bias} & names]
-    if not uses:
+    broadcasts = list(dict.fromkeys(b for found in recording.shared.values() for b in found))
+    edges = [*(use.outputs for use in uses), *(broadcast.copies for broadcast in broadcasts)]
+    if not edges:
         return {}
-    edges = [use.outputs for use in uses]
     with differentiable():
         pulled = [
             torch.autograd.grad(recording.logits, edges, c, retain_graph=True, allow_unused=True)
             for c in cotangents
         ]
+    gradients = [
+        None if parts[0] is None else torch.stack([part.detach() for part in parts])
+        for parts in zip(*pulled, strict=True)
+    ]
     parts: dict[str, list[GradientRows]] = defaultdict(list)
     together = _biases_with_weights(uses, names)
-    for use, gradients in zip(uses, zip(*pulled, strict=True), strict=True):
-        if gradients[0] is None:  # the logits do not depend on this call
+    for use, d in zip(uses, gradients[: len(uses)], strict=True):
+        if d is None:  # the logits do not depend on this call
             continue
-        d = torch.stack([gradient.detach() for gradient in gradients])
         if use.weight in names:
             parts[use.weight].append(use.layer.weight_rows(d, use.bias in together))
         if use.bias in names - together:
             parts[use.bias].append(use.layer.bias_rows(d))
-    return {name: type(found[0]).joined(found) for name, found in parts.items()}
+    rows = {name: type(found[0]).joined(found) for name, found in parts.items()}
+    return rows | _shared_rows(recording, broadcasts, gradients[len(uses) :], cotangents.shape[:2])
+
+
+def _shared_rows(
+    recording: Recording,
+    broadcasts: Sequence[Broadcast],
+    gradients: Sequence[Tensor | None],
+    shape: torch.Size,
+) -> dict[str, GradientRows]:
+    """Return (dh / dtheta)^T d_kn for the parameters behind values that are broadcast.
+
+    Args:
+        recording: the forward pass.
+        broadcasts: where they meet the batch.
+        gradients: d, (K, N, ...), of each broadcast; None where the logits do not depend on it.
+        shape: (K, N).
+    """
+    reached = [
+        (broadcast, d.reshape(shape.numel(), *broadcast.shape))
+        for broadcast, d in zip(broadcasts, gradients, strict=True)
+        if d is not None
+    ]
+    names = list(recording.shared) if reached else []
+    if not names:
+        return {}
+    pulled = torch.autograd.grad(
+        [broadcast.value for broadcast, _ in reached],
+        [recording.parameters[name] for name in names],
+        [d for _, d in reached],
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=True,
+    )
+    return {
+        name: Formed(value.detach().reshape(*shape, -1))
+        for name, value in zip(names, pulled, strict=True)
+        if value is not None
+    }
 
 
 def _biases_with_weights(uses: Sequence[LayerUse], names: frozenset[str]) -> set[str]:

@@ -92,7 +92,7 @@ def embedding_used_with_two_paddings(draw):
     return Net(rule, table=table, out=nn.Linear(12, 3)), draw.integers(5, 5, 4), draw.integers(3, 5)
 
 
-@layer_case(fallback=["positions.weight"])
+@layer_case()
 def embedding_of_positions(draw):
     """Looked up once for the whole batch, from a range that is no longer than a sample."""
     model = Net(

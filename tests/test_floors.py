@@ -17,7 +17,7 @@ errors version machine
 registry settings reductions paired
 likelihoods tables
 run toy_tables timing memory
-layers determinism factor
+layers determinism factor broadcasts
 double_backward
 recorder
 forward
@@ -33,11 +33,11 @@ metrics
 scoring
 optimizers
 tasks tensors
-manifest
-fitting
+manifest cells
+fitting trainer_batches
 checkpoints
 training study
-testing toy cost
+testing toy cost callback
 palette layouts results
 drawing pairs
 plots sweeps

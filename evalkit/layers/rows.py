@@ -41,7 +41,7 @@ class Formed(GradientRows):
     """Rows given as they are, for parameters that are small.
 
     Attributes:
-        values: (K, N, size) float64.
+        values: (K, N, size).
     """
 
     values: Tensor
@@ -54,9 +54,13 @@ class Formed(GradientRows):
         return cls(torch.stack([part.values for part in parts]).sum(0))
 
     def add_inner(self, total: Tensor, other: Formed) -> None:
-        """Add the inner products."""
+        """Add the inner products, some columns at a time."""
         left, right = self.values.flatten(0, 1), other.values.flatten(0, 1)
-        total.view(len(left), len(right)).addmm_(left, right.T)
+        flat = total.view(len(left), len(right))
+        step = max(1, ELEMENTS_AT_ONCE // max(flat.shape))
+        for a, b in zip(left.split(step, 1), right.split(step, 1), strict=True):
+            rows = a.double()
+            flat.addmm_(rows, (rows if other is self else b.double()).T)
 
 
 @dataclass(frozen=True, eq=False)

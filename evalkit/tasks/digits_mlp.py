@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from evalkit.tasks.task import Recipe, Task, register
+from evalkit.tasks.registered import register
+from evalkit.tasks.task import Recipe, Task
 
 _SPLIT_SEED = 0
 _TRAINING_SHARE = 0.8

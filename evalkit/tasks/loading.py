@@ -11,25 +11,28 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from evalkit.errors import EvalkitError
 from evalkit.registry import suggest
-from evalkit.tasks.task import Task, registered_task, task_names, user_code
+from evalkit.tasks.registered import make_task, registered_task, task_names
+from evalkit.tasks.task import Setting, Task, user_code
 
 FORMS = "a registered name, 'file.py:attribute' or 'package.module:attribute'"
 
 
-def load_task(spec: str) -> Task:
+def load_task(spec: str, settings: Mapping[str, Setting] | None = None) -> Task:
     """Return the task that ``spec`` names.
 
     Args:
         spec: a registered name, ``file.py:attribute`` or ``package.module:attribute``; the
-            attribute is a Task or a function without arguments that returns one. The code of the
-            file or the module runs: a specification from a data file must never come here.
+            attribute is a Task, or a function that returns one and takes nothing but settings, as
+            :func:`evalkit.tasks.register_family` has them. The code of the file or the module
+            runs: a specification from a data file must never come here.
+        settings: of a family of tasks, as values or as the text of them.
 
     Returns:
         The task; where it has no name of its own, ``spec`` becomes its name.
@@ -44,18 +47,22 @@ def load_task(spec: str) -> Task:
                 f"expected a task as {FORMS}, found '{spec}' without an attribute; "
                 f"add the attribute, as in '{spec}:task'"
             )
-        return registered_task(spec)
+        return registered_task(spec, settings)
     if not location or not attribute:
         raise EvalkitError(f"expected a task as {FORMS}, found '{spec}'; write both parts")
-    task = _task_of(_attribute_of(load_code(location), attribute, location), spec)
+    task = _task_of(_attribute_of(load_code(location), attribute, location), spec, settings)
     if not task.name:
         return dataclasses.replace(task, name=spec)
-    if task.name in task_names() and registered_task(task.name) is not task:
+    if task.name in task_names() and not _is_registered(task):
         raise EvalkitError(
             f"task '{spec}': expected a name of its own, found '{task.name}', which another task "
             "is registered under; choose another name"
         )
     return task
+
+
+def _is_registered(task: Task) -> bool:
+    return not task.settings and registered_task(task.name) is task
 
 
 def load_code(location: str) -> ModuleType:
@@ -127,18 +134,22 @@ def _attribute_of(module: ModuleType, attribute: str, location: str) -> Any:
     raise EvalkitError(f"expected '{attribute}' in '{location}', found no such attribute; {hint}")
 
 
-def _task_of(value: Any, spec: str) -> Task:
+def _task_of(value: Any, spec: str, settings: Mapping[str, Setting] | None) -> Task:
     found = type(value).__name__
+    if isinstance(value, Task) and settings:
+        raise EvalkitError(
+            f"expected no settings for '{spec}', which is a Task, found '{next(iter(settings))}'; "
+            "point to a function that makes a Task of settings, or leave them out"
+        )
     if callable(value) and _needs_arguments(value):
         found = "a function that needs arguments"
     elif callable(value):
-        with user_code(f"the task '{spec}'"):
-            value = value()
+        value = make_task(value, spec, settings)
         found = f"a function that returns {type(value).__name__}"
     if not isinstance(value, Task):
         raise EvalkitError(
-            f"expected '{spec}' to be an evalkit.Task or a function without arguments that returns "
-            f"one, found {found}; point to the Task"
+            f"expected '{spec}' to be an evalkit.Task, or a function that returns one and takes "
+            f"nothing but settings with defaults, found {found}; point to the Task"
         )
     return value
 

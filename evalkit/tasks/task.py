@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from evalkit import likelihoods, optimizers
 from evalkit.errors import EvalkitError
 from evalkit.forward import Inputs
-from evalkit.registry import Registry
 
 _MESSAGE_LENGTH = 200
 
@@ -64,9 +63,22 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+Collate = Callable[[Inputs, Tensor], tuple[Inputs, Tensor]]
+"""Maps the inputs and targets of a batch to others, sample axis first."""
+
+Setting = str | int | float | bool
+"""A value that a task was made with: a model's name, a number of samples."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """Inputs and targets of N samples, each tensor with the samples along its first axis.
+
+    Args:
+        inputs: a tensor, a tuple of tensors or a dict of tensors.
+        targets: a tensor.
+        collate: makes of the inputs and targets of a batch what the model and the likelihood take;
+            None where they are that already.
 
     Raises:
         EvalkitError: something else than tensors, no samples, or different numbers of samples.
@@ -74,6 +86,7 @@ class Samples:
 
     inputs: Inputs
     targets: Tensor
+    collate: Collate | None = None
 
     def __post_init__(self) -> None:
         tensors = {**_named(self.inputs), "targets": self.targets}
@@ -99,12 +112,14 @@ class Samples:
 
     def take(self, indices: Tensor | slice) -> tuple[Inputs, Tensor]:
         """Return the inputs and the targets of the samples at ``indices``: (n,) integers."""
-        inputs = self.inputs
+        inputs, targets = self.inputs, self.targets[indices]
         if isinstance(inputs, Tensor):
-            return inputs[indices], self.targets[indices]
-        if isinstance(inputs, tuple):
-            return tuple(tensor[indices] for tensor in inputs), self.targets[indices]
-        return {name: tensor[indices] for name, tensor in inputs.items()}, self.targets[indices]
+            inputs = inputs[indices]
+        elif isinstance(inputs, tuple):
+            inputs = tuple(tensor[indices] for tensor in inputs)
+        else:
+            inputs = {name: tensor[indices] for name, tensor in inputs.items()}
+        return (inputs, targets) if self.collate is None else self.collate(inputs, targets)
 
 
 def _named(inputs: Any) -> dict[str, Any]:
@@ -182,6 +197,10 @@ class Task:
         validation: returns samples in the form of ``data``, or None where there are none.
         recipe: the defaults of training.
         name: what tables and manifests call it; where empty, :func:`load_task` fills it in.
+        base: builds the model that saved adapters are put on, and that checkpoints of a whole
+            model are of; None for ``model``.
+        collate: applied to every batch of ``data`` and ``validation``; see :class:`Samples`.
+        settings: what a task of a family was made with; provenance.
 
     Raises:
         EvalkitError: an argument is not what it should be.
@@ -193,11 +212,14 @@ class Task:
     validation: Callable[[], tuple[Inputs, Tensor]] | None = None
     recipe: Recipe = field(default_factory=Recipe)
     name: str = ""
+    base: Callable[[], nn.Module] | None = None
+    collate: Collate | None = None
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for argument in ("model", "data", "validation"):
+        for argument in ("model", "data", "validation", "base"):
             value = getattr(self, argument)
-            if argument == "validation" and value is None:
+            if argument in ("validation", "base") and value is None:
                 continue
             # A built module can be called too, but it would carry its weights between uses.
             if isinstance(value, nn.Module) or not callable(value):
@@ -218,8 +240,15 @@ class Task:
         Raises:
             EvalkitError: the task's code fails or returns something else than a module.
         """
+        return self._build(self.model, seed)
+
+    def build_base(self, seed: int) -> nn.Module:
+        """Return the model that adapters are put on, as :meth:`build_model` does."""
+        return self._build(self.base or self.model, seed)
+
+    def _build(self, build: Callable[[], nn.Module], seed: int) -> nn.Module:
         with seeded(seed), user_code(f"the model of task '{self.name}'"):
-            model = self.model()
+            model = build()
         if not isinstance(model, nn.Module):
             raise EvalkitError(
                 f"expected the model of task '{self.name}' to be a torch.nn.Module, found "
@@ -251,24 +280,6 @@ class Task:
             found = f"{len(loaded)} values" if isinstance(loaded, tuple) else type(loaded).__name__
             raise EvalkitError(f"expected {what} to be (inputs, targets), found {found}")
         try:
-            return Samples(*loaded)
+            return Samples(*loaded, self.collate)
         except EvalkitError as error:
             raise EvalkitError(f"{what}: {error}") from None
-
-
-_REGISTRY: Registry[Task] = Registry("task")
-
-registered_task = _REGISTRY.get
-task_names = _REGISTRY.names
-
-
-def register(task: Task) -> Task:
-    """Register ``task`` under its name and return it.
-
-    Raises:
-        EvalkitError: it has no name, or the name is taken.
-    """
-    if not task.name:
-        raise EvalkitError("expected a name to register a task, found none; pass Task(name=...)")
-    _REGISTRY.add(task.name, task)
-    return task

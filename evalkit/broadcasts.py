@@ -1,0 +1,132 @@
+"""Values that every sample gets alike: prompts, position embeddings, class tokens, scales.
+
+A value h without a sample axis meets the batch where it is broadcast along axis 0. With e_n = h the
+copy of sample n, z_n depends on e_n alone, so that the per-sample gradient of a parameter behind h
+is (dh / dtheta)^T d_n with d_n = J_{e,n}^T c_n: one backward of the whole batch brings every d_n,
+and the way from h to theta is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+_COPYING = ("expand", "expand_as", "broadcast_to", "repeat")
+_ELEMENTWISE = ("add", "sub", "mul", "div", "true_divide")
+_FUNCTIONS = {
+    function: name.removesuffix("_")
+    for space in (torch, Tensor)
+    for name in (*_COPYING, *_ELEMENTWISE, *(f"{name}_" for name in _ELEMENTWISE))
+    if (function := getattr(space, name, None)) is not None
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Broadcast:
+    """One place where a value meets the batch.
+
+    Attributes:
+        value: the graph edge of h.
+        shape: of h.
+        copies: the graph edge of e, (N, ...), with as many numbers for each sample as h has.
+    """
+
+    value: GradientEdge
+    shape: torch.Size
+    copies: GradientEdge
+
+
+def broadcast_call(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], samples: int
+) -> tuple[Any, tuple[Broadcast, ...]] | None:
+    """Run a call with what it broadcasts over the samples made visible in the graph.
+
+    Args:
+        func: a torch function.
+        args: its arguments.
+        kwargs: likewise, by name.
+        samples: N.
+
+    Returns:
+        What the call returns and its broadcasts; None where it is no such call.
+    """
+    name = _FUNCTIONS.get(func)
+    if name is None or samples < 2 or not args or not torch.is_grad_enabled():
+        return None
+    if name in _COPYING:
+        return _copied(func, args, kwargs, samples)
+    return _met(func, args, kwargs, samples)
+
+
+def _copied(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], samples: int
+) -> tuple[Any, tuple[Broadcast, ...]] | None:
+    value = args[0]
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return None
+    value = value.view(value.shape)  # a node of its own, for a parameter too
+    output = func(value, *args[1:], **kwargs)
+    alike = output.dim() > value.dim() or (value.dim() > 0 and value.shape[0] == 1)
+    found = alike and output.shape[0] == samples and output.numel() == samples * value.numel()
+    return output, (_broadcast(value, output),) if found else ()
+
+
+def _met(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], samples: int
+) -> tuple[Any, tuple[Broadcast, ...]] | None:
+    """Run an elementwise call with each operand that lacks the sample axis copied along it."""
+    if len(args) < 2 or not all(isinstance(operand, Tensor) for operand in args[:2]):
+        return None
+    shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+    if not shape or shape[0] != samples:
+        return None
+    operands, found = list(args[:2]), []
+    for place, operand in enumerate(operands):
+        padded = (*[1] * (len(shape) - operand.dim()), *operand.shape)
+        if padded[0] == 1 and operand.requires_grad:
+            value = operand.view(operand.shape)
+            operands[place] = value.reshape(padded).expand(samples, *padded[1:])
+            found.append(_broadcast(value, operands[place]))
+    return (func(*operands, *args[2:], **kwargs), tuple(found)) if found else None
+
+
+def _broadcast(value: Tensor, copies: Tensor) -> Broadcast:
+    return Broadcast(get_gradient_edge(value), value.shape, get_gradient_edge(copies))
+
+
+def shared_parameters(
+    users: Mapping[Any, Sequence[Any]],
+    accumulators: Mapping[str, Any],
+    broadcasts: Sequence[Broadcast],
+) -> dict[str, tuple[Broadcast, ...]]:
+    """Return the parameters that reach the logits through broadcasts alone, and through which.
+
+    Args:
+        users: of every node in the graph of the logits.
+        accumulators: the nodes that accumulate the parameters' gradients, by name.
+        broadcasts: as recorded.
+    """
+    places: dict[Any, list[Broadcast]] = {}
+    for broadcast in broadcasts:
+        places.setdefault(broadcast.copies.node, []).append(broadcast)
+    shared = {}
+    for name, start in accumulators.items() if broadcasts else ():
+        reached: dict[int, Broadcast] = {}
+        seen, pending, outside = {start}, [start], False
+        while pending and not outside:
+            for user in users[pending.pop()]:
+                if user in places:
+                    reached |= {id(broadcast): broadcast for broadcast in places[user]}
+                elif not users[user]:
+                    outside = True
+                elif user not in seen:
+                    seen.add(user)
+                    pending.append(user)
+        if reached and not outside:
+            shared[name] = tuple(reached.values())
+    return shared
