@@ -7,7 +7,7 @@ DEMO_RUN := runs/digits-mlp
 GATE_RUN := runs/gate
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo example test gate lint format types bench accuracy clean
+.PHONY: help install demo example finetune test gate lint format types bench accuracy clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,21 @@ example: demo ## Replace the example reports under reports/
 	$(BIN)/evalkit toy least-squares --style paper --out reports/toy/least-squares
 	$(BIN)/evalkit toy logistic --style paper --out reports/toy/logistic
 	$(BIN)/evalkit cost digits-mlp --out reports/cost
+
+# A short fine-tune of a pretrained model, its scores and its report: docs/transformers.md.
+TASK ?= glue-cola
+ADAPTER ?= lora
+MODEL ?= runs/models/minilm
+DATA ?= nyu-mll/glue
+TRAIN ?=
+FINETUNE := $(TASK)-$(ADAPTER)
+
+finetune: $(INSTALLED) ## Fine-tune TASK with ADAPTER on MODEL and DATA, score it, report it
+	rm -rf runs/checkpoints/$(FINETUNE) runs/$(FINETUNE)
+	$(BIN)/evalkit train $(TASK) --set adapter=$(ADAPTER) --set model=$(MODEL) --set data=$(DATA) --set samples=512 $(TRAIN) \
+		--epochs 12 --checkpoint-every 2 --out runs/checkpoints/$(FINETUNE)
+	$(BIN)/evalkit score runs/checkpoints/$(FINETUNE) --batches 3 --batch-size 64 --out runs/$(FINETUNE)
+	$(BIN)/evalkit report runs/$(FINETUNE)
 
 test: lint types gate ## Check format, types and scores, and run every test
 	$(BIN)/python -m pytest

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from evalkit.adapter_weights import fit_to_adapter, load_adapter
 from evalkit.errors import EvalkitError
 from evalkit.fitting import fit_to_model
 from evalkit.manifest import MANIFEST_NAME, Entry, read_manifest
-from evalkit.tasks import Task, load_task, task_names
-from evalkit.tensors import SUFFIXES, file_hash, read_tensor_file
-
-_NAMED_STEP = re.compile(r"step[^0-9a-z.]?(\d+)", re.IGNORECASE)
-# The parts of a decimal number, such as a loss in the name, are no steps.
-_INTEGER = re.compile(r"(?<![\d.])\d+(?!\d|\.\d)")
+from evalkit.run_folders import find_checkpoints
+from evalkit.saved import (
+    MODEL_CONFIG,
+    Saved,
+    find_saved,
+    read_adapter_config,
+    read_saved,
+    saved_hash,
+)
+from evalkit.tasks import Task, load_task, setting_names, task_names
+from evalkit.tasks.task import Setting
+from evalkit.tensors import SUFFIXES
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One saved state of the model.
+    """One saved state of the model, or of the adapter on it.
 
     Args:
-        name: the file name without its ending, unique in the trajectory.
-        path: the file.
-        step: optimiser steps taken; without a manifest, the number in the file name or the
-            position in the folder.
+        name: the name of the folder, or of the file without its ending; unique in the trajectory.
+        path: the file or the folder; see :func:`evalkit.saved.find_saved`.
+        step: optimiser steps taken; without a manifest, what ``trainer_state.json`` says, the
+            number in the name or the position in the folder.
         epoch: passes over the training data, None where unknown.
         progress: share of training done, 0 (initialised) to 1 (end).
-        sha256: hash of the file as it was when the folder was opened.
+        sha256: hash as it was when the folder was opened; see :func:`evalkit.saved.saved_hash`.
         training_loss: mean over the training samples, None where unknown.
         validation_accuracy: share of correct validation labels, None where unknown.
     """
@@ -55,25 +62,34 @@ class Trajectory:
         checkpoints: at least one.
         task: what the manifest calls the task, None where unknown.
         manifest: the content of ``trajectory.json``, None where there is none.
+        is_adapter: whether the checkpoints hold only adapters, put on a model of their own.
+        base_model: the model that the adapters say they belong to, or the folder of the first
+            checkpoint where whole models say how to build them; None where unknown.
+        settings: what the manifest says that the task was made with.
     """
 
     folder: Path
     checkpoints: tuple[Checkpoint, ...]
     task: str | None = None
     manifest: dict[str, Any] | None = None
+    is_adapter: bool = False
+    base_model: str | None = None
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
 def open_trajectory(folder: str | Path) -> Trajectory:
     """Return the checkpoints in ``folder``, ordered by training progress.
 
     With a manifest the checkpoints are those that it lists, and their hashes must agree. Without
-    one they are all files with a known ending. Their order is that of the step numbers in the file
-    names: the number after ``step``, otherwise the last integer; names without any number are taken
-    in alphabetical order, equally spaced.
+    one they are files with a known ending, the folders ``checkpoint-N`` of the Hugging Face
+    Trainer, any folders that each hold a saved model or adapter, or ``folder`` itself if it is one.
+    Their order is that of the steps in ``trainer_state.json``, otherwise of the step numbers in the
+    names: the number after ``step`` or ``checkpoint``, otherwise the last integer; names without
+    any number are taken in alphabetical order, equally spaced.
 
     Raises:
         EvalkitError: no folder, no checkpoints, a manifest that does not describe the files, a file
-            whose hash differs, or an order that cannot be told.
+            whose hash differs, adapters mixed with whole models, or an order that cannot be told.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -82,25 +98,55 @@ def open_trajectory(folder: str | Path) -> Trajectory:
             f"expected a folder of checkpoints at '{folder}', found {found}; check the path, or "
             "make one with `evalkit train`"
         )
-    if (folder / MANIFEST_NAME).is_file():
-        manifest, entries = read_manifest(folder / MANIFEST_NAME)
-        checkpoints = tuple(_listed_checkpoint(folder, entry) for entry in entries)
-        return Trajectory(folder, checkpoints, manifest.get("task"), manifest)
-    return Trajectory(folder, _scan(folder))
+    if not (folder / MANIFEST_NAME).is_file():
+        return _trajectory(folder, _scan(folder))
+    manifest, entries = read_manifest(folder / MANIFEST_NAME)
+    return _trajectory(folder, [_listed_checkpoint(folder, entry) for entry in entries], manifest)
 
 
-def _listed_checkpoint(folder: Path, entry: Entry) -> Checkpoint:
+def _trajectory(
+    folder: Path,
+    found: list[tuple[Checkpoint, Saved]],
+    manifest: dict[str, Any] | None = None,
+) -> Trajectory:
+    """Return a trajectory whose checkpoints are all adapters, or none is."""
+    adapters = [checkpoint for checkpoint, saved in found if saved.is_adapter]
+    wholes = [checkpoint for checkpoint, saved in found if not saved.is_adapter]
+    if adapters and wholes:
+        raise EvalkitError(
+            f"expected adapters or whole models in '{folder}', found both: '{adapters[0].name}' is "
+            f"an adapter, '{wholes[0].name}' a whole model; move one of the kinds elsewhere"
+        )
+    return Trajectory(
+        folder=folder,
+        checkpoints=tuple(checkpoint for checkpoint, _ in found),
+        task=(manifest or {}).get("task"),
+        manifest=manifest,
+        is_adapter=bool(adapters),
+        base_model=_base_model(found[0][1]),
+        settings=(manifest or {}).get("settings", {}),
+    )
+
+
+def _base_model(saved: Saved) -> str | None:
+    if saved.is_adapter:
+        return read_adapter_config(saved).get("base_model_name_or_path") or None
+    return str(saved.path) if (saved.path / MODEL_CONFIG).is_file() else None
+
+
+def _listed_checkpoint(folder: Path, entry: Entry) -> tuple[Checkpoint, Saved]:
     path = folder / entry.file
-    if not path.is_file():
+    if not path.exists():
         raise EvalkitError(
             f"expected the checkpoint '{entry.file}' that '{folder / MANIFEST_NAME}' lists, found "
             "no such file; copy the whole folder again"
         )
-    digest = file_hash(path)
+    saved = find_saved(path)
+    digest = saved_hash(saved)
     if entry.sha256 is not None and digest != entry.sha256:
         raise _altered(path, f"'{folder / MANIFEST_NAME}'")
-    return Checkpoint(
-        name=path.stem,
+    checkpoint = Checkpoint(
+        name=path.name if path.is_dir() else path.stem,
         path=path,
         step=entry.step,
         epoch=entry.epoch,
@@ -109,96 +155,75 @@ def _listed_checkpoint(folder: Path, entry: Entry) -> Checkpoint:
         training_loss=entry.training_loss,
         validation_accuracy=entry.validation_accuracy,
     )
+    return checkpoint, saved
 
 
 def _altered(path: Path, source: str) -> EvalkitError:
     return EvalkitError(
-        f"expected '{path}' to have the SHA-256 recorded in {source}, found another: the file is "
+        f"expected '{path}' to have the SHA-256 recorded in {source}, found another: it is "
         "truncated or altered; copy it again or train again"
     )
 
 
-def _scan(folder: Path) -> tuple[Checkpoint, ...]:
+def _scan(folder: Path) -> list[tuple[Checkpoint, Saved]]:
     """Return the checkpoints of a folder without a manifest."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
-    paths = [path for path in paths if not path.name.startswith(".")]
-    if not paths:
+    checkpoints = []
+    for found in find_checkpoints(folder):
+        saved = find_saved(found.path)
+        checkpoint = Checkpoint(
+            name=found.name,
+            path=found.path,
+            step=found.step,
+            epoch=found.epoch,
+            progress=found.progress,
+            sha256=saved_hash(saved),
+        )
+        checkpoints.append((checkpoint, saved))
+    if not checkpoints:
         inner = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
         hint = f"did you mean '{inner[0]}'?" if inner else "make some with `evalkit train`"
         raise EvalkitError(
-            f"expected checkpoints ({', '.join(SUFFIXES)}) in '{folder}', found none; {hint}"
+            f"expected checkpoints ({', '.join(SUFFIXES)}, or folders of the Hugging Face Trainer "
+            f"or of PEFT) in '{folder}', found none; {hint}"
         )
-    steps = _steps(paths)
-    ordered = sorted(zip(steps, paths, strict=True))
-    seen: dict[int | str, Path] = {}
-    for step, path in ordered:
-        other = seen.get(step) or seen.get(path.stem)
-        if other is not None:
-            raise EvalkitError(
-                f"expected one checkpoint for each step and name in '{folder}', found "
-                f"'{other.name}' and '{path.name}'; remove or rename one"
-            )
-        seen[step] = seen[path.stem] = path
-    last = ordered[-1][0]
-    return tuple(
-        Checkpoint(
-            name=path.stem,
-            path=path,
-            step=step,
-            epoch=None,
-            progress=step / last if last > 0 else 0.0,
-            sha256=file_hash(path),
-        )
-        for step, path in ordered
-    )
+    return checkpoints
 
 
-def _steps(paths: list[Path]) -> list[int]:
-    """Return the step of every file, by its name or, where no name has one, by its position."""
-    numbers = [_step_in(path.stem) for path in paths]
-    if all(number is None for number in numbers):
-        return list(range(len(paths)))
-    for path, number in zip(paths, numbers, strict=True):
-        if number is not None and number >= 2**63:
-            raise EvalkitError(
-                f"expected a step number below 2^63 in the name of a checkpoint, found '{path}'; "
-                "rename it"
-            )
-        if number is None:
-            raise EvalkitError(
-                f"expected a step number in the name of every checkpoint or of none, found "
-                f"'{path}' without one; rename it, as in 'step-100{path.suffix}'"
-            )
-    return [number for number in numbers if number is not None]
-
-
-def _step_in(stem: str) -> int | None:
-    found = _NAMED_STEP.findall(stem) or _INTEGER.findall(stem)
-    return int(found[-1]) if found else None
-
-
-def trajectory_task(trajectory: Trajectory, override: str | None = None) -> Task:
+def trajectory_task(
+    trajectory: Trajectory,
+    override: str | None = None,
+    settings: Mapping[str, Setting] | None = None,
+) -> Task:
     """Return the task to score a trajectory with.
 
-    A manifest is data: it may name a registered task, but never code to load.
+    A manifest is data: it may name a registered task, but never code to load. A family of tasks is
+    made with the trajectory's base model, where it takes a ``model``; the settings of the manifest,
+    which count for the task that it names only, go before that, and the caller's before both.
 
     Args:
         trajectory: the checkpoints.
         override: what the caller asked for, in the forms of :func:`evalkit.tasks.load_task`; it
             wins over the manifest.
+        settings: of a family of tasks, what the caller asked for.
 
     Raises:
-        EvalkitError: there is no override and the manifest names no registered task.
+        EvalkitError: there is no override and the manifest names no registered task, or the task
+            takes no such settings.
     """
-    if override is not None:
-        return load_task(override)
-    if trajectory.task in task_names():
-        return load_task(str(trajectory.task))
-    found = "no task" if trajectory.task is None else f"'{trajectory.task}', which is not one"
-    raise EvalkitError(
-        f"expected the name of a registered task in '{trajectory.folder / MANIFEST_NAME}', found "
-        f"{found}; pass --task {trajectory.task or 'file.py:attribute'}"
-    )
+    named = trajectory.task if trajectory.task in task_names() else None
+    spec = override if override is not None else named
+    if spec is None:
+        found = "no task" if trajectory.task is None else f"'{trajectory.task}', which is not one"
+        raise EvalkitError(
+            f"expected the name of a registered task in '{trajectory.folder / MANIFEST_NAME}', "
+            f"found {found}; pass --task {trajectory.task or 'file.py:attribute'}"
+        )
+    merged: dict[str, Setting] = {}
+    if trajectory.base_model is not None and "model" in setting_names(spec):
+        merged["model"] = trajectory.base_model
+    if spec == trajectory.task:
+        merged |= trajectory.settings
+    return load_task(spec, {**merged, **(settings or {})})
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -206,11 +231,15 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
     Raises:
         EvalkitError: the file is not what it was when the folder was opened, or cannot be read; see
-            :func:`evalkit.tensors.read_tensor_file`.
+            :func:`evalkit.saved.read_saved`.
     """
-    if file_hash(checkpoint.path) != checkpoint.sha256:
+    return _read_unaltered(checkpoint, find_saved(checkpoint.path))
+
+
+def _read_unaltered(checkpoint: Checkpoint, saved: Saved) -> dict[str, Tensor]:
+    if saved_hash(saved) != checkpoint.sha256:
         raise _altered(checkpoint.path, "its trajectory")
-    return read_tensor_file(checkpoint.path)
+    return read_saved(saved)
 
 
 def verify(checkpoint: Checkpoint, model: nn.Module) -> None:
@@ -218,7 +247,7 @@ def verify(checkpoint: Checkpoint, model: nn.Module) -> None:
 
     Raises:
         EvalkitError: the file was altered or cannot be read, a tensor holds NaN or infinity, or
-            names or shapes differ from those of ``model.state_dict()``.
+            names or shapes differ from those of ``model.state_dict()``, or of the adapter on it.
     """
     _fitting_tensors(checkpoint, model)
 
@@ -232,12 +261,23 @@ def verify_trajectory(trajectory: Trajectory, model: nn.Module) -> None:
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy the values of a checkpoint into ``model``, cast to the model's own dtypes.
 
+    The values of an adapter go into the adapter on the model; see
+    :func:`evalkit.adapters.model_for`. What is trainable stays as it is.
+
     Raises:
         EvalkitError: as for :func:`verify`; the model is then left as it was.
     """
-    model.load_state_dict(_fitting_tensors(checkpoint, model), strict=True)
+    tensors, is_adapter = _fitting_tensors(checkpoint, model)
+    if is_adapter:
+        load_adapter(model, tensors)
+    else:
+        model.load_state_dict(tensors, strict=True)
 
 
-def _fitting_tensors(checkpoint: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint that is safe to load into ``model``."""
-    return fit_to_model(read_tensors(checkpoint), model, checkpoint.path)
+def _fitting_tensors(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor], bool]:
+    """Return the tensors of a checkpoint that is safe to load, and whether they are an adapter."""
+    saved = find_saved(checkpoint.path)
+    tensors = _read_unaltered(checkpoint, saved)
+    if saved.is_adapter:
+        return fit_to_adapter(tensors, model, saved), True
+    return fit_to_model(tensors, model, checkpoint.path), False

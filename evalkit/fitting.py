@@ -1,4 +1,4 @@
-"""The tensors of a file, fitted to a model: names, shapes and finite values."""
+"""The tensors of a checkpoint, fitted to those expected: names, shapes and finite values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from evalkit.current_names import in_current_names
 from evalkit.errors import EvalkitError
 
 # Wrappers that put their own name before every tensor's: data parallel, compiled, Lightning.
@@ -15,31 +16,49 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 _LISTED = 5
 
 
+_ADVICE = "pass the task whose model was saved"
+
+
 def fit_to_model(tensors: Mapping[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Return the tensors under exactly the names of ``model.state_dict()``.
+    """Return the tensors under exactly the names of ``model.state_dict()``; see :func:`fit`."""
+    expected = {
+        name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)
+    }
+    if _matching_names(dict(tensors), expected).keys() != expected.keys():
+        tensors = in_current_names(tensors, model)
+    return fit(tensors, expected, path)
+
+
+def fit(
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    path: Path,
+    advice: str = _ADVICE,
+) -> dict[str, Tensor]:
+    """Return the tensors under exactly the expected names.
 
     A prefix that a wrapper put before every name is taken off where the names then match better. A
-    tensor that the model ties to another may be absent from the file.
+    tensor that the model ties to another may be absent from the checkpoint.
 
     Args:
-        tensors: as read from the file.
-        model: the model that they are for; it is left as it is.
-        path: the file, for the error sentence.
+        tensors: as read from the checkpoint.
+        expected: the model's own tensors, which are left as they are.
+        path: the checkpoint, for the error sentence.
+        advice: what to do about other names or shapes, for the error sentence.
 
     Raises:
         EvalkitError: missing or unexpected names, another shape or kind of number, NaN or infinity.
     """
-    expected = {
-        name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)
-    }
-    fitted = _matching_names(dict(tensors), expected, path)
+    fitted = _matching_names(dict(tensors), expected)
+    _check_names(fitted, expected, path, advice)
     for name, tensor in fitted.items():
-        _check_tensor(name, tensor, expected[name], path)
+        _check_kind(name, tensor, expected[name], path, advice)
+        _check_finite(name, tensor, expected[name].dtype, path)
     return fitted
 
 
 def _matching_names(
-    tensors: dict[str, Tensor], expected: Mapping[str, Tensor], path: Path
+    tensors: dict[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return the tensors under the model's names, without a wrapper's prefix where that helps."""
     candidates = [tensors]
@@ -48,20 +67,23 @@ def _matching_names(
     ):
         candidates.append({name[len(prefix) :]: t for name, t in candidates[-1].items()})
     best = min(candidates, key=lambda candidate: len(candidate.keys() ^ expected.keys()))
-    best = best | _tied(best, expected)
-    missing = [name for name in expected if name not in best]
-    unexpected = [name for name in best if name not in expected]
-    if missing or unexpected:
-        found = [
-            f"{kind} {_list_names(names)}"
-            for kind, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
+    return best | _tied(best, expected)
+
+
+def _check_names(
+    fitted: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, advice: str
+) -> None:
+    missing = [name for name in expected if name not in fitted]
+    unexpected = [name for name in fitted if name not in expected]
+    found = [
+        f"{kind} {_list_names(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
+    if found:
         raise EvalkitError(
-            f"expected the tensors of the model in '{path}', found {' and '.join(found)}; pass the "
-            "task whose model was saved"
+            f"expected the tensors of the model in '{path}', found {' and '.join(found)}; {advice}"
         )
-    return best
 
 
 def _tied(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,21 +105,24 @@ def _list_names(names: list[str]) -> str:
     return f"{len(names)} ({listed}{more})"
 
 
-def _check_tensor(name: str, tensor: Tensor, expected: Tensor, path: Path) -> None:
+def _check_kind(name: str, tensor: Tensor, expected: Tensor, path: Path, advice: str) -> None:
     if tensor.shape != expected.shape:
         raise EvalkitError(
             f"expected shape {tuple(expected.shape)} for tensor '{name}' in '{path}', found "
-            f"{tuple(tensor.shape)}; pass the task whose model was saved"
+            f"{tuple(tensor.shape)}; {advice}"
         )
     if tensor.is_floating_point() != expected.is_floating_point():
         raise EvalkitError(
             f"expected {expected.dtype} for tensor '{name}' in '{path}', found {tensor.dtype}; "
-            "pass the task whose model was saved"
+            f"{advice}"
         )
+
+
+def _check_finite(name: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> None:
     if not tensor.is_floating_point():
         return
     # Cast as loading casts: a value beyond the range of the model's dtype turns infinite.
-    values = tensor.to(expected.dtype)
+    values = tensor.to(dtype)
     nans, infinities = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
     if nans or infinities:
         raise EvalkitError(

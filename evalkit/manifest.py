@@ -25,8 +25,8 @@ FORMAT = 1
 class Entry:
     """What a manifest says about one checkpoint; fields without a default are required.
 
-    The fields are those of :class:`evalkit.checkpoints.Checkpoint`, with the ``file`` relative to
-    the folder of the manifest.
+    The fields are those of :class:`evalkit.checkpoints.Checkpoint`, with the ``file``, which can be
+    the folder of a saved model or adapter, relative to the folder of the manifest.
     """
 
     file: str
@@ -43,7 +43,8 @@ def _is_file(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     path = PureWindowsPath(value)
-    return path.suffix in SUFFIXES and not path.anchor and ".." not in path.parts
+    known = path.name != "" and (path.suffix in SUFFIXES or path.suffix == "")
+    return known and not path.anchor and ".." not in path.parts
 
 
 def _is_count(value: Any) -> bool:
@@ -58,12 +59,21 @@ def _is_share(value: Any) -> bool:
     return _is_number(value) and 0 <= value <= 1
 
 
+def _are_settings(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(item, str | bool) or _is_number(item) for item in value.values()
+    )
+
+
 def _is_hash(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "file": (_is_file, f"a file inside the folder that ends in {', '.join(SUFFIXES)}"),
+    "file": (
+        _is_file,
+        f"a file inside the folder that ends in {', '.join(SUFFIXES)}, or a folder inside it",
+    ),
     "step": (_is_count, "an integer from 0 to 2^63 - 1"),
     "progress": (_is_share, "a number from 0 to 1"),
     "epoch": (_is_count, "an integer from 0 to 2^63 - 1"),
@@ -87,6 +97,13 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], tuple[Entry, ...]]:
         )
     if not isinstance(manifest.get("task"), str | None):
         raise _wrong(path, "task", "the name of a task", manifest["task"])
+    if not _are_settings(manifest.get("settings", {})):
+        raise _wrong(
+            path,
+            "settings",
+            "an object of names and texts, finite numbers or booleans",
+            manifest["settings"],
+        )
     listed = manifest.get("checkpoints")
     if not isinstance(listed, list) or not listed:
         raise _wrong(path, "checkpoints", "a list of at least one checkpoint", listed)

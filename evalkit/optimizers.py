@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from evalkit.errors import EvalkitError
 from evalkit.registry import Registry
 
 Builder = Callable[[Iterable[nn.Parameter], float, float], torch.optim.Optimizer]
@@ -50,3 +51,30 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101)."""
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+
+
+@optimizer("adafactor")
+def adafactor(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Adafactor (Shazeer and Stern, arXiv 1804.04235) without parameter scaling or warm-up.
+
+    Raises:
+        EvalkitError: transformers, which it is taken from, is not installed.
+    """
+    try:
+        from transformers import Adafactor
+    except ImportError as error:
+        raise EvalkitError(
+            "expected the library 'transformers' for the optimizer 'adafactor', found none; "
+            "install it: pip install 'evalkit[hf]'"
+        ) from error
+    made: torch.optim.Optimizer = Adafactor(
+        parameters,
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        decay_rate=-0.8,
+        scale_parameter=False,
+        relative_step=False,
+    )
+    return made

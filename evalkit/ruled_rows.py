@@ -19,7 +19,6 @@ from evalkit.forward import Recording, differentiable
 from evalkit.layers.rows import Formed, GradientRows
 from evalkit.recorder import LayerUse
 
-
 SHARED = "shared"
 """The kind of rows of a parameter that acts on every sample alike."""
 

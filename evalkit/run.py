@@ -130,6 +130,13 @@ def repair(folder: str | os.PathLike[str]) -> None:
     _rewrite(folder, scores, batches)
 
 
+def drop_after(folder: str | os.PathLike[str], step: int) -> None:
+    """Drop the rows of checkpoints after ``step``: a training that goes on there makes others."""
+    folder = Path(folder)
+    tables = [read_table(folder / name) for name in (SCORES_FILE, BATCHES_FILE)]
+    _rewrite(folder, *(frame[frame["step"] <= step] for frame in tables))
+
+
 def sort_tables(folder: str | os.PathLike[str]) -> None:
     """Order rows by step and batch, drop repeated ones; methods keep their order within a cell.
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
 from evalkit import likelihoods
+from evalkit.adapters import model_for
+from evalkit.cells import Cell, describe_run, draw_batch, now, score_cell
 from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
 from evalkit.errors import EvalkitError
-from evalkit.forward import Inputs, cast
-from evalkit.linearization import linearize
-from evalkit.machine import versions
-from evalkit.metrics import batch_metrics
+from evalkit.forward import Inputs
 from evalkit.run import (
     PROVENANCE_FILE,
     append_rows,
@@ -33,12 +29,9 @@ from evalkit.run import (
     sort_tables,
     update_provenance,
 )
-from evalkit.scoring import check_request, score_linearization, to_frame
+from evalkit.scoring import check_request
 from evalkit.settings import Settings
-from evalkit.tables import KEY_COLUMNS
 from evalkit.tasks import Samples, Task
-from evalkit.tasks.task import user_code
-from evalkit.version import __version__
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def run_study(
     check_request(settings.methods, settings.dampings)
     samples = samples_to_score(task, settings.batch_size)
     device = check_device(settings.device)
-    model = task.build_model(settings.seed).eval().to(device)
+    model = model_for(trajectory, task, settings.seed).eval().to(device)
     verify_trajectory(trajectory, model)
     provenance = _provenance(trajectory, task, settings, model)
     done = _resume(folder, provenance)
@@ -105,8 +98,10 @@ def run_study(
             load_into(model, checkpoint)
         iterated = partial(_iterated, report, checkpoint.name)
         for batch in missing:
-            scores, batches = _score_cell(
-                model, task, samples, settings, checkpoint, batch, iterated
+            taken = take_batch(samples, settings, batch)
+            cell = Cell(checkpoint.name, checkpoint.step, checkpoint.progress, batch)
+            scores, batches = score_cell(
+                model, taken, task.likelihood, settings, cell, task.name, iterated
             )
             if not (folder / PROVENANCE_FILE).exists():
                 create_run(folder, provenance)
@@ -114,7 +109,7 @@ def run_study(
             done.add((checkpoint.name, batch))
             report(checkpoint.name)
     sort_tables(folder)
-    update_provenance(folder, finished=_now(), seconds=round(time.monotonic() - seconds, 3))
+    update_provenance(folder, finished=now(), seconds=round(time.monotonic() - seconds, 3))
 
 
 def _iterated(report: Callable[[str, int], None], name: str, iteration: int, _: float) -> None:
@@ -166,89 +161,16 @@ def take_batch(samples: Samples, settings: Settings, batch: int) -> tuple[Inputs
     return taken
 
 
-def draw_batch(num_samples: int, batch_size: int, seed: int, batch: int) -> torch.Tensor:
-    """Return the sample indices of one batch, without repeats: (batch_size,) integers.
-
-    Each batch has a generator of its own, so that it is the same at every checkpoint, whatever
-    else is scored and however many batches there are.
-
-    Args:
-        num_samples: samples to draw from.
-        batch_size: how many to draw.
-        seed: of the study.
-        batch: number of the batch, from 0.
-    """
-    generator = torch.Generator().manual_seed(batch_seed(seed, batch, "samples"))
-    return torch.randperm(num_samples, generator=generator)[:batch_size]
-
-
-def batch_seed(seed: int, batch: int, use: str) -> int:
-    """Return a seed for one use in one batch; a hash keeps neighbouring seeds unrelated."""
-    digest = hashlib.sha256(f"{seed}/{batch}/{use}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
-
-
-def _score_cell(
-    model: nn.Module,
-    task: Task,
-    samples: Samples,
-    settings: Settings,
-    checkpoint: Checkpoint,
-    batch: int,
-    on_iteration: Callable[[int, float], None],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows of one checkpoint and one batch: scores, and the batch's own metrics."""
-    place = f"checkpoint '{checkpoint.name}', batch {batch}"
-    inputs, targets = take_batch(samples, settings, batch)
-    try:
-        with user_code(f"the scoring of task '{task.name}'"):
-            lin = linearize(
-                model, inputs, targets, task.likelihood, settings.micro_batch_size, settings.dtype
-            )
-            # The labels that methods sample are paired between checkpoints too.
-            seed = batch_seed(settings.seed, batch, "methods")
-            rows = score_linearization(lin, settings.methods, settings.dampings, seed, on_iteration)
-            metrics = pd.DataFrame([asdict(batch_metrics(lin))])
-    except EvalkitError as error:
-        raise EvalkitError(f"{place}: {error}") from error
-    key = (checkpoint.name, checkpoint.step, checkpoint.progress, batch)
-    return _keyed(key, to_frame(rows)), _keyed(key, metrics)
-
-
-def _keyed(key: tuple[Any, ...], frame: pd.DataFrame) -> pd.DataFrame:
-    for position, (column, value) in enumerate(zip(KEY_COLUMNS, key, strict=True)):
-        frame.insert(position, column, value)
-    return frame
-
-
 def _provenance(
     trajectory: Trajectory, task: Task, settings: Settings, model: nn.Module
 ) -> dict[str, Any]:
-    parameter = next(model.parameters(), None)
-    if parameter is None:
-        raise EvalkitError(
-            f"expected a model with parameters in task '{task.name}', found none; check the task"
-        )
-    return {
-        "evalkit": __version__,
-        "versions": versions(),
-        "task": task.name,
-        "trajectory": str(trajectory.folder),
-        "settings": {
-            **asdict(settings),
-            "likelihood": task.likelihood,
-            "dtype": settings.dtype or str(cast(parameter.detach(), None).dtype)[len("torch.") :],
-            "device": str(parameter.device),
-            "threads": torch.get_num_threads(),
-        },
-        "checkpoints": [
-            {key: value for key, value in asdict(checkpoint).items() if key != "path"}
-            for checkpoint in trajectory.checkpoints
-        ],
-        "started": _now(),
-        "finished": None,
-        "seconds": None,
-    }
+    checkpoints = [checkpoint_entry(checkpoint) for checkpoint in trajectory.checkpoints]
+    return describe_run(model, task.name, task.likelihood, settings, trajectory.folder, checkpoints)
+
+
+def checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what ``run.json`` says of a checkpoint."""
+    return {key: value for key, value in asdict(checkpoint).items() if key != "path"}
 
 
 def _resume(folder: Path, provenance: dict[str, Any]) -> set[tuple[str, int]]:
@@ -260,17 +182,26 @@ def _resume(folder: Path, provenance: dict[str, Any]) -> set[tuple[str, int]]:
     if not (folder / PROVENANCE_FILE).exists():
         return set()
     earlier = read_provenance(folder)
-    for name, now in _identity(provenance).items():
-        before = _identity(earlier).get(name)
-        if before != now:
-            raise EvalkitError(
-                f"expected a new folder, or a run to go on with, found '{folder}' with another "
-                f"{name}: {_short(before)} instead of {_short(now)}; choose another --out"
-            )
+    check_same_run(folder, earlier, provenance)
     repair(folder)
     if earlier["settings"]["batches"] < provenance["settings"]["batches"]:
         update_provenance(folder, settings=provenance["settings"], finished=None)
     return finished_cells(folder)
+
+
+def check_same_run(folder: Path, earlier: dict[str, Any], provenance: dict[str, Any]) -> None:
+    """Check that a start goes on with what ``folder`` holds, but for the number of batches.
+
+    Raises:
+        EvalkitError: it differs in another respect.
+    """
+    before = _identity(earlier)
+    for name, found in _identity(provenance).items():
+        if before[name] != found:
+            raise EvalkitError(
+                f"expected a new folder, or a run to go on with, found '{folder}' with another "
+                f"{name}: {_short(before[name])} instead of {_short(found)}; choose another folder"
+            )
 
 
 def _identity(provenance: dict[str, Any]) -> dict[str, Any]:
@@ -291,7 +222,3 @@ def _identity(provenance: dict[str, Any]) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from evalkit.adapters import model_for
+from evalkit.cells import draw_batch
 from evalkit.checkpoints import load_into, open_trajectory, trajectory_task
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization, linearize
 from evalkit.scoring import Score, score_linearization, score_update
 from evalkit.settings import DEFAULT_DAMPING, Settings
-from evalkit.study import draw_batch
 from evalkit.updates import Update, compute
 from evalkit.updates.registry import accept
 
@@ -93,7 +94,7 @@ def checkpoint_batches(
     samples = loaded.training_samples()
     for checkpoint in trajectory.checkpoints:
         # A model of its own each, since a linearization shares memory with its model.
-        model = loaded.build_model(seed).eval()
+        model = model_for(trajectory, loaded, seed).eval()
         load_into(model, checkpoint)
         for batch in range(settings.batches):
             indices = draw_batch(len(samples), settings.batch_size, settings.seed, batch)

@@ -17,15 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from evalkit import likelihoods, optimizers
+from evalkit.adapter_weights import is_adapted, save_adapter
 from evalkit.checkpoints import Trajectory, open_trajectory
 from evalkit.errors import EvalkitError
 from evalkit.forward import forward
 from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.manifest import FORMAT, MANIFEST_NAME, Entry, write_manifest
+from evalkit.saved import find_saved, saved_hash
 from evalkit.settings import check_seed
 from evalkit.tasks import Recipe, Samples, Task
 from evalkit.tasks.task import seeded, user_code
-from evalkit.tensors import file_hash, write_tensor_file
+from evalkit.tensors import write_tensor_file
 from evalkit.version import __version__
 
 _EVALUATION_BATCH = 512
@@ -183,17 +185,26 @@ class _Training:
         self._finite(loss, epoch)
         accuracy = None if self.validation is None else self._evaluate(self.validation)[1]
         step = self._step(epoch)
-        path = self.folder / f"step-{step:06d}.safetensors"
-        write_tensor_file(path, self.model.state_dict())
+        path = self._write(f"step-{step:06d}")
         return Entry(
             file=path.name,
             step=step,
             epoch=epoch,
             progress=epoch / self.recipe.epochs,
-            sha256=file_hash(path),
+            sha256=saved_hash(find_saved(path)),
             training_loss=loss,
             validation_accuracy=accuracy,
         )
+
+    def _write(self, name: str) -> Path:
+        """Write the model, of one with an adapter the adapter alone, in the form of its library."""
+        if is_adapted(self.model):
+            path = self.folder / name
+            save_adapter(self.model, path)
+        else:
+            path = self.folder / f"{name}.safetensors"
+            write_tensor_file(path, self.model.state_dict())
+        return path
 
     @torch.no_grad()
     def _evaluate(self, samples: Samples) -> tuple[float, float | None]:
@@ -227,6 +238,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "task": task.name or None,
+        "settings": dict(task.settings),
         "likelihood": task.likelihood,
         "recipe": dataclasses.asdict(recipe),
         "seed": seed,

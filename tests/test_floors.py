@@ -33,9 +33,11 @@ metrics
 scoring
 optimizers
 tasks tensors
-manifest cells
-fitting trainer_batches
+manifest cells saved current_names
+fitting trainer_batches run_folders
+adapter_weights
 checkpoints
+adapters
 training study
 testing toy cost callback
 palette layouts results

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import evalkit
+from evalkit.cells import draw_batch
 from evalkit.checkpoints import load_into, open_trajectory
-from evalkit.study import draw_batch
 from evalkit.tasks import load_task
 from evalkit.updates import sf
 from evalkit.updates.registry import compute

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from evalkit import EvalkitError
+from evalkit.cells import batch_seed, draw_batch
 from evalkit.checkpoints import load_into, open_trajectory, trajectory_task
 from evalkit.run import read_run
 from evalkit.scoring import score
 from evalkit.settings import Settings
-from evalkit.study import batch_seed, draw_batch, run_study
+from evalkit.study import run_study
 from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
 from tests.folders import BUNDLED
 

@@ -13,6 +13,7 @@ from evalkit.cli.options import (
     DTYPE,
     LOAD,
     MICRO_BATCH_SIZE,
+    SET,
     CommaSeparated,
     Number,
 )
@@ -33,6 +34,7 @@ Examples:
 """,
 )
 @click.argument("task", metavar="TASK")
+@SET
 @LOAD
 @click.option(
     "--methods",
@@ -59,6 +61,7 @@ Examples:
 )
 def command(
     task: str,
+    task_settings: tuple[tuple[str, str], ...],
     code: tuple[str, ...],
     methods: tuple[str, ...] | None,
     batch_size: int,
@@ -83,7 +86,7 @@ def command(
 
     for location in code:
         load_code(location)
-    loaded = load_task(task)
+    loaded = load_task(task, dict(task_settings))
     settings = Settings(
         methods=methods if methods is not None else registered(),
         batch_size=batch_size,

@@ -19,7 +19,8 @@ def command() -> None:
 
     click.echo("Tasks")
     for name in tasks.task_names():
-        click.echo(f"  {name}")
+        settings = tasks.setting_names(name)
+        click.echo(f"  {name:19}settings: {', '.join(settings)}" if settings else f"  {name}")
     click.echo("Methods")
     for name in methods():
         click.echo(f"  {name:14}{describe(name)}")

@@ -51,6 +51,27 @@ class Number(click.ParamType):
             self.fail(f"expected {wanted}, found '{value}'", param, ctx)
 
 
+class SettingText(click.ParamType):
+    """``NAME=VALUE``, as a pair."""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = str(value).partition("=")
+        if not name.strip() or not equals:
+            self.fail(f"expected NAME=VALUE, found '{value}'", param, ctx)
+        return name.strip(), text.strip()
+
+
+SET = click.option(
+    "--set",
+    "task_settings",
+    multiple=True,
+    type=SettingText(),
+    help="A setting of the task, such as its model or data; see 'evalkit list'; repeatable.",
+)
 LOAD = click.option(
     "--load",
     "code",

@@ -12,6 +12,7 @@ from evalkit.cli.options import (
     DTYPE,
     LOAD,
     MICRO_BATCH_SIZE,
+    SET,
     CommaSeparated,
     Number,
 )
@@ -27,6 +28,7 @@ Examples:
   evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --out runs/digits-mlp
   evalkit score checkpoints/digits-mlp --damping 1e-12,1e-6,1e-3 --out runs/sweep
   evalkit score my-checkpoints --task my_task.py:task --batches 20 --batch-size 64
+  evalkit score my-lora-run --task glue-cola --set data=my-data --batch-size 32
   evalkit score checkpoints/digits-mlp --load my_method.py --methods sgd,ief,mine
 """,
 )
@@ -34,6 +36,7 @@ Examples:
 @click.option(
     "--task", metavar="TASK", help="Registered name, file.py:attribute or module:attribute."
 )
+@SET
 @LOAD
 @click.option(
     "--methods",
@@ -78,6 +81,7 @@ Examples:
 def command(
     folder: Path,
     task: str | None,
+    task_settings: tuple[tuple[str, str], ...],
     code: tuple[str, ...],
     methods: tuple[str, ...],
     dampings: tuple[float, ...],
@@ -99,13 +103,17 @@ def command(
         methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device
     )
     run = run if run is not None else Path("runs") / folder.resolve().name
-    _score(folder, task, code, settings, run)
+    _score(folder, (task, dict(task_settings)), code, settings, run)
     _print_table(run)
     click.echo(f"Tables in {run}; figures and page: evalkit report {run}")
 
 
 def _score(
-    folder: Path, spec: str | None, code: tuple[str, ...], settings: Settings, run: Path
+    folder: Path,
+    spec: tuple[str | None, dict[str, str]],
+    code: tuple[str, ...],
+    settings: Settings,
+    run: Path,
 ) -> None:
     from evalkit.checkpoints import open_trajectory, trajectory_task
     from evalkit.cli.progress import progress_bar
@@ -115,7 +123,7 @@ def _score(
     for location in code:
         load_code(location)
     trajectory = open_trajectory(folder)
-    task = trajectory_task(trajectory, spec)
+    task = trajectory_task(trajectory, *spec)
     with progress_bar() as bar:
         shown = bar.add_task(task.name)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.options import Number
+from evalkit.cli.options import SET, Number
 
 
 @click.command(
@@ -16,10 +16,12 @@ from evalkit.cli.options import Number
 Examples:
   evalkit train digits-mlp --out my-checkpoints
   evalkit train digits-mlp --optimizer sgd --learning-rate 0.1 --epochs 60 --out sgd-checkpoints
+  evalkit train glue-cola --set model=my-model --set adapter=prompt --out cola-checkpoints
   evalkit train my_task.py:task --out my-checkpoints
 """,
 )
 @click.argument("task", metavar="TASK")
+@SET
 @click.option(
     "--out",
     "folder",
@@ -28,7 +30,7 @@ Examples:
     type=click.Path(path_type=Path),
     help="Folder of the checkpoints; new or empty.",
 )
-@click.option("--optimizer", metavar="NAME", help="adamw, adam or sgd; default: the task's.")
+@click.option("--optimizer", metavar="NAME", help="See 'evalkit list'; default: the task's.")
 @click.option("--learning-rate", type=Number(float), help="For the mean loss; default: the task's.")
 @click.option("--weight-decay", type=Number(float), help="Default: the task's.")
 @click.option("--epochs", type=Number(int), help="Default: the task's.")
@@ -41,7 +43,13 @@ Examples:
     show_default=True,
     help="Of initial values and the order of the samples.",
 )
-def command(task: str, folder: Path, seed: int, **recipe: float | str | None) -> None:
+def command(
+    task: str,
+    task_settings: tuple[tuple[str, str], ...],
+    folder: Path,
+    seed: int,
+    **recipe: float | str | None,
+) -> None:
     """Train TASK and save a trajectory: the initialised model, then a checkpoint every few epochs.
 
     TASK is a registered name (see 'evalkit list'), file.py:attribute or package.module:attribute.
@@ -50,7 +58,7 @@ def command(task: str, folder: Path, seed: int, **recipe: float | str | None) ->
     from evalkit.tasks import load_task
     from evalkit.training import Epoch, train
 
-    loaded = load_task(task)
+    loaded = load_task(task, dict(task_settings))
     with progress_bar() as bar:
         shown = bar.add_task(loaded.name, total=None)
 

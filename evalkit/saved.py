@@ -1,0 +1,210 @@
+"""One saved model or adapter on disk: a file, or a folder as Hugging Face and PEFT write it.
+
+Nothing here runs code that a checkpoint names: weights go through
+:func:`evalkit.tensors.read_tensor_file`, and what else is read is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from torch import Tensor
+
+from evalkit.errors import EvalkitError
+from evalkit.tensors import SUFFIXES, file_hash, read_tensor_file
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_SUFFIX = ".index.json"
+MODEL_CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint on disk is made of.
+
+    Args:
+        path: the file or the folder.
+        weights: the files with tensors, at least one.
+        index: the file that says which shard holds which tensor, None for a single file.
+        adapter_config: the configuration of an adapter, None for a whole model.
+    """
+
+    path: Path
+    weights: tuple[Path, ...]
+    index: Path | None = None
+    adapter_config: Path | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether only an adapter was saved, without the model that it is put on."""
+        return self.adapter_config is not None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the content depends on."""
+        others = (self.index, self.adapter_config)
+        return (*self.weights, *(path for path in others if path is not None))
+
+
+def holds_saved(folder: Path) -> bool:
+    """Return whether a folder claims to be a saved model or adapter, complete or not."""
+    names = (ADAPTER_CONFIG, *ADAPTER_FILES, *MODEL_FILES)
+    indices = (name + INDEX_SUFFIX for name in MODEL_FILES)
+    return any((folder / name).is_file() for name in (*names, *indices))
+
+
+def find_saved(path: Path) -> Saved:
+    """Return what is saved at ``path``; where an adapter and a whole model lie, the adapter counts.
+
+    Raises:
+        EvalkitError: there is nothing, or a part of it is missing.
+    """
+    if path.is_file():
+        return Saved(path, (path,))
+    if any((path / name).is_file() for name in (ADAPTER_CONFIG, *ADAPTER_FILES)):
+        return _adapter(path)
+    for name in MODEL_FILES:
+        if (path / name).is_file():
+            return Saved(path, (path / name,))
+        index = path / (name + INDEX_SUFFIX)
+        if index.is_file():
+            shards = sorted({path / shard for shard in _weight_map(index).values()})
+            return Saved(path, tuple(shards), index)
+    raise EvalkitError(
+        f"expected a saved model or adapter in '{path}' ({', '.join(MODEL_FILES)}, "
+        f"{', '.join(ADAPTER_FILES)} or shards with an index), found none; copy the folder again, "
+        "or remove it"
+    )
+
+
+def _adapter(folder: Path) -> Saved:
+    weights = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
+    config = folder / ADAPTER_CONFIG
+    if weights is None:
+        raise EvalkitError(
+            f"expected the weights of an adapter beside '{config}' ({' or '.join(ADAPTER_FILES)}), "
+            "found none; save the adapter again with save_pretrained"
+        )
+    if not config.is_file():
+        raise EvalkitError(
+            f"expected '{ADAPTER_CONFIG}' beside '{weights}', found no such file; save the adapter "
+            "again with save_pretrained"
+        )
+    return Saved(folder, (weights,), adapter_config=config)
+
+
+def saved_hash(saved: Saved) -> str:
+    """Return the SHA-256 of a checkpoint in hexadecimal digits.
+
+    For one file it is the hash of the file, for a folder that of the lines ``name sha256``, sorted
+    by name, of the files that the content depends on.
+
+    Raises:
+        EvalkitError: a file cannot be read.
+    """
+    if saved.path in saved.weights:
+        return file_hash(saved.path)
+    lines = [f"{path.name} {file_hash(path)}\n" for path in sorted(saved.files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_saved(saved: Saved) -> dict[str, Tensor]:
+    """Return the named tensors of a checkpoint, on the CPU.
+
+    Raises:
+        EvalkitError: a file cannot be read, or a shard does not hold what the index lists.
+    """
+    if saved.index is None:
+        return read_tensor_file(saved.weights[0])
+    shards = {path.name: read_tensor_file(path) for path in saved.weights}
+    listed = _weight_map(saved.index)
+    for name, shard in listed.items():
+        if name not in shards.get(shard, {}):
+            raise EvalkitError(
+                f"expected tensor '{name}' in '{saved.path / shard}', as '{saved.index}' lists, "
+                "found no such tensor; copy or save the whole folder again"
+            )
+    return {name: shards[shard][name] for name, shard in listed.items()}
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the shard of every tensor by an index: files that lie beside it."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise EvalkitError(
+            f"expected a 'weight_map' from tensors to files in '{index}', found {_short(shards)}; "
+            "copy or save the whole folder again"
+        )
+    for shard in shards.values():
+        if not _is_plain_name(shard):
+            raise EvalkitError(
+                f"expected the name of a file beside '{index}' that ends in {', '.join(SUFFIXES)}, "
+                f"found {_short(shard)}; copy or save the whole folder again"
+            )
+        if not (index.parent / shard).is_file():
+            raise EvalkitError(
+                f"expected the shard '{shard}' that '{index}' lists, found no such file; copy the "
+                "whole folder again"
+            )
+    return shards
+
+
+def _is_plain_name(value: Any) -> bool:
+    # Read as a Windows path, both separators count and drive letters show.
+    if not isinstance(value, str):
+        return False
+    path = PureWindowsPath(value)
+    return path.name == value and path.suffix in SUFFIXES
+
+
+def read_adapter_config(saved: Saved) -> Mapping[str, Any]:
+    """Return the configuration of a saved adapter, its kind and base model checked.
+
+    Raises:
+        EvalkitError: the file is no JSON object, or names no kind of adapter.
+    """
+    assert saved.adapter_config is not None
+    config = read_json(saved.adapter_config)
+    for name, kinds, expected in (
+        ("peft_type", str, "the kind of adapter"),
+        ("base_model_name_or_path", str | None, "the name of a model"),
+    ):
+        if not isinstance(config.get(name), kinds):
+            raise EvalkitError(
+                f"expected {expected} as '{name}' in '{saved.adapter_config}', found "
+                f"{_short(config.get(name))}; save the adapter again with save_pretrained"
+            )
+    return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file that another program wrote.
+
+    Raises:
+        EvalkitError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())
+        raise EvalkitError(
+            f"expected JSON in '{path}', found {reason}; copy or save the file again"
+        ) from error
+    if not isinstance(content, dict):
+        raise EvalkitError(
+            f"expected a JSON object in '{path}', found {type(content).__name__}; copy or save the "
+            "file again"
+        )
+    return content
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,0 +1,149 @@
+"""Images for models: the rows of a data set as tensors, and a vision transformer with LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from evalkit.errors import EvalkitError
+from evalkit.forward import Inputs
+from evalkit.tasks.glue import recipe
+from evalkit.tasks.pretrained import check_choice, load_model, load_rows, with_lora
+from evalkit.tasks.registered import register_family
+from evalkit.tasks.task import Task
+
+_VALIDATION_SAMPLES = 200
+_ORDER_SEED = 0
+_EPOCHS = 5
+"""As in the paper."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures and labels of a data set.
+
+    Attributes:
+        data: hub name or path.
+        labels: the column of the labels.
+        samples: training samples, drawn at random; 0 for all.
+    """
+
+    data: str
+    labels: str
+    samples: int
+
+    def rows(self, split: str, most: int) -> Any:
+        """Return some rows of a split."""
+        rows = load_rows("data", self.data, None, split)
+        if self._image(rows) is None or self.labels not in rows.features:
+            raise EvalkitError(
+                f"expected columns 'img' or 'image' and '{self.labels}' in the data '{self.data}', "
+                f"found {', '.join(rows.features)}; pass data with the columns of the hub"
+            )
+        return rows.shuffle(seed=_ORDER_SEED).select(range(most)) if 0 < most < len(rows) else rows
+
+    def training(self) -> tuple[Tensor, Tensor]:
+        """Return pictures (N, 3, H, W) uint8 and labels (N,)."""
+        return self._tensors(self.rows("train", self.samples))
+
+    def validating(self) -> tuple[Tensor, Tensor]:
+        """Return at most 200 pictures of the test split and their labels."""
+        return self._tensors(self.rows("test", _VALIDATION_SAMPLES))
+
+    def classes(self) -> int:
+        """Return the number of classes."""
+        feature = self.rows("test", 1).features[self.labels]
+        return int(feature.num_classes)
+
+    def _image(self, rows: Any) -> str | None:
+        return next((name for name in ("img", "image") if name in rows.features), None)
+
+    def _tensors(self, rows: Any) -> tuple[Tensor, Tensor]:
+        name = self._image(rows)
+        pictures = [np.asarray(picture.convert("RGB")) for picture in rows[name]]
+        sizes = {picture.shape for picture in pictures}
+        if len(sizes) > 1:
+            raise EvalkitError(
+                f"expected pictures of one size in the data '{self.data}', found {len(sizes)} "
+                "sizes; resize them, or write a task of your own"
+            )
+        tensor = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+        return tensor, torch.tensor(list(rows[self.labels]))
+
+
+def scaled(pictures: Tensor) -> Tensor:
+    """Return pixels from -1 to 1, (N, 3, H, W) float32, of pixels from 0 to 255."""
+    return pictures.float() / 127.5 - 1.0
+
+
+@dataclass(frozen=True)
+class Vision:
+    """A vision transformer on pictures.
+
+    Attributes:
+        pictures: what it is trained on.
+        model: hub name or path.
+        size: height and width that the pictures are resized to.
+        mean: subtracted from the pixels in [0, 1], one number for all channels.
+        deviation: that they are then divided by.
+    """
+
+    pictures: Pictures
+    model: str
+    size: int
+    mean: float
+    deviation: float
+
+    def base(self) -> nn.Module:
+        """Return the pretrained model with a new classifier."""
+        return load_model(
+            "AutoModelForImageClassification",
+            self.model,
+            num_labels=self.pictures.classes(),
+            ignore_mismatched_sizes=True,  # the classifier is of the new classes
+        )
+
+    def adapted(self) -> nn.Module:
+        """Return the pretrained model with LoRA on queries and values, their biases trained."""
+        return with_lora(self.base(), None, bias="lora_only", kept=["classifier"])
+
+    def collate(self, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
+        """Return resized and normalised pictures by the name that the model knows them by."""
+        assert isinstance(inputs, Tensor)
+        pixels = functional.interpolate(
+            inputs.float() / 255, (self.size, self.size), mode="bicubic", antialias=True
+        )
+        return {"pixel_values": (pixels.clamp(0, 1) - self.mean) / self.deviation}, targets
+
+
+def _maker(default: str, column: str) -> Any:
+    def make(
+        model: str = "google/vit-base-patch16-224",
+        data: str = default,
+        adapter: str = "lora",
+        samples: int = 0,
+        size: int = 224,
+        mean: float = 0.5,
+        deviation: float = 0.5,
+    ) -> Task:
+        check_choice("adapter", adapter, ("lora", "none"))
+        vision = Vision(Pictures(data, column, samples), model, size, mean, deviation)
+        return Task(
+            model=vision.base if adapter == "none" else vision.adapted,
+            base=vision.base,
+            data=vision.pictures.training,
+            validation=vision.pictures.validating,
+            collate=vision.collate,
+            recipe=recipe(adapter, _EPOCHS),
+        )
+
+    return make
+
+
+register_family("vit-cifar100", _maker("uoft-cs/cifar100", "fine_label"))
+register_family("vit-cifar10", _maker("uoft-cs/cifar10", "label"))

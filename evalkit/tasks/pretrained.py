@@ -1,0 +1,225 @@
+"""Models, tokenizers and data sets by hub name or local path, and the adapters put on models."""
+
+from __future__ import annotations
+
+import socket
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from evalkit.errors import EvalkitError
+
+T = TypeVar("T")
+
+ADAPTERS = ("lora", "prompt", "none")
+RANK = 8
+"""Of LoRA, as in the paper; its scale alpha is twice that."""
+VIRTUAL_TOKENS = 20
+"""Of prompt tuning, as in the paper."""
+LORA_DROPOUT = 0.1
+# The projections to queries and to values, as architectures call them.
+_QUERIES_AND_VALUES = (
+    ("q", "v"),
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("q_lin", "v_lin"),
+    ("c_attn",),
+    ("query_key_value",),
+)
+
+
+def load(kind: str, setting: str, name: str, loader: Callable[..., T], **arguments: Any) -> T:
+    """Return what a loader of transformers or datasets makes of a name.
+
+    Args:
+        kind: what is loaded, as error sentences call it.
+        setting: that the name comes from.
+        name: on the hub, or a local path.
+        loader: takes the name, ``local_files_only`` and the arguments.
+        arguments: passed on.
+
+    Raises:
+        EvalkitError: there is nothing of that name, or it cannot be loaded.
+    """
+    # Without a network the hub's client tries for half a minute before it says so.
+    local = Path(name).expanduser().exists() or not _hub_is_reachable()
+    try:
+        with quiet():
+            return loader(name, local_files_only=local, **arguments)
+    except ImportError as error:
+        raise EvalkitError(
+            f"expected the libraries that the {kind} '{name}' needs, found that "
+            f"{_first_line(error)}; install them: pip install 'evalkit[hf]'"
+        ) from error
+    except Exception as error:  # the libraries raise many kinds for a name or file that is not fit
+        if local and not Path(name).expanduser().exists():
+            found = "no such path, and no network to ask the hub or copy of it in the cache"
+        else:
+            found = f"{type(error).__name__}: {_first_line(error)}"
+        raise EvalkitError(
+            f"expected a {kind} at '{name}', a name on the hub or a local path, found {found}; "
+            f"pass one with --set {setting}=PATH"
+        ) from error
+
+
+def load_rows(setting: str, name: str, configuration: str | None, split: str) -> Any:
+    """Return a split of a data set with the columns of the hub.
+
+    Raises:
+        EvalkitError: there is no such data set or split.
+    """
+    datasets = _import("datasets")
+
+    def loader(name: str, local_files_only: bool) -> Any:
+        download = datasets.DownloadConfig(local_files_only=local_files_only)
+        return datasets.load_dataset(name, configuration, split=split, download_config=download)
+
+    what = f"data set with a split '{split}'"
+    if configuration is not None:
+        what = f"data set '{configuration}' with a split '{split}'"
+    return load(what, setting, name, loader)
+
+
+def load_model(kind: str, name: str, **arguments: Any) -> nn.Module:
+    """Return a pretrained model in float32, or in float64 where it was saved so.
+
+    Args:
+        kind: of transformers' automatic classes, such as ``"AutoModelForSequenceClassification"``.
+        name: of the model.
+        arguments: of ``from_pretrained``.
+    """
+    import torch
+
+    loader = getattr(_import("transformers"), kind).from_pretrained
+    arguments = {"dtype": torch.float32, "trust_remote_code": False, **arguments}
+    model: nn.Module = load("model", "model", name, loader, **arguments)
+    return model
+
+
+def load_configuration(name: str) -> Any:
+    """Return the configuration of a pretrained model."""
+    loader = _import("transformers").AutoConfig.from_pretrained
+    return load("model", "model", name, loader, trust_remote_code=False)
+
+
+def load_tokenizer(name: str) -> Any:
+    """Return a tokenizer that pads on the right.
+
+    Raises:
+        EvalkitError: there is none, or it has no padding token.
+    """
+    loader = _import("transformers").AutoTokenizer.from_pretrained
+    tokenizer = load("tokenizer", "tokenizer", name, loader, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        raise EvalkitError(
+            f"expected a tokenizer with a padding token at '{name}', found none; set one in its "
+            "files, or pass another tokenizer with --set tokenizer=PATH"
+        )
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def with_lora(model: nn.Module, purpose: str | None, bias: str, kept: Sequence[str]) -> nn.Module:
+    """Return the model with LoRA on its queries and values, all else frozen (arXiv 2106.09685).
+
+    Args:
+        model: a pretrained model.
+        purpose: peft's name of the kind of task, None for others than text.
+        bias: which biases are trained, ``"none"`` or ``"lora_only"``.
+        kept: modules that are trained as a whole, such as a new head.
+    """
+    peft = _import("peft")
+    linear = {name.split(".")[-1] for name, _ in model.named_modules()}
+    targets = next((names for names in _QUERIES_AND_VALUES if linear.issuperset(names)), None)
+    if targets is None:
+        raise EvalkitError(
+            "expected a model with projections to queries and values that LoRA is put on, found "
+            f"none of known names in {type(model).__name__}; make the adapter in a task of your own"
+        )
+    configuration = peft.LoraConfig(
+        task_type=purpose,
+        r=RANK,
+        lora_alpha=2 * RANK,
+        lora_dropout=LORA_DROPOUT,
+        bias=bias,
+        target_modules=list(targets),
+        modules_to_save=list(kept) or None,
+    )
+    with quiet():
+        adapted: nn.Module = peft.get_peft_model(model, configuration)
+    return adapted
+
+
+def with_prompt(model: nn.Module, purpose: str) -> nn.Module:
+    """Return the model with virtual tokens before its input, all else frozen (arXiv 2104.08691).
+
+    Args:
+        model: a pretrained model of text.
+        purpose: peft's name of the kind of task.
+    """
+    peft = _import("peft")
+    configuration = peft.PromptTuningConfig(
+        task_type=purpose, num_virtual_tokens=VIRTUAL_TOKENS, num_transformer_submodules=1
+    )
+    with quiet():
+        adapted: nn.Module = peft.get_peft_model(model, configuration)
+    return adapted
+
+
+def check_choice(setting: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a setting that is not one of the choices."""
+    if value not in choices:
+        raise EvalkitError(
+            f"expected {', '.join(choices[:-1])} or {choices[-1]} for the setting '{setting}', "
+            f"found '{value}'; pass one of them"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars, notes and deprecations that the libraries print while loading."""
+    logging = _import("transformers").utils.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _import(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise EvalkitError(
+            f"expected the library '{name}' for this task, found that {_first_line(error)}; "
+            "install it: pip install 'evalkit[hf]'"
+        ) from error
+
+
+def _hub_is_reachable() -> bool:
+    if urllib.request.getproxies():
+        return True
+    endpoint = _import("huggingface_hub").constants.ENDPOINT
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]

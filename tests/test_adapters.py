@@ -1,0 +1,386 @@
+"""Adapters written by PEFT itself: put on the task's model, loaded, scored, and refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from evalkit.adapters import model_for
+from evalkit.checkpoints import Trajectory, load_into, open_trajectory, verify_trajectory
+from evalkit.manifest import MANIFEST_NAME
+from evalkit.run import read_run
+from evalkit.settings import Settings
+from evalkit.study import run_study
+from evalkit.tasks import Task
+from evalkit.testing import checkpoint_batches
+from tests.adapters import (
+    T5_TASK,
+    TASK,
+    adapted,
+    adapter_values,
+    bert,
+    data,
+    lora,
+    prompts,
+    save_adapter,
+    t5,
+    train_with_trainer,
+)
+from tests.folders import model, save, sentence, values
+
+KINDS = {
+    "lora": (TASK, lambda: lora()),
+    "lora-with-biases": (TASK, lambda: lora(bias="lora_only", task_type=None, use_rslora=True)),
+    "lora-on-embeddings": (TASK, lambda: lora(target_modules=["word_embeddings", "query"])),
+    "prompts": (TASK, lambda: prompts()),
+    "t5-lora": (T5_TASK, lambda: lora(task_type="SEQ_2_SEQ_LM", target_modules=["q", "v"])),
+    "t5-prompts": (
+        T5_TASK,
+        lambda: prompts(task_type="SEQ_2_SEQ_LM", num_transformer_submodules=1),
+    ),
+}
+"""A task and the configuration of an adapter on its model."""
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def opened(folder: Path, task: Task = TASK) -> tuple[Trajectory, nn.Module]:
+    trajectory = open_trajectory(folder)
+    return trajectory, model_for(trajectory, task, 0)
+
+
+def refused(folder: Path, task: Task = TASK) -> str:
+    """The sentence with which a trajectory is refused before the first score."""
+
+    def use() -> None:
+        trajectory, built = opened(folder, task)
+        verify_trajectory(trajectory, built)
+
+    return sentence(use)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_peft_saved_is_what_is_loaded(tmp_path: Path, kind: str) -> None:
+    task, config = KINDS[kind]
+    saved = [
+        save_adapter(tmp_path / f"step-{step}", config(), step, task.build_base(1))
+        for step in (1, 2)
+    ]
+    trajectory, built = opened(tmp_path, task)
+    assert trajectory.is_adapter
+    verify_trajectory(trajectory, built)
+    frozen = {name: p.clone() for name, p in built.named_parameters() if not p.requires_grad}
+    trainable = sum(p.numel() for p in built.parameters() if p.requires_grad)
+    assert 0 < trainable == sum(tensor.numel() for tensor in saved[0].values())
+    for checkpoint, tensors in zip(trajectory.checkpoints, saved, strict=True):
+        load_into(built, checkpoint)
+        found = adapter_values(built)
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    parameters = dict(built.named_parameters())
+    assert all(torch.equal(parameters[name], value) for name, value in frozen.items())
+    assert trainable == sum(p.numel() for p in built.parameters() if p.requires_grad)
+    assert not built.training
+
+
+def test_the_model_computes_what_peft_itself_loads(tmp_path: Path) -> None:
+    import peft
+
+    save_adapter(tmp_path / "step-1", lora())
+    trajectory, built = opened(tmp_path)
+    load_into(built, trajectory.checkpoints[0])
+    theirs = peft.PeftModel.from_pretrained(TASK.build_base(0), tmp_path / "step-1").eval()
+    inputs, _ = data()
+    assert torch.equal(built(**inputs).logits, theirs(**inputs).logits)
+
+
+@pytest.mark.parametrize("config", [lora, prompts])
+def test_a_run_of_the_trainer(tmp_path: Path, config: Any) -> None:
+    trained = adapter_values(train_with_trainer(adapted(bert(), config()), tmp_path))
+    trajectory, built = opened(tmp_path)
+    assert [c.name for c in trajectory.checkpoints] == ["checkpoint-2", "checkpoint-4"]
+    assert [c.progress for c in trajectory.checkpoints] == [0.5, 1.0]
+    verify_trajectory(trajectory, built)
+    load_into(built, trajectory.checkpoints[1])
+    found = adapter_values(built)
+    assert all(torch.equal(found[name], trained[name]) for name in trained)
+
+
+@pytest.mark.parametrize("config", [lora, prompts])
+def test_an_adapter_saved_for_inference_is_scored(tmp_path: Path, config: Any) -> None:
+    save_adapter(tmp_path / "step-1", config())
+    edit_config(tmp_path / "step-1", inference_mode=True)
+    save_adapter(tmp_path / "step-2", config(), 2)
+    edit_config(tmp_path / "step-2", inference_mode=False, revision="other")
+    _, built = opened(tmp_path)
+    expected = adapter_values(built)
+    assert sum(p.numel() for p in built.parameters() if p.requires_grad) == sum(
+        tensor.numel() for tensor in expected.values()
+    )
+
+
+def test_a_pickle_of_an_adapter(tmp_path: Path) -> None:
+    """PEFT wrote adapter_model.bin by default for long; this is the state dict that it saved."""
+    tensors = save_adapter(tmp_path / "step-1", lora())
+    (tmp_path / "step-1" / "adapter_model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "step-1" / "adapter_model.bin")
+    trajectory, built = opened(tmp_path)
+    load_into(built, trajectory.checkpoints[0])
+    found = adapter_values(built)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_a_folder_of_save_pretrained(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "my-adapter", lora())
+    bert().save_pretrained(tmp_path / "my-adapter")
+    trajectory, built = opened(tmp_path / "my-adapter")
+    assert [(c.name, c.progress) for c in trajectory.checkpoints] == [("my-adapter", 1.0)]
+    assert trajectory.is_adapter
+    assert trajectory.base_model is None
+    verify_trajectory(trajectory, built)
+    edit_config(tmp_path / "my-adapter", base_model_name_or_path="google/some-base")
+    assert open_trajectory(tmp_path / "my-adapter").base_model == "google/some-base"
+
+
+def test_resized_embeddings_are_saved_with_the_adapter(tmp_path: Path) -> None:
+    with_embeddings = adapted(bert(), lora())
+    with_embeddings.save_pretrained(tmp_path / "step-1", save_embedding_layers=True)
+    trajectory, built = opened(tmp_path)
+    name = "base_model.model.bert.embeddings.word_embeddings.weight"
+    assert not torch.equal(built.state_dict()[name], with_embeddings.state_dict()[name])
+    load_into(built, trajectory.checkpoints[0])
+    assert torch.equal(built.state_dict()[name], with_embeddings.state_dict()[name])
+    assert not dict(built.named_parameters())[name].requires_grad
+
+
+def test_start_values_from_text_need_no_tokenizer(tmp_path: Path) -> None:
+    saved = save_adapter(tmp_path / "step-1", prompts())
+    edit_config(
+        tmp_path / "step-1",
+        prompt_tuning_init="TEXT",
+        prompt_tuning_init_text="Classify",
+        tokenizer_name_or_path="no/such-tokenizer",
+    )
+    trajectory, built = opened(tmp_path)
+    load_into(built, trajectory.checkpoints[0])
+    assert torch.equal(adapter_values(built)["prompt_embeddings"], saved["prompt_embeddings"])
+
+
+@pytest.mark.parametrize("config", [lora, prompts])
+def test_a_task_that_builds_the_adapter_itself(tmp_path: Path, config: Any) -> None:
+    task = Task(model=lambda: adapted(bert(), config()), data=data, name="own")
+    saved = save_adapter(tmp_path / "step-1", config())
+    trajectory, built = opened(tmp_path, task)
+    load_into(built, trajectory.checkpoints[0])
+    found = adapter_values(built)
+    assert all(torch.equal(found[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize(
+    ("saved", "built", "field"),
+    [
+        (lambda: lora(), lambda: lora(r=4), "'r' 2, found 4"),
+        (lambda: lora(), lambda: lora(lora_alpha=99), "'lora_alpha' 8, found 99"),
+        (lambda: lora(), lambda: lora(bias="all"), "'bias' none, found all"),
+        (lambda: lora(), lambda: lora(target_modules=["key"]), "query, value, found key"),
+        (lambda: lora(), lambda: prompts(), "'peft_type' LORA, found PROMPT_TUNING"),
+        (lambda: prompts(), lambda: prompts(num_virtual_tokens=4), "tokens' 3, found 4"),
+    ],
+)
+def test_a_task_that_builds_another_adapter(
+    tmp_path: Path, saved: Any, built: Any, field: str
+) -> None:
+    save_adapter(tmp_path / "step-1", saved())
+    text = refused(tmp_path, Task(model=lambda: adapted(bert(), built()), data=data, name="own"))
+    assert field in text
+    assert "task 'own'" in text
+
+
+def test_a_task_with_an_adapter_further_inside(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "step-1", lora())
+    task = Task(model=lambda: nn.Sequential(adapted(bert(), lora())), data=data, name="own")
+    assert "an adapter inside Sequential; return the PeftModel itself" in refused(tmp_path, task)
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "expected"),
+    [
+        (lora, T5_TASK, "found T5ForConditionalGeneration (NoMatching"),
+        (lora, Task(model=model, data=data, name="plain"), "found Sequential"),
+        (prompts, Task(model=model, data=data, name="plain"), "found Sequential"),
+        (lora, Task(model=lambda: bert(8), data=data, name="small"), "expected shape (2, 8)"),
+        (prompts, Task(model=lambda: bert(8), data=data, name="small"), "expected shape"),
+        (prompts, T5_TASK, "unexpected 2"),
+    ],
+)
+def test_another_base_model(tmp_path: Path, config: Any, task: Task, expected: str) -> None:
+    save_adapter(tmp_path / "step-1", config())
+    edit_config(tmp_path / "step-1", base_model_name_or_path="some/base")
+    text = refused(tmp_path, task)
+    assert expected in text
+    assert "belongs to base model 'some/base' according to its adapter_config.json" in text
+    edit_config(tmp_path / "step-1", base_model_name_or_path=None)
+    assert "names no base model" in refused(tmp_path, task)
+
+
+def test_an_unsupported_kind(tmp_path: Path) -> None:
+    import peft
+
+    config = peft.IA3Config(target_modules=["query"], feedforward_modules=[], task_type="SEQ_CLS")
+    save_adapter(tmp_path / "step-1", config)
+    text = refused(tmp_path)
+    assert "a supported kind (LORA, PROMPT_TUNING)" in text
+    assert "found IA3" in text
+    assert str(tmp_path / "step-1") in text
+
+
+def test_adapters_of_different_runs(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "step-1", lora())
+    save_adapter(tmp_path / "step-2", lora(lora_alpha=99))
+    text = refused(tmp_path)
+    assert "found 'lora_alpha' 99" in text
+    assert str(tmp_path / "step-2") in text
+    save_adapter(tmp_path / "step-2", prompts())
+    assert "alike" in refused(tmp_path)
+
+
+def test_a_configuration_never_names_code_to_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "marker"
+    (tmp_path / "named_by_adapter.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    save_adapter(tmp_path / "run" / "step-1", lora())
+    edit_config(
+        tmp_path / "run" / "step-1", megatron_config={"a": 1}, megatron_core="named_by_adapter"
+    )
+    assert "found 'megatron_config'" in refused(tmp_path / "run")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "expected JSON"),
+        ("[1]", "a JSON object"),
+        ("{}", "'peft_type'"),
+        ('{"peft_type": 3}', "'peft_type'"),
+        ('{"peft_type": "LORA", "base_model_name_or_path": 3}', "'base_model_name_or_path'"),
+        ('{"peft_type": "LORA", "task_type": "NO_SUCH"}', "that PEFT can read"),
+        ('{"peft_type": "LORA", "r": "x", "target_modules": ["query"]}', "to take the adapter"),
+        ('{"peft_type": "LORA", "r": -1, "target_modules": ["query"]}', "to take the adapter"),
+    ],
+)
+def test_a_damaged_configuration(tmp_path: Path, text: str, expected: str) -> None:
+    save_adapter(tmp_path / "step-1", lora())
+    (tmp_path / "step-1" / "adapter_config.json").write_text(text)
+    found = refused(tmp_path)
+    assert expected in found
+    assert str(tmp_path / "step-1") in found
+
+
+def test_parts_of_an_adapter_that_are_missing(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "step-1", lora())
+    config, weights = (
+        tmp_path / "step-1" / name for name in ("adapter_config.json", "adapter_model.safetensors")
+    )
+    kept = config.read_bytes()
+    config.unlink()
+    assert f"'adapter_config.json' beside '{weights}'" in refused(tmp_path)
+    config.write_bytes(kept)
+    weights.unlink()
+    assert f"the weights of an adapter beside '{config}'" in refused(tmp_path)
+
+
+def test_damaged_weights_change_nothing(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "step-1", lora())
+    weights = tmp_path / "step-1" / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    trajectory, built = opened(tmp_path)
+    before = values(built)
+    name = next(iter(tensors))
+    save(weights, {**tensors, name: tensors[name] * torch.nan})
+    assert "SHA-256" in sentence(lambda: load_into(built, trajectory.checkpoints[0]))
+    changed = open_trajectory(tmp_path).checkpoints[0]
+    assert "expected finite values" in sentence(lambda: load_into(built, changed))
+    save(weights, {**tensors, "other": tensors[name].clone()})
+    changed = open_trajectory(tmp_path).checkpoints[0]
+    assert "unexpected 1 ('other')" in sentence(lambda: load_into(built, changed))
+    assert torch.equal(values(built), before)
+
+
+def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_adapter(tmp_path / "step-1", lora())
+    monkeypatch.setitem(sys.modules, "peft", None)  # what an absent package looks like to import
+    assert "pip install 'evalkit[hf]'" in refused(tmp_path)
+
+
+def test_adapters_need_a_model_that_carries_one(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "step-1", lora())
+    trajectory = open_trajectory(tmp_path)
+    text = sentence(lambda: verify_trajectory(trajectory, bert()))
+    assert "found BertForSequenceClassification" in text
+
+
+def test_whole_models_load_into_the_base_of_a_task(tmp_path: Path) -> None:
+    task = Task(model=lambda: adapted(bert(), lora()), data=data, base=bert, name="both")
+    saved = bert()
+    saved.save_pretrained(tmp_path / "step-1")
+    trajectory, built = opened(tmp_path, task)
+    load_into(built, trajectory.checkpoints[0])
+    assert torch.equal(values(built), values(saved))
+    assert all(p.requires_grad for p in built.parameters())
+
+
+@pytest.mark.parametrize("config", [lora, prompts])
+def test_a_study_of_adapters(tmp_path: Path, config: Any) -> None:
+    for step in (1, 2):
+        save_adapter(tmp_path / "run" / f"checkpoint-{step}", config(), step)
+    settings = Settings(methods=("sgd", "ief"), batches=2, batch_size=4)
+    trajectory = open_trajectory(tmp_path / "run")
+    run_study(trajectory, TASK, settings, tmp_path / "out")
+    scores = read_run(tmp_path / "out").scores
+    assert len(scores) == 8
+    assert (scores["slope"] > 0).all()
+    assert scores["gamma"].nunique() == 8
+    name, lin = next(checkpoint_batches(tmp_path / "run", _file(tmp_path), 1, 4))
+    assert "checkpoint-1" in name
+    assert lin.num_params == sum(
+        t.numel() for t in adapter_values(opened(tmp_path / "run")[1]).values()
+    )
+
+
+def _file(folder: Path) -> str:
+    (folder / "own_task.py").write_text("from tests.adapters import TASK as task\n")
+    return f"{folder / 'own_task.py'}:task"
+
+
+def test_a_manifest_of_adapters(tmp_path: Path) -> None:
+    for step in (0, 8):
+        save_adapter(tmp_path / f"step-{step:06d}", lora(), step)
+    entries = [{"file": f"step-{step:06d}", "step": step, "progress": step / 8} for step in (0, 8)]
+    content = {"format": 1, "task": None, "checkpoints": entries}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(content))
+    trajectory, built = opened(tmp_path)
+    assert trajectory.is_adapter
+    verify_trajectory(trajectory, built)
+
+
+def test_adapters_of_a_model_with_tied_weights_stay_apart(tmp_path: Path) -> None:
+    config = lora(task_type="SEQ_2_SEQ_LM", target_modules=["q"], modules_to_save=["lm_head"])
+    saved = save_adapter(tmp_path / "step-1", config, base=t5())
+    trajectory, built = opened(tmp_path, T5_TASK)
+    load_into(built, trajectory.checkpoints[0])
+    found = adapter_values(built)
+    assert any("lm_head" in name for name in found)
+    assert all(torch.equal(found[name], saved[name]) for name in saved)

@@ -1,0 +1,416 @@
+"""The callback of the Trainer: the same tables as a study, and a training that notices nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+import peft
+import transformers
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from evalkit import EvalkitError, likelihoods
+from evalkit.callback import ScoreCallback
+from evalkit.cells import batch_seed
+from evalkit.cli import main
+from evalkit.reports import report_run
+from evalkit.run import read_run
+from evalkit.saved import find_saved, saved_hash
+from evalkit.scoring import score
+from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
+from evalkit.trainer_batches import supervised
+
+METHODS = ("sgd", "ef", "ief", "sf")
+WORDS, LENGTH, SAMPLES = 30, 6, 24
+
+
+def bert(kind: str = "SequenceClassification", **config: Any) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2}
+    chosen = transformers.BertConfig(
+        vocab_size=WORDS, num_hidden_layers=1, max_position_embeddings=16, **sizes, **config
+    )
+    return getattr(transformers, f"BertFor{kind}")(chosen)
+
+
+def t5() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2}
+    config = transformers.T5Config(vocab_size=WORDS, decoder_start_token_id=0, **sizes)
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def gpt2() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"n_embd": 8, "n_inner": 12, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=WORDS, **sizes))
+
+
+def lora(model: nn.Module, kind: str, *names: str) -> nn.Module:
+    config = peft.LoraConfig(task_type=kind, r=2, lora_dropout=0.1, target_modules=list(names))
+    return peft.get_peft_model(model, config)
+
+
+def prompted(model: nn.Module, kind: str) -> nn.Module:
+    config = peft.PromptTuningConfig(task_type=kind, num_virtual_tokens=3)
+    return peft.get_peft_model(model, config)
+
+
+def tokens(*shape: int) -> Tensor:
+    return torch.randint(1, WORDS, shape, generator=torch.Generator().manual_seed(1))
+
+
+def with_gaps(labels: Tensor) -> Tensor:
+    labels = labels.clone()
+    labels[0, -2:] = -100
+    return labels
+
+
+CLASSES = torch.tensor([0, 2, 1, 1])
+WORDS_OF = with_gaps(tokens(4, LENGTH))
+ANSWERS = with_gaps(tokens(4, 4))
+REAL = torch.tensor([0.5, -1.0, 0.0, 2.0])
+FLAGS = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+
+LOSSES: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
+    "classes": (lambda: bert(num_labels=3), CLASSES, "categorical"),
+    "classes, LoRA": (lambda: lora(bert(num_labels=3), "SEQ_CLS", "query"), CLASSES, "categorical"),
+    "one real number": (lambda: bert(num_labels=1), REAL, "gaussian"),
+    "one whole number": (lambda: bert(num_labels=1), CLASSES, "gaussian"),
+    "flags": (lambda: bert(num_labels=3), FLAGS, "bernoulli"),
+    "flags, told": (
+        lambda: bert(num_labels=3, problem_type="multi_label_classification"),
+        FLAGS,
+        "bernoulli",
+    ),
+    "numbers, told": (lambda: bert(num_labels=3, problem_type="regression"), FLAGS, "gaussian"),
+    "tokens": (lambda: bert("TokenClassification", num_labels=WORDS), WORDS_OF, "categorical"),
+    "masked words": (lambda: bert("MaskedLM"), WORDS_OF, "categorical"),
+    "T5": (t5, ANSWERS, "categorical"),
+    "T5, LoRA": (lambda: lora(t5(), "SEQ_2_SEQ_LM", "q"), ANSWERS, "categorical"),
+    "T5, prompt": (lambda: prompted(t5(), "SEQ_2_SEQ_LM"), ANSWERS, "categorical"),
+    "GPT-2": (gpt2, WORDS_OF, "categorical"),
+    "GPT-2, LoRA": (lambda: lora(gpt2(), "CAUSAL_LM", "c_attn"), WORDS_OF, "categorical"),
+    "GPT-2, prompt": (lambda: prompted(gpt2(), "CAUSAL_LM"), WORDS_OF, "categorical"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LOSSES)
+def test_targets_give_the_loss_of_the_model_itself(name: str) -> None:
+    build, labels, likelihood = LOSSES[name]
+    model = build().eval()
+    mask = torch.ones(4, LENGTH, dtype=torch.long)
+    mask[0, -1] = 0
+    batch = {"input_ids": tokens(4, LENGTH), "attention_mask": mask, "labels": labels}
+    made = supervised(model, batch)
+    assert made.likelihood == likelihood
+    assert "labels" not in made.inputs
+    with torch.no_grad():
+        logits, expected = model(**made.inputs).logits, model(**batch).loss
+    meaning = likelihoods.get(likelihood)
+    targets = meaning.check(logits, made.targets)
+    found = meaning.losses(logits, targets).sum() / int((targets != -100).sum())
+    # transformers means the square of an error where the likelihood means half of it.
+    factor = 2 if likelihood == "gaussian" else 1
+    torch.testing.assert_close(float(factor * found), float(expected), rtol=1e-5, atol=0)
+
+
+def test_a_batch_without_labels_is_refused() -> None:
+    with pytest.raises(EvalkitError, match=r"'labels'.*found 'input_ids', 'start_positions'"):
+        supervised(bert(), {"input_ids": tokens(4, 6), "start_positions": CLASSES})
+
+
+# --- a real Trainer ---------------------------------------------------------------------------
+
+
+def samples() -> list[dict[str, Any]]:
+    words = tokens(SAMPLES, LENGTH)
+    return [{"input_ids": row, "labels": int(row.sum()) % 3} for row in words]
+
+
+class Masking:
+    """Hides words as augmentation does, by every generator that a collator may draw from."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(5)
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        words = torch.stack([feature["input_ids"] for feature in features])
+        hidden = torch.rand(words.shape, generator=self.generator) < 0.2
+        hidden |= torch.from_numpy(np.random.rand(*words.shape) < 0.2)  # noqa: NPY002
+        hidden |= torch.rand(words.shape) < random.random() / 5
+        labels = torch.tensor([feature["labels"] for feature in features])
+        return {"input_ids": words.masked_fill(hidden, 0), "labels": labels}
+
+
+def adapted() -> nn.Module:
+    return lora(bert(num_labels=3), "SEQ_CLS", "query", "value")
+
+
+def trainer(
+    out: Path, *callbacks: Any, model: nn.Module | None = None, **changes: Any
+) -> transformers.Trainer:
+    collator = changes.pop("data_collator", None) or Masking()
+    arguments: dict[str, Any] = {
+        "max_steps": 4,
+        "save_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.05,
+        **changes,
+    }
+    chosen = transformers.TrainingArguments(
+        output_dir=str(out),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+        seed=3,
+        **arguments,
+    )
+    return transformers.Trainer(
+        model=adapted() if model is None else model,
+        args=chosen,
+        train_dataset=samples(),
+        data_collator=collator,
+        callbacks=list(callbacks),
+    )
+
+
+def scorer(folder: Path, **changes: Any) -> ScoreCallback:
+    return ScoreCallback(folder, METHODS, batches=2, batch_size=8, **changes)
+
+
+class Watch(transformers.TrainerCallback):
+    """Reports the run at every save, as somebody does who watches it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: list[tuple[int, bool]] = []
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        place = report_run(self.folder).place
+        run = read_run(self.folder)
+        assert str(state.global_step) in place.read_text(encoding="utf-8")
+        self.seen.append((run.scores["checkpoint"].nunique(), bool(run.provenance["finished"])))
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Watch]:
+    place = tmp_path_factory.mktemp("watched")
+    watch = Watch(place / "run")
+    made = trainer(place / "out", scorer(place / "run", initial=False), watch)
+    made.train()
+    return made, place, watch
+
+
+def test_a_run_can_be_watched_and_is_finished_in_the_end(
+    watched: tuple[Any, Path, Watch],
+) -> None:
+    _, place, watch = watched
+    run = read_run(place / "run")
+    assert watch.seen == [(1, False), (2, False)]
+    assert tuple(run.scores.columns) == KEY_COLUMNS + SCORE_COLUMNS
+    assert tuple(run.batches.columns) == KEY_COLUMNS + BATCH_COLUMNS
+    assert run.provenance["finished"] is not None
+    assert run.provenance["task"] == "BertForSequenceClassification"
+    kept = run.batches[["checkpoint", "step", "progress", "batch"]].values.tolist()
+    assert kept == [
+        ["checkpoint-2", 2, 0.5, 0],
+        ["checkpoint-2", 2, 0.5, 1],
+        ["checkpoint-4", 4, 1.0, 0],
+        ["checkpoint-4", 4, 1.0, 1],
+    ]
+    for entry in run.provenance["checkpoints"]:
+        saved = find_saved(place / "out" / entry["name"])
+        assert saved.is_adapter
+        assert entry["sha256"] == saved_hash(saved)
+    assert report_run(place / "run").place.exists()
+
+
+def test_rows_are_those_of_the_saved_model(watched: tuple[Any, Path, Watch]) -> None:
+    made, place, _ = watched
+    callback = scorer(place / "other")
+    made.data_collator = Masking()
+    loader = made.get_train_dataloader()
+    state = transformers.TrainerState(max_steps=4)
+    model = made.model.eval()
+    names = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert all("lora_" in name or "classifier" in name for name in names)
+    callback.on_train_begin(made.args, state, None, model=model, train_dataloader=loader)
+    assert {name for name, value in model.named_parameters() if value.requires_grad} == names
+    batch = supervised(model, callback._batches.draw(callback.settings, 1))
+    seed = batch_seed(0, 1, "methods")
+    expected = score(model, batch.inputs, batch.targets, methods=METHODS, seed=seed)
+    for folder, name in (("run", "checkpoint-4"), ("other", "checkpoint-0")):
+        scores = read_run(place / folder).scores
+        found = scores[(scores["checkpoint"] == name) & (scores["batch"] == 1)]
+        pd.testing.assert_frame_equal(
+            found[list(SCORE_COLUMNS)].reset_index(drop=True),
+            expected,
+            check_dtype=False,
+            rtol=1e-9,
+        )
+
+
+def test_a_batch_is_the_same_whenever_it_is_drawn(watched: tuple[Any, Path, Watch]) -> None:
+    made, place, _ = watched
+    callback = scorer(place / "drawn", initial=False)
+    kwargs = {"model": made.model, "train_dataloader": made.get_train_dataloader()}
+    callback.on_train_begin(made.args, transformers.TrainerState(max_steps=4), None, **kwargs)
+    first = callback._batches.draw(callback.settings, 0)
+    torch.rand(5, generator=made.data_collator.generator)
+    again, other = (callback._batches.draw(callback.settings, batch) for batch in (0, 1))
+    assert torch.equal(first["input_ids"], again["input_ids"])
+    assert not torch.equal(first["input_ids"], other["input_ids"])
+
+
+def test_the_gate_takes_the_run(watched: tuple[Any, Path, Watch]) -> None:
+    _, place, _ = watched
+    baseline = ["check", str(place / "run"), "--baseline", str(place / "baseline.csv")]
+    for arguments in ([*baseline, "--update-baseline"], baseline):
+        assert main(arguments) == 0
+
+
+def test_training_ends_with_the_same_bits(tmp_path: Path) -> None:
+    ends = []
+    for callbacks in ((), (scorer(tmp_path / "run"),)):
+        made = trainer(tmp_path / "out", *callbacks)
+        made.train()
+        assert made.model.training
+        ends.append(made.model.state_dict())
+    assert len(read_run(tmp_path / "run").batches) == 6
+    moved = 0
+    for name, start in adapted().state_dict().items():
+        assert torch.equal(ends[0][name], ends[1][name]), name
+        moved += not torch.equal(ends[0][name], start)
+    assert moved == 6  # A and B of query and value, weight and bias of the classifier
+
+
+def test_a_resumed_training_goes_on_with_its_run(tmp_path: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "out"
+    trainer(out, scorer(folder)).train()
+    whole = (folder / "scores.csv").read_bytes()
+    with pytest.raises(EvalkitError, match=r"found a run in .*name another folder"):
+        trainer(out, scorer(folder)).train()
+    resumed = str(out / "checkpoint-2")
+    with pytest.raises(EvalkitError, match="another training steps: 4 instead of 6"):
+        trainer(out, scorer(folder), max_steps=6).train(resume_from_checkpoint=resumed)
+    with pytest.raises(EvalkitError, match="another seed: 0 instead of 1"):
+        trainer(out, scorer(folder, seed=1)).train(resume_from_checkpoint=resumed)
+    assert (folder / "scores.csv").read_bytes() == whole
+    # The second batch of the checkpoint that is resumed was never scored, and what follows it is
+    # of a training that is given up.
+    path = folder / "batches.csv"
+    lines = path.read_text(encoding="utf-8").splitlines(True)
+    later = [line.replace(",1.0,0,8,", ",1.0,0,9,") for line in lines[5:]]
+    assert later != lines[5:]
+    path.write_text("".join(lines[:4] + later), encoding="utf-8")
+    watch = Watch(folder)
+    trainer(out, scorer(folder), watch).train(resume_from_checkpoint=resumed)
+    assert watch.seen == [(3, False)]
+    run = read_run(folder)
+    assert [item["name"] for item in run.provenance["checkpoints"]] == [
+        "checkpoint-0",
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
+    kept = pd.read_csv(folder / "scores.csv")
+    assert kept.groupby("checkpoint")["batch"].apply(list).map(len).to_list() == [8, 8, 8]
+    assert (run.batches["num_samples"] == 8).all()
+    # The Trainer does not restore the collator's generator, so later words are hidden anew.
+    lines, before = ((folder / "scores.csv").read_bytes().splitlines(), whole.splitlines())
+    assert lines[:17] == before[:17]
+
+
+class Loud(nn.Module):
+    """A classifier whose logits are never the same twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(WORDS, 4), nn.Linear(4, 3)
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+        hidden = self.embedding(input_ids).mean(1)
+        logits = self.head(hidden + torch.randn_like(hidden))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def test_what_cannot_be_scored_is_a_warning_and_training_goes_on(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "out", scorer(tmp_path / "run"), model=Loud())
+    with pytest.warns(UserWarning, match="checkpoint 'checkpoint-2', batch 0: expected a determin"):
+        made.train()
+    assert made.state.global_step == 4
+    assert not (tmp_path / "run").exists()
+
+
+def test_mixed_precision_does_not_reach_the_scores(tmp_path: Path) -> None:
+    for name, changes in (("plain", {}), ("mixed", {"bf16": True})):
+        scored = scorer(tmp_path / name)
+        made = trainer(tmp_path / "out" / name, scored, max_steps=1, **changes)
+        made.train()
+        forward = made.model.__dict__.get("forward")
+        assert (forward is not None) == bool(changes)
+    plain, mixed = (read_run(tmp_path / name).scores for name in ("plain", "mixed"))
+    first = [scores[scores["checkpoint"] == "checkpoint-0"] for scores in (plain, mixed)]
+    pd.testing.assert_frame_equal(*first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"batch_size": 25}, "batch_size of at most 24"),
+        ({"methods": ("sgd", "eff")}, "ef"),
+        ({"batches": 0}, "batches of at least 1"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused_before_training(
+    changes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EvalkitError, match=sentence):
+        trainer(tmp_path / "out", ScoreCallback(tmp_path / "run", **changes)).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "out")
+    made.args.fsdp = True
+    kwargs = {"model": made.model, "train_dataloader": made.get_train_dataloader()}
+    state = transformers.TrainerState(max_steps=4)
+    with pytest.raises(EvalkitError, match="sharded parameters"):
+        scorer(tmp_path / "run").on_train_begin(made.args, state, None, **kwargs)
+
+
+def test_only_the_first_process_scores(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "out")
+    kwargs = {"model": made.model, "train_dataloader": made.get_train_dataloader()}
+    callback = scorer(tmp_path / "run")
+    state = transformers.TrainerState(max_steps=4, is_world_process_zero=False)
+    for event in (callback.on_train_begin, callback.on_save, callback.on_train_end):
+        event(made.args, state, None, **kwargs)
+    assert not (tmp_path / "run").exists()
+
+
+def test_transformers_is_asked_for_in_a_sentence_and_only_here() -> None:
+    code = (
+        "import sys, json; sys.modules['transformers'] = None; import evalkit, evalkit.study\n"
+        "try:\n    import evalkit.callback\n"
+        "except evalkit.EvalkitError as error: print(json.dumps(str(error)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'evalkit[hf]'" in json.loads(done.stdout)

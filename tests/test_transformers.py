@@ -1,0 +1,310 @@
+"""Scores of tiny transformers against the dense reference, whatever the padding and batching."""
+
+from __future__ import annotations
+
+import functools
+from copy import deepcopy
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import evalkit
+from evalkit.updates.sf import sampled_logit_gradients
+from tests import dense
+from tests.table import Batch
+from tests.test_contract import assert_near, well_conditioned
+from tests.test_score import expected_row, state
+
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+from tests.transformer_cases import TRANSFORMERS, padded
+
+CG = "ngd:solver=cg:tolerance=1e-11:max_iterations=500"
+DIRECT = "ngd:solver=direct"
+METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "sf", "sf:labels_per_sample=3", DIRECT)
+NUMBERS = [
+    "gamma",
+    "ratio",
+    "efficiency",
+    "fisher_norm",
+    "slope",
+    "norm",
+    "cosine_sgd",
+]
+DAMPING = 1e-2
+
+every_transformer = pytest.mark.parametrize("name", TRANSFORMERS)
+every_text = pytest.mark.parametrize(
+    "name", [name for name in TRANSFORMERS if not name.startswith(("vit", "dinov2"))]
+)
+
+
+@functools.cache
+def batch_of(name: str) -> Batch:
+    """The case in the precision that checkpoints come in."""
+    return TRANSFORMERS[name].make(torch.float32)
+
+
+class InDouble(TorchFunctionMode):
+    """Leaves values in float64 where a model's code would round them to float32.
+
+    T5's norms do, so that sums over rows of half precision keep their digits. A derivative through
+    such a rounding is known to seven digits, and the reference would be no better.
+    """
+
+    casts = (torch.Tensor.to, torch.Tensor.float)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        down = func is torch.Tensor.float or torch.float32 in (*args, *kwargs.values())
+        if func in self.casts and args[0].dtype == torch.float64 and down:
+            return args[0]
+        return func(*args, **kwargs)
+
+
+class Reference(dense.Dense):
+    """One batch with everything formed, the Fisher matrix once."""
+
+    @functools.cached_property
+    def fisher(self) -> Tensor:
+        return super().fisher
+
+
+@functools.cache
+def reference(name: str) -> Reference:
+    with InDouble():
+        return Reference(**vars(dense.dense(*batch_of(name))))
+
+
+@functools.cache
+def linearized(name: str) -> evalkit.Linearization:
+    return evalkit.linearize(*batch_of(name), dtype="float64")
+
+
+@functools.cache
+def table(name: str) -> pd.DataFrame:
+    return scored(batch_of(name))
+
+
+def scored(batch: Batch, methods: tuple[str, ...] = METHODS, **settings: Any) -> pd.DataFrame:
+    settings = {"damping": DAMPING, "seed": 3, "dtype": "float64"} | settings
+    return evalkit.score(*batch, methods=methods, **settings)
+
+
+def assert_same_numbers(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float) -> None:
+    for got, wanted in zip(found.to_dict("records"), expected.to_dict("records"), strict=True):
+        assert got["method"] == wanted["method"]
+        numbers = {key: wanted[key] for key in NUMBERS}
+        assert {key: got[key] for key in NUMBERS} == pytest.approx(numbers, rel=tolerance), got[
+            "method"
+        ]
+
+
+# --- the models are what they claim to be ----------------------------------------------------
+
+
+class Calls(TorchFunctionMode):
+    """Counts the calls of fused attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is nn.functional.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
+
+
+@every_transformer
+def test_models_use_fused_attention_as_loaded(name: str) -> None:
+    model, inputs, _, _ = batch_of(name)
+    assert model.config._attn_implementation == "sdpa"
+    with torch.no_grad(), Calls() as calls:
+        dense.call(model, inputs)
+    assert calls.count > 0
+
+
+@every_transformer
+def test_nothing_vanishes(name: str) -> None:
+    """Every trainable parameter moves the logits, so that a forgotten one would be noticed."""
+    model, expected = batch_of(name).model, reference(name)
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    parts = expected.gradient.split([p.numel() for p in trained.values()])
+    still = {key for key, part in zip(trained, parts, strict=True) if part.norm() < 1e-6}
+    # Softmax is blind to a shift of all keys, and a mask token is for masked images alone.
+    blind = ("key.bias", "key.base_layer.bias", "k_proj.bias", "mask_token")
+    assert all(key.endswith(blind) for key in still), still
+
+
+# --- the dense reference ---------------------------------------------------------------------
+
+
+def wanted_directions(name: str) -> dict[str, Tensor]:
+    """Method name, settings included, to its dense direction."""
+    expected, lin = reference(name), linearized(name)
+    draws = {count: sampled_logit_gradients(lin, 3, count) for count in (1, 3)}
+    natural = dense.ngd(expected, DAMPING)
+    return {
+        "sgd": dense.sgd(expected),
+        "ef": dense.ef(expected, DAMPING),
+        "ief": dense.ief(expected, DAMPING),
+        "ief-tikhonov": dense.ief_tikhonov(expected, DAMPING),
+        "sf": dense.sf(expected, draws[1], DAMPING),
+        "sf:labels_per_sample=3": dense.sf(expected, draws[3], DAMPING),
+        DIRECT: natural,
+        CG: natural,
+    }
+
+
+@every_transformer
+def test_every_score(name: str) -> None:
+    expected = reference(name)
+    wanted = wanted_directions(name)
+    found = pd.concat([table(name), scored(batch_of(name), (CG,))])
+    assert list(found["method"]) == list(wanted)
+    assert found["converged"].iloc[-1]
+    for row, d in zip(found.to_dict("records"), wanted.values(), strict=True):
+        numbers = expected_row(expected, d)
+        got = {key: row[key] for key in numbers}
+        assert got == pytest.approx(numbers, rel=1e-6), row["method"]
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMERS if "_prompts" not in name])
+def test_scores_with_the_default_damping(name: str) -> None:
+    expected = reference(name)
+    assert well_conditioned(expected)
+    found = evalkit.score(*batch_of(name), methods=("sgd", "ef", "ief"), dtype="float64")
+    wanted = (dense.sgd(expected), dense.ef(expected, 1e-12), dense.ief(expected, 1e-12))
+    for row, d in zip(found.to_dict("records"), wanted, strict=True):
+        numbers = expected_row(expected, d)
+        got = {key: row[key] for key in numbers}
+        assert got == pytest.approx(numbers, rel=1e-6), row["method"]
+
+
+@every_transformer
+def test_gram_matrix(name: str) -> None:
+    lin, expected = linearized(name), reference(name)
+    scale = torch.outer(expected.gradient_norms, expected.gradient_norms)
+    assert lin.gram.shape == scale.shape
+    assert float(((lin.gram - expected.gram).abs() / scale).max()) <= 1e-6
+
+
+@every_transformer
+def test_gradient_and_products(name: str) -> None:
+    lin, expected = linearized(name), reference(name)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(expected.num_params, generator=generator, dtype=torch.float64)
+    c = torch.randn(expected.logits.shape, generator=generator, dtype=torch.float64)
+    assert_near(lin.losses, expected.losses, 1e-6)
+    assert_near(lin.gradient, expected.gradient, 1e-6)
+    assert_near(lin.jvp(v), expected.jvp(v), 1e-6)
+    assert_near(lin.vjp(c), expected.vjp(c), 1e-6)
+    assert_near(lin.fvp(v), expected.fisher @ v, 1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMERS if "alike" not in name])
+@pytest.mark.filterwarnings("error:samples influence each other")
+def test_no_slow_route_is_taken(name: str) -> None:
+    """One backward per sample for all parameters would be right, and too slow for a real model."""
+    _ = evalkit.linearize(*batch_of(name), dtype="float64").gram
+
+
+# --- what changes nothing --------------------------------------------------------------------
+
+
+@every_text
+def test_padding_changes_no_score(name: str) -> None:
+    assert_same_numbers(scored(padded(batch_of(name), 3)), table(name), 1e-9)
+
+
+@every_text
+def test_padding_changes_no_gram_matrix(name: str) -> None:
+    lin = evalkit.linearize(*padded(batch_of(name), 2), dtype="float64")
+    expected = linearized(name).gram
+    scale = expected.diagonal().sqrt()
+    assert float(((lin.gram - expected).abs() / torch.outer(scale, scale)).max()) <= 1e-9
+
+
+@every_transformer
+def test_micro_batch_size_changes_no_score(name: str) -> None:
+    assert_same_numbers(scored(batch_of(name), micro_batch_size=3), table(name), 1e-10)
+
+
+@every_text
+def test_output_of_a_tokenizer_is_taken_as_it_is(name: str) -> None:
+    from transformers import BatchEncoding
+
+    batch = batch_of(name)
+    lin = evalkit.linearize(
+        batch.model, BatchEncoding(batch.inputs), batch.targets, dtype="float64"
+    )
+    assert torch.equal(lin.logits, linearized(name).logits)
+
+
+# --- what is left alone ----------------------------------------------------------------------
+
+
+def configuration(model: nn.Module) -> list[object]:
+    """The settings of every part that has some, the kind of attention among them."""
+    parts = [part.config for part in model.modules() if hasattr(part, "config")]
+    return [(part._attn_implementation, deepcopy(part.to_dict())) for part in parts]
+
+
+@every_transformer
+def test_model_is_left_alone(name: str) -> None:
+    batch = TRANSFORMERS[name].make(torch.float32)
+    values = {key: value.clone() for key, value in batch.model.state_dict().items()}
+    before = state(batch.model), configuration(batch.model)
+    scored(batch, (*METHODS, "ngd:solver=cg:max_iterations=3"))
+    scored(batch, ("sgd", "ief"), micro_batch_size=3, dtype=None)
+    assert (state(batch.model), configuration(batch.model)) == before
+    after = batch.model.state_dict()
+    assert list(after) == list(values)
+    assert all(torch.equal(after[key], value) for key, value in values.items())
+    assert not batch.model.training
+
+
+# --- the paper's counts ----------------------------------------------------------------------
+
+
+def trainable(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def t5_base() -> nn.Module:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
+    with torch.device("meta"):
+        return T5ForConditionalGeneration(T5Config(**sizes))
+
+
+def test_count_of_prompts_of_t5_base() -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    config = PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=20, num_transformer_submodules=1
+    )
+    assert trainable(get_peft_model(t5_base(), config)) == 15_360
+
+
+def test_count_of_lora_of_t5_base() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=8, target_modules=["q", "v"])
+    assert trainable(get_peft_model(t5_base(), config)) == 884_736
+
+
+def test_count_of_lora_of_vit_base() -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import ViTConfig, ViTForImageClassification
+
+    with torch.device("meta"):
+        model = ViTForImageClassification(ViTConfig(num_labels=100))
+    config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], bias="lora_only")
+    assert trainable(get_peft_model(model, config)) == 313_344
