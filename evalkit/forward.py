@@ -7,7 +7,7 @@ model keeps its mode, gradients, hooks, parameters and buffers whatever the forw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from evalkit.determinism import (
 )
 from evalkit.double_backward import Backward
 from evalkit.errors import EvalkitError
+from evalkit.precision import AllDouble
 from evalkit.recorder import (
     LayerUse,
     Recorder,
@@ -167,7 +168,9 @@ def record(
         swapped = {place: chosen[id(old)] for place, old in owners.items()}
         # Every place is swapped once and on its own: torch's own handling of tied weights leaves a
         # module that is registered twice with a plain tensor in place of its parameter.
-        logits = functional_call(_Logits(model), swapped, (arguments,), tie_weights=False)
+        double = all(value.dtype == torch.float64 for value in values.values())
+        with AllDouble() if double else nullcontext():
+            logits = functional_call(_Logits(model), swapped, (arguments,), tie_weights=False)
         return cast(logits, None)  # half precision under autocast
 
     backward = Backward()

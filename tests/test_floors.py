@@ -17,7 +17,7 @@ errors version machine
 registry settings reductions paired
 likelihoods tables
 run toy_tables timing memory
-layers determinism factor broadcasts
+layers determinism factor broadcasts precision
 double_backward
 recorder
 forward

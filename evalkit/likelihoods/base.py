@@ -68,6 +68,7 @@ class Likelihood(ABC):
     def sample_targets(self, logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         """Draw targets from p(y | z); positions without a label stay without: like targets.
 
+        A number is drawn for each position with a label, so that padding changes no draw.
         The same generator state and nearby logits give mostly the same labels, so that
         comparisons between checkpoints are paired.
         """

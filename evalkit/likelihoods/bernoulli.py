@@ -70,11 +70,12 @@ class Bernoulli(Likelihood):
         return (z.sigmoid() * (-z).sigmoid()).sqrt().where(targets != IGNORED_LABEL, 0.0)
 
     def sample_targets(self, logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        labelled = targets != IGNORED_LABEL
+        p = logits[labelled].double().sigmoid()
         draws = torch.rand(
-            logits.shape, generator=generator, dtype=torch.float64, device=generator.device
+            p.shape, generator=generator, dtype=torch.float64, device=generator.device
         ).to(logits.device)
-        drawn = (draws < logits.double().sigmoid()).double()
-        return drawn.where(targets != IGNORED_LABEL, float(IGNORED_LABEL))
+        return targets.masked_scatter(labelled, (draws < p).double())
 
     def floor_terms(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return (p - y)^2 / (p (1 - p)) = ((1 - y) e^(z/2) - y e^(-z/2))^2, summed: (N,)."""

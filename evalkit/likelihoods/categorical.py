@@ -123,13 +123,14 @@ class Categorical(Likelihood):
         return q, top, p.gather(-1, k).sqrt()
 
     def sample_targets(self, logits: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        cumulative = logits.double().softmax(-1).cumsum(-1)
+        labelled = targets != IGNORED_LABEL
+        cumulative = logits[labelled].double().softmax(-1).cumsum(-1)
         draws = torch.rand(
-            (*targets.shape, 1), generator=generator, dtype=torch.float64, device=generator.device
+            (len(cumulative), 1), generator=generator, dtype=torch.float64, device=generator.device
         ).to(logits.device)
         # Scaled by the last entry, so that rounding in the sum can never step past the last class.
         drawn = torch.searchsorted(cumulative, draws * cumulative[..., -1:], right=True)
-        return drawn.squeeze(-1).where(targets != IGNORED_LABEL, IGNORED_LABEL)
+        return targets.masked_scatter(labelled, drawn)
 
     def floor_terms(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return r^T S^+ r = 1 / p_y - 1 = exp(t), summed over positions: (N,)."""
