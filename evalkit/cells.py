@@ -137,6 +137,7 @@ def describe_run(
         "versions": versions(),
         "task": task,
         "trajectory": str(folder),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "settings": {
             **asdict(settings),
             "likelihood": likelihood,

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 _PACKAGES = ("torch", "numpy", "scipy", "pandas", "safetensors")
+_PACKAGES_IN_USE = ("transformers", "peft", "datasets")
+"""Of use to some tasks only."""
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that numbers depend on, by name."""
+    used = [name for name in _PACKAGES_IN_USE if name in sys.modules]
     return {
         "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
+        **{name: version(name) for name in (*_PACKAGES, *used)},
     }
 
 

@@ -165,7 +165,16 @@ def _provenance(
     trajectory: Trajectory, task: Task, settings: Settings, model: nn.Module
 ) -> dict[str, Any]:
     checkpoints = [checkpoint_entry(checkpoint) for checkpoint in trajectory.checkpoints]
-    return describe_run(model, task.name, task.likelihood, settings, trajectory.folder, checkpoints)
+    described = describe_run(
+        model, task.name, task.likelihood, settings, trajectory.folder, checkpoints
+    )
+    manifest = trajectory.manifest or {}
+    origin = {
+        "task_settings": dict(task.settings),
+        "base_model": trajectory.base_model,
+        "training": manifest.get("recipe"),
+    }
+    return {**described, **{key: value for key, value in origin.items() if value}}
 
 
 def checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -212,6 +221,7 @@ def _identity(provenance: dict[str, Any]) -> dict[str, Any]:
         identity[name] = list(settings.get(name, ()))
     identity["evalkit"] = provenance.get("evalkit")
     identity["task"] = provenance.get("task")
+    identity["task_settings"] = provenance.get("task_settings")
     identity["checkpoints"] = [
         [item.get(key) for key in ("name", "step", "progress", "sha256")]
         for item in provenance.get("checkpoints", ())

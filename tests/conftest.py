@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from evalkit.updates import registry
@@ -11,3 +13,12 @@ from evalkit.updates import registry
 def methods_of_the_package_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Methods that a test registers end with it."""
     monkeypatch.setattr(registry._METHODS, "_entries", dict(registry._METHODS._entries))
+
+
+@pytest.fixture(scope="session")
+def own_data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The library of data sets writes what it converts into a folder of the tests."""
+    datasets = pytest.importorskip("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("data-cache"))
+        yield

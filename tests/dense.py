@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class Dense:
         """g = G^T 1, (P,)."""
         return self.sample_gradients.sum(0)
 
-    @property
+    @cached_property
     def fisher(self) -> Tensor:
         """F = sum_n J_n^T S_n J_n, (P, P)."""
         pairs = zip(self.jacobian, self.curvature, strict=True)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -19,11 +16,10 @@ from torch import Tensor, nn
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-import peft
 import transformers
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from evalkit import EvalkitError, likelihoods
+from evalkit import EvalkitError
 from evalkit.callback import ScoreCallback
 from evalkit.cells import batch_seed
 from evalkit.cli import main
@@ -33,166 +29,7 @@ from evalkit.saved import find_saved, saved_hash
 from evalkit.scoring import score
 from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
 from evalkit.trainer_batches import supervised
-
-METHODS = ("sgd", "ef", "ief", "sf")
-WORDS, LENGTH, SAMPLES = 30, 6, 24
-
-
-def bert(kind: str = "SequenceClassification", **config: Any) -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2}
-    chosen = transformers.BertConfig(
-        vocab_size=WORDS, num_hidden_layers=1, max_position_embeddings=16, **sizes, **config
-    )
-    return getattr(transformers, f"BertFor{kind}")(chosen)
-
-
-def t5() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2}
-    config = transformers.T5Config(vocab_size=WORDS, decoder_start_token_id=0, **sizes)
-    return transformers.T5ForConditionalGeneration(config)
-
-
-def gpt2() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {"n_embd": 8, "n_inner": 12, "n_layer": 1, "n_head": 2, "n_positions": 16}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=WORDS, **sizes))
-
-
-def lora(model: nn.Module, kind: str, *names: str) -> nn.Module:
-    config = peft.LoraConfig(task_type=kind, r=2, lora_dropout=0.1, target_modules=list(names))
-    return peft.get_peft_model(model, config)
-
-
-def prompted(model: nn.Module, kind: str) -> nn.Module:
-    config = peft.PromptTuningConfig(task_type=kind, num_virtual_tokens=3)
-    return peft.get_peft_model(model, config)
-
-
-def tokens(*shape: int) -> Tensor:
-    return torch.randint(1, WORDS, shape, generator=torch.Generator().manual_seed(1))
-
-
-def with_gaps(labels: Tensor) -> Tensor:
-    labels = labels.clone()
-    labels[0, -2:] = -100
-    return labels
-
-
-CLASSES = torch.tensor([0, 2, 1, 1])
-WORDS_OF = with_gaps(tokens(4, LENGTH))
-ANSWERS = with_gaps(tokens(4, 4))
-REAL = torch.tensor([0.5, -1.0, 0.0, 2.0])
-FLAGS = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
-
-LOSSES: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
-    "classes": (lambda: bert(num_labels=3), CLASSES, "categorical"),
-    "classes, LoRA": (lambda: lora(bert(num_labels=3), "SEQ_CLS", "query"), CLASSES, "categorical"),
-    "one real number": (lambda: bert(num_labels=1), REAL, "gaussian"),
-    "one whole number": (lambda: bert(num_labels=1), CLASSES, "gaussian"),
-    "flags": (lambda: bert(num_labels=3), FLAGS, "bernoulli"),
-    "flags, told": (
-        lambda: bert(num_labels=3, problem_type="multi_label_classification"),
-        FLAGS,
-        "bernoulli",
-    ),
-    "numbers, told": (lambda: bert(num_labels=3, problem_type="regression"), FLAGS, "gaussian"),
-    "tokens": (lambda: bert("TokenClassification", num_labels=WORDS), WORDS_OF, "categorical"),
-    "masked words": (lambda: bert("MaskedLM"), WORDS_OF, "categorical"),
-    "T5": (t5, ANSWERS, "categorical"),
-    "T5, LoRA": (lambda: lora(t5(), "SEQ_2_SEQ_LM", "q"), ANSWERS, "categorical"),
-    "T5, prompt": (lambda: prompted(t5(), "SEQ_2_SEQ_LM"), ANSWERS, "categorical"),
-    "GPT-2": (gpt2, WORDS_OF, "categorical"),
-    "GPT-2, LoRA": (lambda: lora(gpt2(), "CAUSAL_LM", "c_attn"), WORDS_OF, "categorical"),
-    "GPT-2, prompt": (lambda: prompted(gpt2(), "CAUSAL_LM"), WORDS_OF, "categorical"),
-}
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", LOSSES)
-def test_targets_give_the_loss_of_the_model_itself(name: str) -> None:
-    build, labels, likelihood = LOSSES[name]
-    model = build().eval()
-    mask = torch.ones(4, LENGTH, dtype=torch.long)
-    mask[0, -1] = 0
-    batch = {"input_ids": tokens(4, LENGTH), "attention_mask": mask, "labels": labels}
-    made = supervised(model, batch)
-    assert made.likelihood == likelihood
-    assert "labels" not in made.inputs
-    with torch.no_grad():
-        logits, expected = model(**made.inputs).logits, model(**batch).loss
-    meaning = likelihoods.get(likelihood)
-    targets = meaning.check(logits, made.targets)
-    found = meaning.losses(logits, targets).sum() / int((targets != -100).sum())
-    # transformers means the square of an error where the likelihood means half of it.
-    factor = 2 if likelihood == "gaussian" else 1
-    torch.testing.assert_close(float(factor * found), float(expected), rtol=1e-5, atol=0)
-
-
-def test_a_batch_without_labels_is_refused() -> None:
-    with pytest.raises(EvalkitError, match=r"'labels'.*found 'input_ids', 'start_positions'"):
-        supervised(bert(), {"input_ids": tokens(4, 6), "start_positions": CLASSES})
-
-
-# --- a real Trainer ---------------------------------------------------------------------------
-
-
-def samples() -> list[dict[str, Any]]:
-    words = tokens(SAMPLES, LENGTH)
-    return [{"input_ids": row, "labels": int(row.sum()) % 3} for row in words]
-
-
-class Masking:
-    """Hides words as augmentation does, by every generator that a collator may draw from."""
-
-    def __init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(5)
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        words = torch.stack([feature["input_ids"] for feature in features])
-        hidden = torch.rand(words.shape, generator=self.generator) < 0.2
-        hidden |= torch.from_numpy(np.random.rand(*words.shape) < 0.2)  # noqa: NPY002
-        hidden |= torch.rand(words.shape) < random.random() / 5
-        labels = torch.tensor([feature["labels"] for feature in features])
-        return {"input_ids": words.masked_fill(hidden, 0), "labels": labels}
-
-
-def adapted() -> nn.Module:
-    return lora(bert(num_labels=3), "SEQ_CLS", "query", "value")
-
-
-def trainer(
-    out: Path, *callbacks: Any, model: nn.Module | None = None, **changes: Any
-) -> transformers.Trainer:
-    collator = changes.pop("data_collator", None) or Masking()
-    arguments: dict[str, Any] = {
-        "max_steps": 4,
-        "save_steps": 2,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.05,
-        **changes,
-    }
-    chosen = transformers.TrainingArguments(
-        output_dir=str(out),
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        logging_strategy="no",
-        seed=3,
-        **arguments,
-    )
-    return transformers.Trainer(
-        model=adapted() if model is None else model,
-        args=chosen,
-        train_dataset=samples(),
-        data_collator=collator,
-        callbacks=list(callbacks),
-    )
-
-
-def scorer(folder: Path, **changes: Any) -> ScoreCallback:
-    return ScoreCallback(folder, METHODS, batches=2, batch_size=8, **changes)
+from tests.trainers import METHODS, WORDS, Masking, adapted, scorer, trainer
 
 
 class Watch(transformers.TrainerCallback):

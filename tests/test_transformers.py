@@ -67,18 +67,10 @@ class InDouble(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class Reference(dense.Dense):
-    """One batch with everything formed, the Fisher matrix once."""
-
-    @functools.cached_property
-    def fisher(self) -> Tensor:
-        return super().fisher
-
-
 @functools.cache
-def reference(name: str) -> Reference:
+def reference(name: str) -> dense.Dense:
     with InDouble():
-        return Reference(**vars(dense.dense(*batch_of(name))))
+        return dense.dense(*batch_of(name))
 
 
 @functools.cache
@@ -267,44 +259,3 @@ def test_model_is_left_alone(name: str) -> None:
     assert list(after) == list(values)
     assert all(torch.equal(after[key], value) for key, value in values.items())
     assert not batch.model.training
-
-
-# --- the paper's counts ----------------------------------------------------------------------
-
-
-def trainable(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def t5_base() -> nn.Module:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    sizes = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
-    with torch.device("meta"):
-        return T5ForConditionalGeneration(T5Config(**sizes))
-
-
-def test_count_of_prompts_of_t5_base() -> None:
-    from peft import PromptTuningConfig, get_peft_model
-
-    config = PromptTuningConfig(
-        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=20, num_transformer_submodules=1
-    )
-    assert trainable(get_peft_model(t5_base(), config)) == 15_360
-
-
-def test_count_of_lora_of_t5_base() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=8, target_modules=["q", "v"])
-    assert trainable(get_peft_model(t5_base(), config)) == 884_736
-
-
-def test_count_of_lora_of_vit_base() -> None:
-    from peft import LoraConfig, get_peft_model
-    from transformers import ViTConfig, ViTForImageClassification
-
-    with torch.device("meta"):
-        model = ViTForImageClassification(ViTConfig(num_labels=100))
-    config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], bias="lora_only")
-    assert trainable(get_peft_model(model, config)) == 313_344

@@ -1,6 +1,11 @@
 """``evalkit list``: tasks and methods."""
 
+import shutil
+import textwrap
+
 import click
+
+_WIDEST = 100
 
 
 @click.command(
@@ -17,12 +22,26 @@ def command() -> None:
     from evalkit.updates import methods
     from evalkit.updates.registry import describe
 
-    click.echo("Tasks")
-    for name in tasks.task_names():
-        settings = tasks.setting_names(name)
-        click.echo(f"  {name:19}settings: {', '.join(settings)}" if settings else f"  {name}")
+    click.echo("Tasks, and the settings that --set gives them")
+    _show({name: ", ".join(tasks.setting_names(name)) for name in tasks.task_names()})
     click.echo("Methods")
-    for name in methods():
-        click.echo(f"  {name:14}{describe(name)}")
+    _show({name: describe(name) for name in methods()})
     click.echo("Optimizers")
     click.echo(f"  {', '.join(optimizers.names())}")
+
+
+def _show(entries: dict[str, str]) -> None:
+    """Print names and texts in two columns that fit the terminal."""
+    first = max(map(len, entries)) + 4
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    for name, text in entries.items():
+        click.echo(
+            textwrap.fill(
+                text or name,
+                width,
+                initial_indent=f"  {name}".ljust(first) if text else "  ",
+                subsequent_indent=" " * first,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )

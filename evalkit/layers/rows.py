@@ -209,7 +209,9 @@ class Lookups(GradientRows):
     def _scattered(self, entries: Tensor, columns: slice) -> Tensor:
         """Return the gradients in some entries and columns of the table: (K N, U * columns)."""
         draws, samples, _, width = self.d[..., columns].shape
-        places = torch.searchsorted(entries, self.indices.contiguous()).clamp_max(max(len(entries) - 1, 0))
+        places = torch.searchsorted(entries, self.indices.contiguous()).clamp_max(
+            max(len(entries) - 1, 0)
+        )
         found = entries[places] == self.indices if len(entries) else places < 0
         kept = self.d[..., columns].double() * found[..., None]
         offsets = torch.arange(samples, device=entries.device)[:, None] * len(entries)

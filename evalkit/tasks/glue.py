@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from evalkit.tasks.pretrained import ADAPTERS, check_choice
+from evalkit.tasks.pretrained import ADAPTERS, check_choice, check_number
 from evalkit.tasks.registered import register_family
 from evalkit.tasks.task import Recipe, Task
 from evalkit.tasks.text import Text, Wording, trim
@@ -83,6 +83,8 @@ def _maker(name: str) -> Callable[..., Task]:
     ) -> Task:
         check_choice("adapter", adapter, ADAPTERS)
         check_choice("labels", labels, _LABELS)
+        check_number("samples", samples, 0)
+        check_number("max_length", max_length, 1)
         text = Text(
             wording=wording,
             configuration=name,

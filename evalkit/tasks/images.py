@@ -13,7 +13,13 @@ from torch.nn import functional
 from evalkit.errors import EvalkitError
 from evalkit.forward import Inputs
 from evalkit.tasks.glue import recipe
-from evalkit.tasks.pretrained import check_choice, load_model, load_rows, with_lora
+from evalkit.tasks.pretrained import (
+    check_choice,
+    check_number,
+    load_model,
+    load_rows,
+    with_lora,
+)
 from evalkit.tasks.registered import register_family
 from evalkit.tasks.task import Task
 
@@ -37,6 +43,9 @@ class Pictures:
     labels: str
     samples: int
 
+    def __post_init__(self) -> None:
+        check_number("samples", self.samples, 0)
+
     def rows(self, split: str, most: int) -> Any:
         """Return some rows of a split."""
         rows = load_rows("data", self.data, None, split)
@@ -58,6 +67,11 @@ class Pictures:
     def classes(self) -> int:
         """Return the number of classes."""
         feature = self.rows("test", 1).features[self.labels]
+        if not hasattr(feature, "num_classes"):
+            raise EvalkitError(
+                f"expected the column '{self.labels}' of the data '{self.data}' to name its "
+                f"classes, found {feature}; cast it to datasets.ClassLabel"
+            )
         return int(feature.num_classes)
 
     def _image(self, rows: Any) -> str | None:
@@ -132,6 +146,8 @@ def _maker(default: str, column: str) -> Any:
         deviation: float = 0.5,
     ) -> Task:
         check_choice("adapter", adapter, ("lora", "none"))
+        check_number("size", size, 1)
+        check_number("deviation", deviation, 0.0, above=True)
         vision = Vision(Pictures(data, column, samples), model, size, mean, deviation)
         return Task(
             model=vision.base if adapter == "none" else vision.adapted,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import urllib.parse
 import urllib.request
@@ -47,18 +48,20 @@ def load(kind: str, setting: str, name: str, loader: Callable[..., T], **argumen
     Raises:
         EvalkitError: there is nothing of that name, or it cannot be loaded.
     """
+    path = Path(name).expanduser()
+    is_path = path.exists()
     # Without a network the hub's client tries for half a minute before it says so.
-    local = Path(name).expanduser().exists() or not _hub_is_reachable()
+    local = is_path or not _hub_is_reachable()
     try:
         with quiet():
-            return loader(name, local_files_only=local, **arguments)
+            return loader(str(path) if is_path else name, local_files_only=local, **arguments)
     except ImportError as error:
         raise EvalkitError(
             f"expected the libraries that the {kind} '{name}' needs, found that "
             f"{_first_line(error)}; install them: pip install 'evalkit[hf]'"
         ) from error
     except Exception as error:  # the libraries raise many kinds for a name or file that is not fit
-        if local and not Path(name).expanduser().exists():
+        if local and not is_path:
             found = "no such path, and no network to ask the hub or copy of it in the cache"
         else:
             found = f"{type(error).__name__}: {_first_line(error)}"
@@ -77,8 +80,14 @@ def load_rows(setting: str, name: str, configuration: str | None, split: str) ->
     datasets = _import("datasets")
 
     def loader(name: str, local_files_only: bool) -> Any:
-        download = datasets.DownloadConfig(local_files_only=local_files_only)
-        return datasets.load_dataset(name, configuration, split=split, download_config=download)
+        cache = _own_cache(Path(name), Path(datasets.config.HF_DATASETS_CACHE))
+        before = datasets.config.HF_HUB_OFFLINE
+        # The only switch that keeps this library from asking the hub, and from trying again.
+        datasets.config.HF_HUB_OFFLINE = before or local_files_only
+        try:
+            return datasets.load_dataset(name, configuration, split=split, cache_dir=cache)
+        finally:
+            datasets.config.HF_HUB_OFFLINE = before
 
     what = f"data set with a split '{split}'"
     if configuration is not None:
@@ -116,6 +125,13 @@ def load_tokenizer(name: str) -> Any:
     """
     loader = _import("transformers").AutoTokenizer.from_pretrained
     tokenizer = load("tokenizer", "tokenizer", name, loader, trust_remote_code=False)
+    # Beside a model without its files the library makes an empty one that knows no word.
+    known = set(tokenizer.get_vocab()) - set(tokenizer.added_tokens_encoder)
+    if not any(letter.isalnum() for token in known for letter in token):
+        raise EvalkitError(
+            f"expected the files of a tokenizer at '{name}', found none that hold its vocabulary; "
+            "pass another tokenizer with --set tokenizer=PATH"
+        )
     if tokenizer.pad_token_id is None:
         raise EvalkitError(
             f"expected a tokenizer with a padding token at '{name}', found none; set one in its "
@@ -181,6 +197,15 @@ def check_choice(setting: str, value: str, choices: Sequence[str]) -> None:
         )
 
 
+def check_number(setting: str, value: float, least: float, above: bool = False) -> None:
+    """Refuse a setting that is less than ``least``, or that is not above it."""
+    if value < least or (above and value == least):
+        raise EvalkitError(
+            f"expected a number {'above' if above else 'of at least'} {least} for the setting "
+            f"'{setting}', found {value}; pass such a number"
+        )
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the progress bars, notes and deprecations that the libraries print while loading."""
@@ -210,6 +235,20 @@ def _import(name: str) -> Any:
         ) from error
 
 
+def _own_cache(path: Path, cache: Path) -> str | None:
+    """Return where what is read of a local data set is cached, None for one of the hub.
+
+    The library knows a folder that describes its configurations by its last name and that
+    description alone, and would return the rows of another such folder, or rows that were changed.
+    """
+    if not path.exists():
+        return None
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    states = [(str(item), item.stat().st_size, item.stat().st_mtime_ns) for item in files]
+    key = hashlib.sha256(repr((str(path.resolve()), states)).encode()).hexdigest()[:16]
+    return str(cache / f"local-{key}")
+
+
 def _hub_is_reachable() -> bool:
     if urllib.request.getproxies():
         return True
@@ -222,4 +261,4 @@ def _hub_is_reachable() -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
+    return (str(error).strip() or "no message").splitlines()[0].rstrip(" .:;")

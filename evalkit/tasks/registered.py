@@ -88,12 +88,21 @@ def setting_names(name: str) -> tuple[str, ...]:
 def defaults_of(make: Maker) -> dict[str, Setting]:
     """Return the settings of a task-making function with their defaults."""
     parameters = inspect.signature(make).parameters
-    return {key: parameter.default for key, parameter in parameters.items()}
+    return {
+        key: parameter.default
+        for key, parameter in parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
 
 
 def _parsed(name: str, key: str, value: Setting, default: Setting) -> Setting:
     """Return a setting in the type of its default."""
     kind = type(default)
+    if kind not in (str, int, float, bool):
+        raise EvalkitError(
+            f"task '{name}': expected a default that is text or a number for the setting '{key}', "
+            f"found {default!r}; give it one in that function, or leave the setting out"
+        )
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     try:

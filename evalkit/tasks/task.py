@@ -119,7 +119,10 @@ class Samples:
             inputs = tuple(tensor[indices] for tensor in inputs)
         else:
             inputs = {name: tensor[indices] for name, tensor in inputs.items()}
-        return (inputs, targets) if self.collate is None else self.collate(inputs, targets)
+        if self.collate is None:
+            return inputs, targets
+        with user_code("the collate function of the task"):
+            return self.collate(inputs, targets)
 
 
 def _named(inputs: Any) -> dict[str, Any]:

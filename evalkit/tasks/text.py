@@ -113,6 +113,7 @@ class Text:
         return self._encoded(self.validation, _VALIDATION_SAMPLES)
 
     def _encoded(self, split: str, most: int) -> tuple[Inputs, Tensor]:
+        in_words = self.is_text_to_text
         rows = load_rows("data", self.data, self.configuration, split)
         if 0 < most < len(rows):
             rows = rows.shuffle(seed=_ORDER_SEED).select(range(most))
@@ -124,7 +125,7 @@ class Text:
             "max_length": self.max_length,
             "return_tensors": "pt",
         }
-        if not self.is_text_to_text:
+        if not in_words:
             return dict(tokenizer(*columns, **how)), torch.tensor(labels)
         texts = [
             self.wording.text(sentences, self.instruction)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError
 from evalkit.tasks.images import Pictures, scaled
+from evalkit.tasks.pretrained import check_number
 from evalkit.tasks.registered import register_family
 from evalkit.tasks.task import Recipe, Task
 
@@ -51,6 +53,7 @@ def _flat(inputs: object, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fashion_mnist(data: str = "/usr/share/datasets/fashion-mnist", samples: int = 0) -> Task:
+    check_number("samples", samples, 0)
     return Task(
         model=partial(build_model, 28 * 28),
         data=partial(_read_fashion_mnist, Path(data), "train", samples),
@@ -64,15 +67,17 @@ def _read_fashion_mnist(folder: Path, part: str, samples: int) -> tuple[Tensor, 
     """Return pictures (N, 28, 28) uint8 and labels (N,) of the files as they are published."""
     images = _read_idx(folder / f"{part}-images-idx3-ubyte.gz", _IDX_IMAGES).view(-1, 28, 28)
     labels = _read_idx(folder / f"{part}-labels-idx1-ubyte.gz", _IDX_LABELS).long()
-    count = samples or len(labels)
-    return images[:count], labels[:count]
+    if not 0 < samples < len(labels):
+        return images, labels
+    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:samples]
+    return images[chosen], labels[chosen]
 
 
 def _read_idx(path: Path, magic: int) -> Tensor:
     """Return the bytes of a gzipped IDX file behind its header."""
     try:
         content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise EvalkitError(
             f"expected the files of Fashion-MNIST, found that '{path}' cannot be read ({error}); "
             "install Debian's dataset-fashion-mnist, or pass their folder with --set data=DIR"
