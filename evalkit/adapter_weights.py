@@ -1,7 +1,4 @@
-"""The values of an adapter in a model that PEFT put it on: which are expected, and how they load.
-
-PEFT is imported only here and in :mod:`evalkit.adapters`, and only for an adapter.
-"""
+"""The values of an adapter in a model that PEFT put it on: what is expected, and how it loads."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from evalkit.tasks.task import seeded
 SUPPORTED = {"LORA": "LoRA", "PROMPT_TUNING": "prompt tuning"}
 """The kinds of adapter that are scored, by PEFT's own names."""
 
-# What may differ between checkpoints of one run: it changes no value of the model.
+# What may differ between checkpoints of one run.
 _INCIDENTAL = ("inference_mode", "revision", "peft_version", "auto_mapping", "runtime_config")
 # What the adapter of a model that a task built must share with the checkpoint.
 _SHARED = (
@@ -33,7 +33,12 @@ _SHARED = (
     "num_transformer_submodules",
     "bias",
     "modules_to_save",
+    "init_lora_weights",
+    "layer_replication",
+    "alora_invocation_tokens",
 )
+# Starts that leave the base model as it is; others change its weights.
+_PLAIN_STARTS = ("True", "False", "gaussian", "orthogonal")
 _REASON_LENGTH = 200
 
 
@@ -113,7 +118,7 @@ def _config(peft: Any, saved: Saved) -> Any:
 def _check_same(first: Saved, expected: Any, saved: Saved, config: Any) -> None:
     """Refuse checkpoints of one trajectory whose adapters differ in more than their values."""
     ours, theirs = expected.to_dict(), config.to_dict()
-    for name in sorted(ours.keys() | theirs.keys()):
+    for name in sorted(ours.keys() | theirs.keys(), key=lambda name: (name != "peft_type", name)):
         if name not in _INCIDENTAL and _plain(ours.get(name)) != _plain(theirs.get(name)):
             raise EvalkitError(
                 f"expected the adapters of one run to be alike, found '{name}' "
@@ -128,6 +133,8 @@ def _check_agrees(model: Any, config: Any, saved: Saved, task: Task) -> None:
     built = model.peft_config[active_adapter(model)]
     for name in _SHARED:
         ours, theirs = getattr(built, name, None), getattr(config, name, None)
+        if name == "init_lora_weights":
+            ours, theirs = (None if str(v) in _PLAIN_STARTS else v for v in (ours, theirs))
         if _plain(ours) != _plain(theirs):
             raise EvalkitError(
                 f"expected the model of task '{task.name}' to carry an adapter like that in "

@@ -92,7 +92,10 @@ def _met(
             value = operand.view(operand.shape)
             operands[place] = value.reshape(padded).expand(samples, *padded[1:])
             found.append(_broadcast(value, operands[place]))
-    return (func(*operands, *args[2:], **kwargs), tuple(found)) if found else None
+    # A number without axes does not decide on the precision of the result; a copy of it would.
+    if not found or torch.result_type(*operands) != torch.result_type(*args[:2]):
+        return None
+    return func(*operands, *args[2:], **kwargs), tuple(found)
 
 
 def _broadcast(value: Tensor, copies: Tensor) -> Broadcast:

@@ -117,6 +117,7 @@ class ScoreCallback(TrainerCallback):
             return
         model, loader = kwargs["model"], kwargs["train_dataloader"]
         _refuse_sharded(args)
+        _refuse_smoothing(args)
         self._batches = TrainerBatches(loader.dataset, loader.collate_fn)
         check_enough(self._batches, self.settings.batch_size)
         self._provenance = self._described(args, state, model)
@@ -237,6 +238,19 @@ def _parameters_hash(model: nn.Module) -> str:
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _refuse_smoothing(args: Any) -> None:
+    """Refuse a training on another loss than the likelihood of the labels.
+
+    Raises:
+        EvalkitError: labels are smoothed.
+    """
+    if getattr(args, "label_smoothing_factor", 0.0):
+        raise EvalkitError(
+            "expected a training on the likelihood of its labels, found label_smoothing_factor "
+            f"{args.label_smoothing_factor:g}; train without it, or without ScoreCallback"
+        )
 
 
 def _refuse_sharded(args: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,6 +36,9 @@ from evalkit.recorder import (
     users_of_nodes,
 )
 
+MOST_SHARED_NUMBERS = 1 << 27
+"""Of the per-sample gradients of a parameter that acts on every sample alike: 512 MiB."""
+
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a model's forward takes: a tensor, positional arguments, or keyword arguments."""
 
@@ -48,7 +52,8 @@ class Recording:
         parameters: the trainable parameters by name, in the order of ``named_parameters``.
         uses: the calls of layers with a rule that a trainable parameter took part in.
         ruled: names of the parameters whose every use is one of these calls.
-        shared: where the parameters that act on every sample alike meet the batch, by name.
+        broadcasts: where parameters that reach the logits only through values without a sample
+            axis meet the batch, by name, if axis 0 is the sample axis there.
         call: maps (parameters by name, inputs) to logits: the same forward again.
         inputs: the inputs of this pass.
         backward: how backwards through its replaced layers are run.
@@ -58,7 +63,7 @@ class Recording:
     parameters: dict[str, Tensor]
     uses: tuple[LayerUse, ...]
     ruled: frozenset[str]
-    shared: dict[str, tuple[Broadcast, ...]]
+    broadcasts: dict[str, tuple[Broadcast, ...]]
     call: Callable[[dict[str, Tensor], Inputs], Tensor]
     inputs: Inputs
     backward: Backward
@@ -67,6 +72,43 @@ class Recording:
     def num_params(self) -> int:
         """P, the number of trainable parameters."""
         return sum(value.numel() for value in self.parameters.values())
+
+    @cached_property
+    def shared(self) -> dict[str, tuple[Broadcast, ...]]:
+        """Where the parameters that act on every sample alike meet the batch, by name.
+
+        One more backward, the logits of half of the samples held fixed, says whether each copy
+        belongs to a sample: then those of the other half get gradients of exactly zero. A parameter
+        whose per-sample gradients take more memory than is spent at once is left out.
+        """
+        found = {
+            name: places
+            for name, places in self.broadcasts.items()
+            if self.parameters[name].numel() * len(self.logits) <= MOST_SHARED_NUMBERS
+        }
+        chosen = list(dict.fromkeys(place for places in found.values() for place in places))
+        if not chosen:
+            return {}
+        generator = torch.Generator().manual_seed(0)
+        cotangents = torch.randn(self.logits.shape, generator=generator).to(self.logits)
+        fixed = torch.randperm(len(cotangents), generator=generator)[: len(cotangents) // 2]
+        fixed = fixed.to(cotangents.device)
+        cotangents[fixed] = 0
+        with differentiable():
+            edges = [place.copies for place in chosen]
+            pulled = torch.autograd.grad(
+                self.logits, edges, cotangents, retain_graph=True, allow_unused=True
+            )
+        alike = {
+            id(place)
+            for place, value in zip(chosen, pulled, strict=True)
+            if value is None or not value[fixed].any()
+        }
+        return {
+            name: places
+            for name, places in found.items()
+            if all(id(place) in alike for place in places)
+        }
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -183,9 +225,9 @@ def record(
         refuse_random_forward(model, lambda: call(parameters, inputs))
     _refuse_kept_references(logits, trainable)
     ruled = ruled_parameters(logits, parameters, recorder)
-    shared = broadcast_parameters(logits, parameters, recorder)
+    broadcasts = broadcast_parameters(logits, parameters, recorder)
     uses = tuple(recorder.uses)
-    return Recording(logits, parameters, uses, ruled, shared, call, inputs, backward)
+    return Recording(logits, parameters, uses, ruled, broadcasts, call, inputs, backward)
 
 
 def cast(value: Tensor, dtype: torch.dtype | None, copy: bool = False) -> Tensor:

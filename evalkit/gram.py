@@ -101,8 +101,9 @@ class _Side:
         covered = {n for n, kind in self._kinds.items() if other._kinds.get(n) == kind}
         shape = (*self.cotangents.shape[:2], *other.cotangents.shape[:2])
         total = self.cotangents.new_zeros(shape, dtype=torch.float64)
-        for name in self._rows.keys() & other._rows.keys() & covered:
-            self._rows[name].add_inner(total, other._rows[name])
+        for name, rows in self._rows.items():  # in this order: sums depend on it in the last digit
+            if name in covered and name in other._rows:
+                rows.add_inner(total, other._rows[name])
         total = total.flatten(2).flatten(0, 1)
         names = [name for name in self.recording.parameters if name not in covered]
         if not names:

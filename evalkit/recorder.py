@@ -91,7 +91,7 @@ class Recorder(TorchFunctionMode):
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a call, and note what it broadcasts over the samples."""
         found = None
-        if not _transformed():
+        if not _transformed() and not _saved_elsewhere():
             found = broadcast_call(func, args, kwargs, self._samples)
         if found is None:
             return func(*args, **kwargs)
@@ -126,15 +126,22 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def _saved_elsewhere() -> bool:
+    """Whether hooks on saved tensors are set, as recomputation has them.
+
+    Under them the same call is made once more where nothing is recorded, and must save the same.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def _replaceable(layer: ReplacedLayer) -> bool:
     """Whether the backward of a call is free to be another than torch's.
 
     A weight that is computed has a graph of its own, through which derivatives in the inputs or in
-    the bias may lead. Under hooks on saved tensors, as recomputation
-    sets them, the same call is made once more where nothing is recorded.
+    the bias may lead.
     """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks is None and all(p is None or p.is_leaf for p in (layer.weight, layer.bias))
+    computed = any(p is not None and not p.is_leaf for p in (layer.weight, layer.bias))
+    return not computed and not _saved_elsewhere()
 
 
 def ruled_parameters(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,19 +109,36 @@ def _shared_rows(
     names = list(recording.shared) if reached else []
     if not names:
         return {}
-    pulled = torch.autograd.grad(
-        [broadcast.value for broadcast, _ in reached],
-        [recording.parameters[name] for name in names],
-        [d for _, d in reached],
-        retain_graph=True,
-        allow_unused=True,
-        is_grads_batched=True,
-    )
+    values = [broadcast.value for broadcast, _ in reached]
+    parameters = [recording.parameters[name] for name in names]
+    pulled = _pulled_rows(values, parameters, [d for _, d in reached])
     return {
         name: Formed(value.detach().reshape(*shape, -1))
         for name, value in zip(names, pulled, strict=True)
         if value is not None
     }
+
+
+def _pulled_rows(
+    values: Sequence[Any], parameters: Sequence[Tensor], rows: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    """Return what each row of gradients in the values pulls back to, all of them at once."""
+
+    def pull(gradients: Sequence[Tensor], batched: bool) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(
+            values,
+            parameters,
+            gradients,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+
+    try:
+        return pull(rows, True)
+    except RuntimeError:  # a backward that vmap cannot run
+        each = [pull(row, False) for row in zip(*rows, strict=True)]
+    return [None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True)]
 
 
 def _biases_with_weights(uses: Sequence[LayerUse], names: frozenset[str]) -> set[str]:

@@ -64,7 +64,7 @@ def load(kind: str, setting: str, name: str, loader: Callable[..., T], **argumen
         if local and not is_path:
             found = "no such path, and no network to ask the hub or copy of it in the cache"
         else:
-            found = f"{type(error).__name__}: {_first_line(error)}"
+            found = _reason(error)
         raise EvalkitError(
             f"expected a {kind} at '{name}', a name on the hub or a local path, found {found}; "
             f"pass one with --set {setting}=PATH"
@@ -96,7 +96,7 @@ def load_rows(setting: str, name: str, configuration: str | None, split: str) ->
 
 
 def load_model(kind: str, name: str, **arguments: Any) -> nn.Module:
-    """Return a pretrained model in float32, or in float64 where it was saved so.
+    """Return a pretrained model in float32.
 
     Args:
         kind: of transformers' automatic classes, such as ``"AutoModelForSequenceClassification"``.
@@ -258,6 +258,20 @@ def _hub_is_reachable() -> bool:
     except OSError:
         return False
     return True
+
+
+def _reason(error: BaseException) -> str:
+    """Return why a model or data set could not be loaded.
+
+    What torch and transformers say of files with code, or of shapes, proposes what is not to be
+    done or points to a report that is not shown.
+    """
+    text = str(error)
+    if "weights_only" in text:
+        return "a file that needs code to load, which is never run: save it as safetensors"
+    if "ignore_mismatched_sizes" in text or "mismatch" in text:
+        return "tensors of other shapes, as of a model with another number of labels"
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:
