@@ -8,7 +8,7 @@ from torch import nn
 
 from evalkit.adapter_weights import active_adapter, advice, quiet_peft
 from evalkit.checkpoints import Trajectory
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 from evalkit.saved import ADAPTER_CONFIG, Saved, find_saved, read_adapter_config
 from evalkit.tasks import Task
 from evalkit.tasks.task import seeded
@@ -162,11 +162,9 @@ def _plain(value: Any) -> Any:
 
 def _short(value: Any) -> str:
     plain = _plain(value)
-    text = ", ".join(plain) if isinstance(plain, list) else str(plain)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return shortened(", ".join(plain) if isinstance(plain, list) else str(plain))
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    text = text if len(text) <= _REASON_LENGTH else f"{text[:_REASON_LENGTH]}..."
+    text = shortened(" ".join(str(error).split()) or "no message", _REASON_LENGTH)
     return f"{type(error).__name__}: {text.rstrip('.')}"

@@ -32,6 +32,7 @@ from evalkit.run import (
     sort_tables,
     update_provenance,
 )
+from evalkit.run_folders import whole_epoch
 from evalkit.saved import find_saved, holds_saved, saved_hash
 from evalkit.scoring import check_request
 from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Settings
@@ -53,8 +54,6 @@ except ImportError as error:
         "expected the package transformers for evalkit.callback, found none that can be imported; "
         "run pip install 'evalkit[hf]'"
     ) from error
-
-_WHOLE_EPOCH = 1e-3
 
 
 class ScoreCallback(TrainerCallback):
@@ -217,13 +216,11 @@ class ScoreCallback(TrainerCallback):
 def _entry(args: Any, state: Any, model: nn.Module, name: str) -> dict[str, Any]:
     """Return what ``run.json`` says of the checkpoint that the model is at."""
     path = Path(args.output_dir) / name
-    epoch = state.epoch or 0.0
-    whole = abs(epoch - round(epoch)) < _WHOLE_EPOCH
     checkpoint = Checkpoint(
         name=name,
         path=path,
         step=state.global_step,
-        epoch=round(epoch) if whole else None,
+        epoch=whole_epoch(state.epoch or 0.0),
         progress=min(1.0, state.global_step / state.max_steps),
         sha256=saved_hash(find_saved(path)) if holds_saved(path) else _parameters_hash(model),
     )

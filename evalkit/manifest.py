@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
+from evalkit.json_files import read_object
 from evalkit.registry import suggest
 from evalkit.tables import write_atomically
 from evalkit.tensors import SUFFIXES
@@ -89,7 +90,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], tuple[Entry, ...]]:
     Raises:
         EvalkitError: not JSON, another format version, or a field that is not what it should be.
     """
-    manifest = _read_json(path)
+    manifest = read_object(path, "copy the file again, or remove it to go by file names")
     if manifest.get("format") != FORMAT:
         raise EvalkitError(
             f"expected 'format': {FORMAT} in '{path}', found {manifest.get('format')!r}; use the "
@@ -118,23 +119,6 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(manifest, indent=2, allow_nan=False) + "\n")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise EvalkitError(
-            f"expected JSON in '{path}', found {reason}; copy the file again, or remove it to go "
-            "by file names"
-        ) from error
-    if not isinstance(manifest, dict):
-        raise EvalkitError(
-            f"expected a JSON object in '{path}', found {type(manifest).__name__}; copy the file "
-            "again, or remove it to go by file names"
-        )
-    return manifest
-
-
 def _entry(path: Path, index: int, item: Any) -> Entry:
     where = f"checkpoints[{index}]"
     if not isinstance(item, dict):
@@ -155,10 +139,9 @@ def _entry(path: Path, index: int, item: Any) -> Entry:
 
 
 def _wrong(path: Path, field: str, expected: str, found: Any) -> EvalkitError:
-    text = repr(found)
-    text = text if len(text) <= 80 else f"{text[:80]}..."
     return EvalkitError(
-        f"expected {expected} as {field} of '{path}', found {text}; correct the manifest, or "
+        f"expected {expected} as {field} of '{path}', found {shortened(repr(found))}; correct the "
+        f"manifest, or "
         "remove it to go by file names"
     )
 

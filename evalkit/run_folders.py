@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from evalkit.errors import EvalkitError
-from evalkit.saved import holds_saved, read_json
+from evalkit.json_files import read_object
+from evalkit.saved import holds_saved
 from evalkit.tensors import SUFFIXES
 
 TRAINER_STATE = "trainer_state.json"
@@ -195,7 +196,7 @@ def _trainer_state(folder: Path) -> TrainerState | None:
     path = folder / TRAINER_STATE
     if not path.is_file():
         return None
-    content = read_json(path)
+    content = read_object(path)
     step: Any = content.get("global_step")
     total: Any = content.get("max_steps")
     epoch: Any = content.get("epoch")
@@ -207,8 +208,13 @@ def _trainer_state(folder: Path) -> TrainerState | None:
         raise _wrong(path, "epoch", "a finite number of at least 0", epoch)
     # The Trainer writes 0 or -1 as long as it does not know, and training can go on beyond.
     known = total is not None and total >= max(step, 1)
+    return TrainerState(step, total if known else None, whole_epoch(epoch))
+
+
+def whole_epoch(epoch: float | None) -> int | None:
+    """Return the number of the epoch that just ended, None within an epoch."""
     whole = epoch is not None and abs(epoch - round(epoch)) < _WHOLE_EPOCH
-    return TrainerState(step, total if known else None, round(epoch) if whole else None)
+    return round(epoch) if whole and epoch is not None else None
 
 
 def _is_integer(value: Any) -> bool:

@@ -7,7 +7,6 @@ Nothing here runs code that a checkpoint names: weights go through
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -15,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
+from evalkit.json_files import read_object
 from evalkit.tensors import SUFFIXES, file_hash, read_tensor_file
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -136,17 +136,18 @@ def read_saved(saved: Saved) -> dict[str, Tensor]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Return the shard of every tensor by an index: files that lie beside it."""
-    shards = read_json(index).get("weight_map")
+    shards = read_object(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise EvalkitError(
-            f"expected a 'weight_map' from tensors to files in '{index}', found {_short(shards)}; "
+            f"expected a 'weight_map' from tensors to files in '{index}', found "
+            f"{shortened(repr(shards))}; "
             "copy or save the whole folder again"
         )
     for shard in shards.values():
         if not _is_plain_name(shard):
             raise EvalkitError(
                 f"expected the name of a file beside '{index}' that ends in {', '.join(SUFFIXES)}, "
-                f"found {_short(shard)}; copy or save the whole folder again"
+                f"found {shortened(repr(shard))}; copy or save the whole folder again"
             )
         if not (index.parent / shard).is_file():
             raise EvalkitError(
@@ -171,7 +172,7 @@ def read_adapter_config(saved: Saved) -> Mapping[str, Any]:
         EvalkitError: the file is no JSON object, or names no kind of adapter.
     """
     assert saved.adapter_config is not None
-    config = read_json(saved.adapter_config)
+    config = read_object(saved.adapter_config)
     for name, kinds, expected in (
         ("peft_type", str, "the kind of adapter"),
         ("base_model_name_or_path", str | None, "the name of a model"),
@@ -179,32 +180,6 @@ def read_adapter_config(saved: Saved) -> Mapping[str, Any]:
         if not isinstance(config.get(name), kinds):
             raise EvalkitError(
                 f"expected {expected} as '{name}' in '{saved.adapter_config}', found "
-                f"{_short(config.get(name))}; save the adapter again with save_pretrained"
+                f"{shortened(repr(config.get(name)))}; save the adapter again with save_pretrained"
             )
     return config
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file that another program wrote.
-
-    Raises:
-        EvalkitError: the file cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join((str(error) or type(error).__name__).split())
-        raise EvalkitError(
-            f"expected JSON in '{path}', found {reason}; copy or save the file again"
-        ) from error
-    if not isinstance(content, dict):
-        raise EvalkitError(
-            f"expected a JSON object in '{path}', found {type(content).__name__}; copy or save the "
-            "file again"
-        )
-    return content
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."

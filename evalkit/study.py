@@ -17,7 +17,7 @@ from evalkit import likelihoods
 from evalkit.adapters import model_for
 from evalkit.cells import Cell, describe_run, draw_batch, now, score_cell
 from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 from evalkit.forward import Inputs
 from evalkit.run import (
     PROVENANCE_FILE,
@@ -209,7 +209,8 @@ def check_same_run(folder: Path, earlier: dict[str, Any], provenance: dict[str, 
         if before[name] != found:
             raise EvalkitError(
                 f"expected a new folder, or a run to go on with, found '{folder}' with another "
-                f"{name}: {_short(before[name])} instead of {_short(found)}; choose another folder"
+                f"{name}: {shortened(str(before[name]), 60)} instead of "
+                f"{shortened(str(found), 60)}; choose another folder"
             )
 
 
@@ -227,8 +228,3 @@ def _identity(provenance: dict[str, Any]) -> dict[str, Any]:
         for item in provenance.get("checkpoints", ())
     ]
     return identity
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -14,7 +14,7 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine
-registry settings reductions paired
+registry json_files settings reductions paired
 likelihoods tables
 run toy_tables timing memory
 layers determinism factor broadcasts precision
