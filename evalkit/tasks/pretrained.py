@@ -84,10 +84,15 @@ def load_rows(setting: str, name: str, configuration: str | None, split: str) ->
         before = datasets.config.HF_HUB_OFFLINE
         # The only switch that keeps this library from asking the hub, and from trying again.
         datasets.config.HF_HUB_OFFLINE = before or local_files_only
+        bars = local_files_only and datasets.utils.is_progress_bar_enabled()
+        if bars:  # of the conversion of local files, which takes seconds
+            datasets.utils.disable_progress_bars()
         try:
             return datasets.load_dataset(name, configuration, split=split, cache_dir=cache)
         finally:
             datasets.config.HF_HUB_OFFLINE = before
+            if bars:
+                datasets.utils.enable_progress_bars()
 
     what = f"data set with a split '{split}'"
     if configuration is not None:
