@@ -1,6 +1,6 @@
 """Cost and memory of four scores on T5-base with random weights, the paper's architecture.
 
-``python -m tests.benchmarks.t5_base ADAPTER DATA``, with ``lora`` or ``prompt``, and GLUE by hub name
+``python -m tests.benchmarks.t5_base ADAPTER DATA``: ``lora`` or ``prompt``, and GLUE by hub name
 or path; ``make finetune`` brings the tokenizer.
 """
 
