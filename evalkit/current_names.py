@@ -7,13 +7,13 @@ models, such as ViT: what reads them back is transformers itself.
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from evalkit.quiet import quiet
 
 
 def in_current_names(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def in_current_names(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[st
     transformers: Any = sys.modules.get("transformers")  # whoever built such a model imported it
     if transformers is None or not isinstance(model, transformers.PreTrainedModel):
         return dict(tensors)
-    with _quiet(transformers), torch.random.fork_rng():
+    with quiet(transformers), torch.random.fork_rng():
         try:
             loaded, report = type(model).from_pretrained(
                 None, config=model.config, state_dict=dict(tensors), output_loading_info=True
@@ -40,20 +40,3 @@ def in_current_names(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[st
         if name not in report["missing_keys"]
     }
     return found | {name: tensors[name] for name in report["unexpected_keys"] if name in tensors}
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Keep transformers from printing within the block."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evalkit.adapters import model_for
+from evalkit.checkpoints import Trajectory, open_trajectory, verify_trajectory
 from evalkit.tasks import Task
 from evalkit.tasks.task import seeded
+from tests.folders import sentence
 
 VOCABULARY = 40
 POSITIONS = 6
@@ -131,3 +135,23 @@ def train_with_trainer(model: Any, folder: Path) -> Any:
     trainer.train()
     trainer.save_model(str(folder))
     return model
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def opened(folder: Path, task: Task = TASK) -> tuple[Trajectory, nn.Module]:
+    trajectory = open_trajectory(folder)
+    return trajectory, model_for(trajectory, task, 0)
+
+
+def refused(folder: Path, task: Task = TASK) -> str:
+    """The sentence with which a trajectory is refused before the first score."""
+
+    def use() -> None:
+        trajectory, built = opened(folder, task)
+        verify_trajectory(trajectory, built)
+
+    return sentence(use)

@@ -201,9 +201,11 @@ def save_dinov2(folder: Path) -> Path:
 
 def save_model(kind: Any, config: Any, folder: Path) -> Path:
     """Write a model with random values."""
-    from evalkit.tasks.pretrained import quiet
+    import transformers
 
-    with seeded(0), quiet():
+    from evalkit.quiet import quiet
+
+    with seeded(0), quiet(transformers):
         model: nn.Module = kind(config)
         with torch.no_grad():
             for parameter in model.parameters():

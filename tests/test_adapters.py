@@ -1,19 +1,15 @@
-"""Adapters written by PEFT itself: put on the task's model, loaded, scored, and refused."""
+"""Adapters written by PEFT itself: put on the task's model, loaded, and scored."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
-from torch import nn
 
-from evalkit.adapters import model_for
-from evalkit.checkpoints import Trajectory, load_into, open_trajectory, verify_trajectory
+from evalkit.checkpoints import load_into, open_trajectory, verify_trajectory
 from evalkit.manifest import MANIFEST_NAME
 from evalkit.run import read_run
 from evalkit.settings import Settings
@@ -27,13 +23,15 @@ from tests.adapters import (
     adapter_values,
     bert,
     data,
+    edit_config,
     lora,
+    opened,
     prompts,
     save_adapter,
     t5,
     train_with_trainer,
 )
-from tests.folders import model, save, sentence, values
+from tests.folders import values
 
 KINDS = {
     "lora": (TASK, lambda: lora()),
@@ -47,26 +45,6 @@ KINDS = {
     ),
 }
 """A task and the configuration of an adapter on its model."""
-
-
-def edit_config(folder: Path, **changes: Any) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def opened(folder: Path, task: Task = TASK) -> tuple[Trajectory, nn.Module]:
-    trajectory = open_trajectory(folder)
-    return trajectory, model_for(trajectory, task, 0)
-
-
-def refused(folder: Path, task: Task = TASK) -> str:
-    """The sentence with which a trajectory is refused before the first score."""
-
-    def use() -> None:
-        trajectory, built = opened(folder, task)
-        verify_trajectory(trajectory, built)
-
-    return sentence(use)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -184,152 +162,6 @@ def test_a_task_that_builds_the_adapter_itself(tmp_path: Path, config: Any) -> N
     load_into(built, trajectory.checkpoints[0])
     found = adapter_values(built)
     assert all(torch.equal(found[name], saved[name]) for name in saved)
-
-
-@pytest.mark.parametrize(
-    ("saved", "built", "field"),
-    [
-        (lambda: lora(), lambda: lora(r=4), "'r' 2, found 4"),
-        (lambda: lora(), lambda: lora(lora_alpha=99), "'lora_alpha' 8, found 99"),
-        (lambda: lora(), lambda: lora(bias="all"), "'bias' none, found all"),
-        (lambda: lora(), lambda: lora(target_modules=["key"]), "query, value, found key"),
-        (lambda: lora(), lambda: prompts(), "'peft_type' LORA, found PROMPT_TUNING"),
-        (lambda: prompts(), lambda: prompts(num_virtual_tokens=4), "tokens' 3, found 4"),
-    ],
-)
-def test_a_task_that_builds_another_adapter(
-    tmp_path: Path, saved: Any, built: Any, field: str
-) -> None:
-    save_adapter(tmp_path / "step-1", saved())
-    text = refused(tmp_path, Task(model=lambda: adapted(bert(), built()), data=data, name="own"))
-    assert field in text
-    assert "task 'own'" in text
-
-
-def test_a_task_with_an_adapter_further_inside(tmp_path: Path) -> None:
-    save_adapter(tmp_path / "step-1", lora())
-    task = Task(model=lambda: nn.Sequential(adapted(bert(), lora())), data=data, name="own")
-    assert "an adapter inside Sequential; return the PeftModel itself" in refused(tmp_path, task)
-
-
-@pytest.mark.parametrize(
-    ("config", "task", "expected"),
-    [
-        (lora, T5_TASK, "found T5ForConditionalGeneration (NoMatching"),
-        (lora, Task(model=model, data=data, name="plain"), "found Sequential"),
-        (prompts, Task(model=model, data=data, name="plain"), "found Sequential"),
-        (lora, Task(model=lambda: bert(8), data=data, name="small"), "expected shape (2, 8)"),
-        (prompts, Task(model=lambda: bert(8), data=data, name="small"), "expected shape"),
-        (prompts, T5_TASK, "unexpected 2"),
-    ],
-)
-def test_another_base_model(tmp_path: Path, config: Any, task: Task, expected: str) -> None:
-    save_adapter(tmp_path / "step-1", config())
-    edit_config(tmp_path / "step-1", base_model_name_or_path="some/base")
-    text = refused(tmp_path, task)
-    assert expected in text
-    assert "belongs to base model 'some/base' according to its adapter_config.json" in text
-    edit_config(tmp_path / "step-1", base_model_name_or_path=None)
-    assert "names no base model" in refused(tmp_path, task)
-
-
-def test_an_unsupported_kind(tmp_path: Path) -> None:
-    import peft
-
-    config = peft.IA3Config(target_modules=["query"], feedforward_modules=[], task_type="SEQ_CLS")
-    save_adapter(tmp_path / "step-1", config)
-    text = refused(tmp_path)
-    assert "a supported kind (LORA, PROMPT_TUNING)" in text
-    assert "found IA3" in text
-    assert str(tmp_path / "step-1") in text
-
-
-def test_adapters_of_different_runs(tmp_path: Path) -> None:
-    save_adapter(tmp_path / "step-1", lora())
-    save_adapter(tmp_path / "step-2", lora(lora_alpha=99))
-    text = refused(tmp_path)
-    assert "found 'lora_alpha' 99" in text
-    assert str(tmp_path / "step-2") in text
-    save_adapter(tmp_path / "step-2", prompts())
-    assert "alike" in refused(tmp_path)
-
-
-def test_a_configuration_never_names_code_to_import(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    marker = tmp_path / "marker"
-    (tmp_path / "named_by_adapter.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    save_adapter(tmp_path / "run" / "step-1", lora())
-    edit_config(
-        tmp_path / "run" / "step-1", megatron_config={"a": 1}, megatron_core="named_by_adapter"
-    )
-    assert "found 'megatron_config'" in refused(tmp_path / "run")
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("{", "expected JSON"),
-        ("[1]", "a JSON object"),
-        ("{}", "'peft_type'"),
-        ('{"peft_type": 3}', "'peft_type'"),
-        ('{"peft_type": "LORA", "base_model_name_or_path": 3}', "'base_model_name_or_path'"),
-        ('{"peft_type": "LORA", "task_type": "NO_SUCH"}', "that PEFT can read"),
-        ('{"peft_type": "LORA", "r": "x", "target_modules": ["query"]}', "to take the adapter"),
-        ('{"peft_type": "LORA", "r": -1, "target_modules": ["query"]}', "to take the adapter"),
-    ],
-)
-def test_a_damaged_configuration(tmp_path: Path, text: str, expected: str) -> None:
-    save_adapter(tmp_path / "step-1", lora())
-    (tmp_path / "step-1" / "adapter_config.json").write_text(text)
-    found = refused(tmp_path)
-    assert expected in found
-    assert str(tmp_path / "step-1") in found
-
-
-def test_parts_of_an_adapter_that_are_missing(tmp_path: Path) -> None:
-    save_adapter(tmp_path / "step-1", lora())
-    config, weights = (
-        tmp_path / "step-1" / name for name in ("adapter_config.json", "adapter_model.safetensors")
-    )
-    kept = config.read_bytes()
-    config.unlink()
-    assert f"'adapter_config.json' beside '{weights}'" in refused(tmp_path)
-    config.write_bytes(kept)
-    weights.unlink()
-    assert f"the weights of an adapter beside '{config}'" in refused(tmp_path)
-
-
-def test_damaged_weights_change_nothing(tmp_path: Path) -> None:
-    save_adapter(tmp_path / "step-1", lora())
-    weights = tmp_path / "step-1" / "adapter_model.safetensors"
-    tensors = safetensors.torch.load_file(weights)
-    trajectory, built = opened(tmp_path)
-    before = values(built)
-    name = next(iter(tensors))
-    save(weights, {**tensors, name: tensors[name] * torch.nan})
-    assert "SHA-256" in sentence(lambda: load_into(built, trajectory.checkpoints[0]))
-    changed = open_trajectory(tmp_path).checkpoints[0]
-    assert "expected finite values" in sentence(lambda: load_into(built, changed))
-    save(weights, {**tensors, "other": tensors[name].clone()})
-    changed = open_trajectory(tmp_path).checkpoints[0]
-    assert "unexpected 1 ('other')" in sentence(lambda: load_into(built, changed))
-    assert torch.equal(values(built), before)
-
-
-def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_adapter(tmp_path / "step-1", lora())
-    monkeypatch.setitem(sys.modules, "peft", None)  # what an absent package looks like to import
-    assert "pip install 'evalkit[hf]'" in refused(tmp_path)
-
-
-def test_adapters_need_a_model_that_carries_one(tmp_path: Path) -> None:
-    save_adapter(tmp_path / "step-1", lora())
-    trajectory = open_trajectory(tmp_path)
-    text = sentence(lambda: verify_trajectory(trajectory, bert()))
-    assert "found BertForSequenceClassification" in text
 
 
 def test_whole_models_load_into_the_base_of_a_task(tmp_path: Path) -> None:

@@ -233,6 +233,12 @@ def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
         scorer(tmp_path / "run").on_train_begin(made.args, state, None, **kwargs)
 
 
+def test_another_loss_than_the_likelihood_is_refused(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "out", scorer(tmp_path / "run"), label_smoothing_factor=0.2)
+    with pytest.raises(EvalkitError, match="label_smoothing_factor"):
+        made.train()
+
+
 def test_only_the_first_process_scores(tmp_path: Path) -> None:
     made = trainer(tmp_path / "out")
     kwargs = {"model": made.model, "train_dataloader": made.get_train_dataloader()}

@@ -13,7 +13,7 @@ import evalkit
 
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
-errors version machine
+errors version machine quiet
 registry json_files settings reductions paired
 likelihoods tables
 run toy_tables timing memory

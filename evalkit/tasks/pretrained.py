@@ -6,15 +6,14 @@ import hashlib
 import socket
 import urllib.parse
 import urllib.request
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
 from evalkit.errors import EvalkitError
+from evalkit.quiet import quiet
 
 T = TypeVar("T")
 
@@ -53,7 +52,7 @@ def load(kind: str, setting: str, name: str, loader: Callable[..., T], **argumen
     # Without a network the hub's client tries for half a minute before it says so.
     local = is_path or not _hub_is_reachable()
     try:
-        with quiet():
+        with quiet(_import("transformers")):
             return loader(str(path) if is_path else name, local_files_only=local, **arguments)
     except ImportError as error:
         raise EvalkitError(
@@ -172,7 +171,7 @@ def with_lora(model: nn.Module, purpose: str | None, bias: str, kept: Sequence[s
         target_modules=list(targets),
         modules_to_save=list(kept) or None,
     )
-    with quiet():
+    with quiet(_import("transformers")):
         adapted: nn.Module = peft.get_peft_model(model, configuration)
     return adapted
 
@@ -188,7 +187,7 @@ def with_prompt(model: nn.Module, purpose: str) -> nn.Module:
     configuration = peft.PromptTuningConfig(
         task_type=purpose, num_virtual_tokens=VIRTUAL_TOKENS, num_transformer_submodules=1
     )
-    with quiet():
+    with quiet(_import("transformers")):
         adapted: nn.Module = peft.get_peft_model(model, configuration)
     return adapted
 
@@ -209,23 +208,6 @@ def check_number(setting: str, value: float, least: float, above: bool = False) 
             f"expected a number {'above' if above else 'of at least'} {least} for the setting "
             f"'{setting}', found {value}; pass such a number"
         )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars, notes and deprecations that the libraries print while loading."""
-    logging = _import("transformers").utils.logging
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _import(name: str) -> Any:
