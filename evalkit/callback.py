@@ -20,6 +20,8 @@ from torch import nn
 
 from evalkit.cells import Cell, describe_run, now, score_cell
 from evalkit.checkpoints import Checkpoint
+from evalkit.checkpoints.run_folders import whole_epoch
+from evalkit.checkpoints.saved import find_saved, holds_saved, saved_hash
 from evalkit.errors import EvalkitError
 from evalkit.run import (
     PROVENANCE_FILE,
@@ -32,8 +34,6 @@ from evalkit.run import (
     sort_tables,
     update_provenance,
 )
-from evalkit.run_folders import whole_epoch
-from evalkit.saved import find_saved, holds_saved, saved_hash
 from evalkit.scoring import check_request
 from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Settings
 from evalkit.study import check_same_run, checkpoint_entry

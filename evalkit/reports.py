@@ -11,7 +11,7 @@ import pandas as pd
 
 from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures_of_runs, save_figures, write_figures
-from evalkit.layouts import SCREEN, Layout
+from evalkit.figures.layouts import SCREEN, Layout
 from evalkit.page import Studies, render_page
 from evalkit.pairs import DEFAULT_PAIRS, Pair, compare, compare_runs, parse_pair, statements
 from evalkit.run import FIGURES_FOLDER, REPORT_FILE, Run, read_run

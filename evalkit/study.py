@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from evalkit import likelihoods
-from evalkit.adapters import model_for
 from evalkit.cells import Cell, describe_run, draw_batch, now, score_cell
 from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
+from evalkit.checkpoints.adapters import model_for
 from evalkit.errors import EvalkitError, shortened
 from evalkit.forward import Inputs
 from evalkit.run import (

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from evalkit.adapters import model_for
 from evalkit.cells import draw_batch
 from evalkit.checkpoints import load_into, open_trajectory, trajectory_task
+from evalkit.checkpoints.adapters import model_for
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization, linearize
 from evalkit.scoring import Score, score_linearization, score_update

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from evalkit import likelihoods, optimizers
-from evalkit.adapter_weights import is_adapted, save_adapter
 from evalkit.checkpoints import Trajectory, open_trajectory
+from evalkit.checkpoints.adapter_weights import is_adapted, save_adapter
+from evalkit.checkpoints.manifest import FORMAT, MANIFEST_NAME, Entry, write_manifest
+from evalkit.checkpoints.saved import find_saved, saved_hash
+from evalkit.checkpoints.tensors import write_tensor_file
 from evalkit.errors import EvalkitError
 from evalkit.forward import forward
 from evalkit.likelihoods import IGNORED_LABEL
-from evalkit.manifest import FORMAT, MANIFEST_NAME, Entry, write_manifest
-from evalkit.saved import find_saved, saved_hash
 from evalkit.settings import check_seed
 from evalkit.tasks import Recipe, Samples, Task
 from evalkit.tasks.task import seeded, user_code
-from evalkit.tensors import write_tensor_file
 from evalkit.version import __version__
 
 _EVALUATION_BATCH = 512

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evalkit.adapters import model_for
 from evalkit.checkpoints import Trajectory, open_trajectory, verify_trajectory
+from evalkit.checkpoints.adapters import model_for
 from evalkit.tasks import Task
 from evalkit.tasks.task import seeded
 from tests.folders import sentence

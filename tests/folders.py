@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.checkpoints import open_trajectory, verify_trajectory
+from evalkit.checkpoints.manifest import MANIFEST_NAME
+from evalkit.checkpoints.tensors import file_hash
 from evalkit.errors import EvalkitError
-from evalkit.manifest import MANIFEST_NAME
-from evalkit.tensors import file_hash
 
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "digits-mlp"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evalkit.checkpoints import load_into, open_trajectory, verify_trajectory
-from evalkit.manifest import MANIFEST_NAME
+from evalkit.checkpoints.manifest import MANIFEST_NAME
 from evalkit.run import read_run
 from evalkit.settings import Settings
 from evalkit.study import run_study

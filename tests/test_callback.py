@@ -22,10 +22,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from evalkit import EvalkitError
 from evalkit.callback import ScoreCallback
 from evalkit.cells import batch_seed
+from evalkit.checkpoints.saved import find_saved, saved_hash
 from evalkit.cli import main
 from evalkit.reports import report_run
 from evalkit.run import read_run
-from evalkit.saved import find_saved, saved_hash
 from evalkit.scoring import score
 from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
 from evalkit.trainer_batches import supervised

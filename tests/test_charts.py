@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from bokeh.models import GlyphRenderer, HoverTool
 
+from evalkit.figures.palette import method_styles
 from evalkit.page.bokeh_figures import document_json
 from evalkit.page.charts import Chart, damping_places, draw_charts, method_keys
 from evalkit.page.swatches import swatch
-from evalkit.palette import method_styles
 from evalkit.run import read_run
 from tests.test_run import cell, score_row, write_run
 

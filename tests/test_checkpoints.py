@@ -13,7 +13,7 @@ from evalkit.checkpoints import (
     trajectory_task,
     verify_trajectory,
 )
-from evalkit.manifest import MANIFEST_NAME
+from evalkit.checkpoints.manifest import MANIFEST_NAME
 from tests.folders import model, refused, save, sentence, with_manifest
 
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "digits-mlp"

@@ -14,11 +14,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from evalkit.drawing import bar_start
 from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures, write_figures
-from evalkit.palette import method_styles
-from evalkit.plots import plot_efficiency, plot_imbalance, plot_ratio
+from evalkit.figures.drawing import bar_start
+from evalkit.figures.palette import method_styles
+from evalkit.figures.plots import plot_efficiency, plot_imbalance, plot_ratio
 from evalkit.results import near_zero, summarize, summarize_batches
 from evalkit.run import Run, read_run
 from tests.test_run import cell, ngd_row, score_row, write_run

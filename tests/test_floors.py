@@ -32,20 +32,16 @@ updates
 metrics
 scoring
 optimizers
-tasks tensors
-manifest cells saved current_names
-fitting trainer_batches run_folders
-adapter_weights
-checkpoints
-adapters
+tasks
+cells checkpoints
+trainer_batches
 training study
 testing toy cost callback
-palette layouts results
-drawing pairs
-plots sweeps
-multipanel
+results
+pairs
+sweeps
 figures
-page gate toy_figures
+page gate
 reports
 cli
 """
@@ -60,16 +56,10 @@ WITHOUT_TORCH = (
     "tables",
     "run",
     "toy_tables",
-    "palette",
-    "layouts",
     "results",
-    "drawing",
     "pairs",
-    "plots",
     "sweeps",
-    "multipanel",
     "figures",
-    "toy_figures",
     "page",
     "gate",
     "reports",

@@ -21,10 +21,10 @@ from evalkit.checkpoints import (
     trajectory_task,
     verify_trajectory,
 )
-from evalkit.manifest import MANIFEST_NAME
-from evalkit.saved import find_saved, read_saved, saved_hash
+from evalkit.checkpoints.manifest import MANIFEST_NAME
+from evalkit.checkpoints.saved import find_saved, read_saved, saved_hash
+from evalkit.checkpoints.tensors import file_hash
 from evalkit.tasks import Task, register_family, registered
-from evalkit.tensors import file_hash
 from tests.adapters import bert, data, lora, save_adapter, t5, train_with_trainer, vit
 from tests.folders import model, refused, save, sentence, values
 

@@ -13,7 +13,7 @@ from scipy.stats import gmean
 from evalkit.cli import main
 from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures, draw_figures_of_runs
-from evalkit.layouts import LAYOUTS, PAPER
+from evalkit.figures.layouts import LAYOUTS, PAPER
 from evalkit.pairs import Member, compare, compare_runs, named, parse_pair, statements
 from evalkit.run import Run, read_run
 from evalkit.sweeps import best_dampings, damping_discussion, discussed_dampings

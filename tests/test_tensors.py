@@ -19,7 +19,7 @@ from evalkit.checkpoints import (
     verify,
     verify_trajectory,
 )
-from evalkit.tensors import SUFFIXES, write_tensor_file
+from evalkit.checkpoints.tensors import SUFFIXES, write_tensor_file
 from tests.folders import model, refused, save, sentence, values
 
 

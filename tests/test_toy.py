@@ -14,9 +14,9 @@ from matplotlib.quiver import Quiver
 from evalkit.cli import main
 from evalkit.errors import EvalkitError
 from evalkit.figures import render
-from evalkit.palette import method_styles
+from evalkit.figures.palette import method_styles
+from evalkit.figures.toy_figures import plot_trajectories, toy_figure, write_toy_figure
 from evalkit.toy import METHODS, PROBLEMS, Problem, Tracing, compute_toy
-from evalkit.toy_figures import plot_trajectories, toy_figure, write_toy_figure
 from evalkit.toy_tables import Toy, read_toy, write_toy
 
 COARSE = Tracing(arrows=4, points=5, steps=3)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from evalkit import optimizers
 from evalkit.checkpoints import load_into, trajectory_task, verify_trajectory
+from evalkit.checkpoints.manifest import MANIFEST_NAME
 from evalkit.errors import EvalkitError
-from evalkit.manifest import MANIFEST_NAME
 from evalkit.tasks import Recipe, Task, load_task
 from evalkit.training import Epoch, train
 

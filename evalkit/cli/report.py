@@ -41,7 +41,7 @@ def command(
 
     Several RUNs are drawn as lines of the same figures, a panel per pair of methods.
     """
-    from evalkit.layouts import chosen_layouts
+    from evalkit.figures.layouts import chosen_layouts
     from evalkit.pairs import parse_pair
     from evalkit.reports import report_run, report_runs
 

@@ -41,10 +41,10 @@ def command(problem: str, damping: float, folder: Path | None, style: str) -> No
     Writes the figure (PNG and SVG), and landscape.csv, field.csv, trajectories.csv and toy.json,
     from which it can be drawn again.
     """
-    from evalkit.layouts import chosen_layouts
+    from evalkit.figures.layouts import chosen_layouts
+    from evalkit.figures.toy_figures import write_toy_figure
     from evalkit.tables import make_folder
     from evalkit.toy import PROBLEMS, Tracing, compute_toy
-    from evalkit.toy_figures import write_toy_figure
     from evalkit.toy_tables import write_toy
 
     chosen, tracing = PROBLEMS.get(problem), Tracing(damping=damping)

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from evalkit.drawing import label_ends, last_value, line_style
 from evalkit.figures import save_figures
+from evalkit.figures.drawing import label_ends, last_value, line_style
+from evalkit.figures.layouts import SCREEN
+from evalkit.figures.palette import Style, method_styles
 from evalkit.gate.comparison import FAILURES, METRICS, Check
-from evalkit.layouts import SCREEN
 from evalkit.paired import Metric
-from evalkit.palette import Style, method_styles
 from evalkit.results import display_name
 
 _BAND = Style("#8c8c8c", "", (1, 1.2))

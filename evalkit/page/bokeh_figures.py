@@ -25,8 +25,8 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from bokeh.themes import Theme
 
-from evalkit.drawing import bar_start
-from evalkit.palette import Style
+from evalkit.figures.drawing import bar_start
+from evalkit.figures.palette import Style
 
 _EDGE = "edge"
 _TOOLS = "box_zoom,pan,wheel_zoom,reset,save"

@@ -11,6 +11,7 @@ import pandas as pd
 from bokeh.models import FixedTicker, Range1d
 from bokeh.plotting import figure
 
+from evalkit.figures.palette import FLOOR, IMBALANCE, Style, method_styles
 from evalkit.page.bokeh_figures import (
     Curve,
     Stops,
@@ -18,7 +19,6 @@ from evalkit.page.bokeh_figures import (
     empty_figure,
     shade_floor,
 )
-from evalkit.palette import FLOOR, IMBALANCE, Style, method_styles
 from evalkit.results import (
     display_name,
     format_spread,

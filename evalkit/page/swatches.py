@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evalkit.palette import Style
+from evalkit.figures.palette import Style
 
 _SIZE = (34, 14)
 # Outlines around (0, 0), of matplotlib's markers.

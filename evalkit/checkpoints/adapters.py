@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from evalkit.adapter_weights import active_adapter, advice, quiet_peft
-from evalkit.checkpoints import Trajectory
+from evalkit.checkpoints.adapter_weights import active_adapter, advice, quiet_peft
+from evalkit.checkpoints.saved import ADAPTER_CONFIG, Saved, find_saved, read_adapter_config
+from evalkit.checkpoints.trajectory import Trajectory
 from evalkit.errors import EvalkitError, shortened
-from evalkit.saved import ADAPTER_CONFIG, Saved, find_saved, read_adapter_config
 from evalkit.tasks import Task
 from evalkit.tasks.task import seeded
 

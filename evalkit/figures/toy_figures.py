@@ -17,10 +17,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 
-from evalkit.drawing import line_style
-from evalkit.figures import save_figures, settled
-from evalkit.layouts import SCREEN, Layout
-from evalkit.palette import FLOOR, Style, method_styles
+from evalkit.figures.drawing import line_style
+from evalkit.figures.layouts import SCREEN, Layout
+from evalkit.figures.palette import FLOOR, Style, method_styles
+from evalkit.figures.run_figures import save_figures, settled
 from evalkit.results import display_name
 from evalkit.toy_tables import Toy
 

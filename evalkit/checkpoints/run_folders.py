@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evalkit.checkpoints.saved import holds_saved
+from evalkit.checkpoints.tensors import SUFFIXES
 from evalkit.errors import EvalkitError
 from evalkit.json_files import read_object
-from evalkit.saved import holds_saved
-from evalkit.tensors import SUFFIXES
 
 TRAINER_STATE = "trainer_state.json"
 

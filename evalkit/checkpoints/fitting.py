@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evalkit.current_names import in_current_names
+from evalkit.checkpoints.current_names import in_current_names
 from evalkit.errors import EvalkitError
 
 # Wrappers that put their own name before every tensor's: data parallel, compiled, Lightning.

@@ -1,7 +1,7 @@
 """One saved model or adapter on disk: a file, or a folder as Hugging Face and PEFT write it.
 
 Nothing here runs code that a checkpoint names: weights go through
-:func:`evalkit.tensors.read_tensor_file`, and what else is read is JSON.
+:func:`evalkit.checkpoints.tensors.read_tensor_file`, and what else is read is JSON.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from evalkit.checkpoints.tensors import SUFFIXES, file_hash, read_tensor_file
 from evalkit.errors import EvalkitError, shortened
 from evalkit.json_files import read_object
-from evalkit.tensors import SUFFIXES, file_hash, read_tensor_file
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")

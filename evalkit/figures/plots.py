@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 
-from evalkit.drawing import (
+from evalkit.figures.drawing import (
     bar_ends,
     curve,
     damping_axis,
@@ -25,7 +25,7 @@ from evalkit.drawing import (
     log_limits,
     shade_floor,
 )
-from evalkit.palette import FLOOR, IMBALANCE, Style, method_styles
+from evalkit.figures.palette import FLOOR, IMBALANCE, Style, method_styles
 from evalkit.results import display_name
 
 PROGRESS = "Training progress (0 = initialised, 1 = end)"

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from scipy.optimize import isotonic_regression
 
-from evalkit.palette import FLOOR, Style
+from evalkit.figures.palette import FLOOR, Style
 
 _LINE = 1.28  # from one end label to the next, in font sizes
 # Ticks in a decade of a log axis that spans at most so many decades.

@@ -9,11 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from evalkit.drawing import line_style
-from evalkit.layouts import SCREEN, Layout
-from evalkit.pairs import Pair, compare_runs, named
-from evalkit.palette import run_styles
-from evalkit.plots import (
+from evalkit.figures.drawing import line_style
+from evalkit.figures.layouts import SCREEN, Layout
+from evalkit.figures.palette import run_styles
+from evalkit.figures.plots import (
     PROGRESS,
     RATIO,
     plot_by_run,
@@ -24,6 +23,7 @@ from evalkit.plots import (
     plot_ratio,
     ratio_limits,
 )
+from evalkit.pairs import Pair, compare_runs, named
 from evalkit.results import display_name, near_zero, stages, summarize, summarize_batches
 from evalkit.run import Run
 

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from evalkit.layouts import SCREEN, Layout
-from evalkit.multipanel import (
+from evalkit.figures.layouts import SCREEN, Layout
+from evalkit.figures.multipanel import (
     damping_figure,
     discussion_figure,
     efficiency_figure,

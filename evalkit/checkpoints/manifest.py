@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from evalkit.checkpoints.tensors import SUFFIXES
 from evalkit.errors import EvalkitError, shortened
 from evalkit.json_files import read_object
 from evalkit.registry import suggest
 from evalkit.tables import write_atomically
-from evalkit.tensors import SUFFIXES
 
 MANIFEST_NAME = "trajectory.json"
 FORMAT = 1

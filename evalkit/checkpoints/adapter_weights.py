@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from evalkit.checkpoints.fitting import fit
+from evalkit.checkpoints.saved import ADAPTER_CONFIG, Saved, read_adapter_config
 from evalkit.errors import EvalkitError
-from evalkit.fitting import fit
-from evalkit.saved import ADAPTER_CONFIG, Saved, read_adapter_config
 
 
 @contextmanager
@@ -65,13 +65,14 @@ def fit_to_adapter(
         saved: the checkpoint, for the error sentence.
 
     Raises:
-        EvalkitError: the model carries no adapter, or as for :func:`evalkit.fitting.fit`.
+        EvalkitError: the model carries no adapter, or as for
+            :func:`evalkit.checkpoints.fitting.fit`.
     """
     with quiet_peft(saved.path) as peft:
         if not isinstance(model, peft.PeftModel):
             raise EvalkitError(
                 f"expected a model that carries an adapter for '{saved.path}', found "
-                f"{type(model).__name__}; build it with evalkit.adapters.model_for"
+                f"{type(model).__name__}; build it with evalkit.checkpoints.adapters.model_for"
             )
         expected = _state(peft, model, embeddings=False)
         if tensors.keys() - expected.keys():

@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from evalkit.adapter_weights import fit_to_adapter, load_adapter
-from evalkit.errors import EvalkitError
-from evalkit.fitting import fit_to_model
-from evalkit.manifest import MANIFEST_NAME, Entry, read_manifest
-from evalkit.run_folders import find_checkpoints
-from evalkit.saved import (
+from evalkit.checkpoints.adapter_weights import fit_to_adapter, load_adapter
+from evalkit.checkpoints.fitting import fit_to_model
+from evalkit.checkpoints.manifest import MANIFEST_NAME, Entry, read_manifest
+from evalkit.checkpoints.run_folders import find_checkpoints
+from evalkit.checkpoints.saved import (
     MODEL_CONFIG,
     Saved,
     find_saved,
@@ -22,9 +21,10 @@ from evalkit.saved import (
     read_saved,
     saved_hash,
 )
+from evalkit.checkpoints.tensors import SUFFIXES
+from evalkit.errors import EvalkitError
 from evalkit.tasks import Task, load_task, setting_names, task_names
 from evalkit.tasks.task import Setting
-from evalkit.tensors import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,13 @@ class Checkpoint:
 
     Args:
         name: the name of the folder, or of the file without its ending; unique in the trajectory.
-        path: the file or the folder; see :func:`evalkit.saved.find_saved`.
+        path: the file or the folder; see :func:`evalkit.checkpoints.saved.find_saved`.
         step: optimiser steps taken; without a manifest, what ``trainer_state.json`` says, the
             number in the name or the position in the folder.
         epoch: passes over the training data, None where unknown.
         progress: share of training done, 0 (initialised) to 1 (end).
-        sha256: hash as it was when the folder was opened; see :func:`evalkit.saved.saved_hash`.
+        sha256: hash as it was when the folder was opened; see
+            :func:`evalkit.checkpoints.saved.saved_hash`.
         training_loss: mean over the training samples, None where unknown.
         validation_accuracy: share of correct validation labels, None where unknown.
     """
@@ -231,7 +232,7 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
     Raises:
         EvalkitError: the file is not what it was when the folder was opened, or cannot be read; see
-            :func:`evalkit.saved.read_saved`.
+            :func:`evalkit.checkpoints.saved.read_saved`.
     """
     return _read_unaltered(checkpoint, find_saved(checkpoint.path))
 
@@ -262,7 +263,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy the values of a checkpoint into ``model``, cast to the model's own dtypes.
 
     The values of an adapter go into the adapter on the model; see
-    :func:`evalkit.adapters.model_for`. What is trainable stays as it is.
+    :func:`evalkit.checkpoints.adapters.model_for`. What is trainable stays as it is.
 
     Raises:
         EvalkitError: as for :func:`verify`; the model is then left as it was.

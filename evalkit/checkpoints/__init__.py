@@ -1,0 +1,23 @@
+"""Saved checkpoints of one training run: found, opened in order, verified, loaded into a model."""
+
+from evalkit.checkpoints.trajectory import (
+    Checkpoint,
+    Trajectory,
+    load_into,
+    open_trajectory,
+    read_tensors,
+    trajectory_task,
+    verify,
+    verify_trajectory,
+)
+
+__all__ = [
+    "Checkpoint",
+    "Trajectory",
+    "load_into",
+    "open_trajectory",
+    "read_tensors",
+    "trajectory_task",
+    "verify",
+    "verify_trajectory",
+]
