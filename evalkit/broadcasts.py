@@ -119,17 +119,42 @@ def shared_parameters(
         places.setdefault(broadcast.copies.node, []).append(broadcast)
     shared = {}
     for name, start in accumulators.items() if broadcasts else ():
-        reached: dict[int, Broadcast] = {}
+        reached: dict[Broadcast, None] = {}
         seen, pending, outside = {start}, [start], False
         while pending and not outside:
             for user in users[pending.pop()]:
                 if user in places:
-                    reached |= {id(broadcast): broadcast for broadcast in places[user]}
+                    reached |= dict.fromkeys(places[user])
                 elif not users[user]:
                     outside = True
                 elif user not in seen:
                     seen.add(user)
                     pending.append(user)
         if reached and not outside:
-            shared[name] = tuple(reached.values())
+            shared[name] = tuple(reached)
     return shared
+
+
+def of_samples(logits: Tensor, broadcasts: Sequence[Broadcast]) -> frozenset[Broadcast]:
+    """Return the broadcasts whose copies along axis 0 each belong to one sample.
+
+    An axis may be as long as the batch by chance. With the logits of half of the samples held
+    fixed, one backward brings gradients of exactly zero to their copies, and to no other.
+
+    Args:
+        logits: with their graph.
+        broadcasts: as recorded.
+    """
+    if not broadcasts:
+        return frozenset()
+    generator = torch.Generator().manual_seed(0)
+    cotangents = torch.randn(logits.shape, generator=generator).to(logits)
+    fixed = torch.randperm(len(logits), generator=generator)[: len(logits) // 2].to(logits.device)
+    cotangents[fixed] = 0
+    edges = [broadcast.copies for broadcast in broadcasts]
+    pulled = torch.autograd.grad(logits, edges, cotangents, retain_graph=True, allow_unused=True)
+    return frozenset(
+        broadcast
+        for broadcast, value in zip(broadcasts, pulled, strict=True)
+        if value is None or not value[fixed].any()
+    )

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from evalkit.broadcasts import Broadcast
+from evalkit.broadcasts import Broadcast, of_samples, shared_parameters
 from evalkit.determinism import (
     preserved_random_state,
     random_state,
@@ -29,15 +29,15 @@ from evalkit.double_backward import Backward
 from evalkit.errors import EvalkitError
 from evalkit.precision import AllDouble
 from evalkit.recorder import (
+    Graph,
     LayerUse,
     Recorder,
-    broadcast_parameters,
+    graph_of,
     ruled_parameters,
-    users_of_nodes,
 )
 
-MOST_SHARED_NUMBERS = 1 << 27
-"""Of the per-sample gradients of a parameter that acts on every sample alike: 512 MiB."""
+FORMED_AT_ONCE = 1 << 27
+"""Numbers in per-sample gradients that are formed and held at once: 512 MiB in float32."""
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a model's forward takes: a tensor, positional arguments, or keyword arguments."""
@@ -77,38 +77,17 @@ class Recording:
     def shared(self) -> dict[str, tuple[Broadcast, ...]]:
         """Where the parameters that act on every sample alike meet the batch, by name.
 
-        One more backward, the logits of half of the samples held fixed, says whether each copy
-        belongs to a sample: then those of the other half get gradients of exactly zero. A parameter
-        whose per-sample gradients take more memory than is spent at once is left out.
+        A parameter whose per-sample gradients take more memory than is spent at once is left out.
         """
         found = {
             name: places
             for name, places in self.broadcasts.items()
-            if self.parameters[name].numel() * len(self.logits) <= MOST_SHARED_NUMBERS
+            if self.parameters[name].numel() * len(self.logits) <= FORMED_AT_ONCE
         }
-        chosen = list(dict.fromkeys(place for places in found.values() for place in places))
-        if not chosen:
-            return {}
-        generator = torch.Generator().manual_seed(0)
-        cotangents = torch.randn(self.logits.shape, generator=generator).to(self.logits)
-        fixed = torch.randperm(len(cotangents), generator=generator)[: len(cotangents) // 2]
-        fixed = fixed.to(cotangents.device)
-        cotangents[fixed] = 0
+        chosen = dict.fromkeys(place for places in found.values() for place in places)
         with differentiable():
-            edges = [place.copies for place in chosen]
-            pulled = torch.autograd.grad(
-                self.logits, edges, cotangents, retain_graph=True, allow_unused=True
-            )
-        alike = {
-            id(place)
-            for place, value in zip(chosen, pulled, strict=True)
-            if value is None or not value[fixed].any()
-        }
-        return {
-            name: places
-            for name, places in found.items()
-            if all(id(place) in alike for place in places)
-        }
+            alike = of_samples(self.logits, tuple(chosen))
+        return {name: places for name, places in found.items() if alike.issuperset(places)}
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -223,9 +202,11 @@ def record(
         random = any(not torch.equal(a, b) for a, b in zip(state, random_state(), strict=True))
     if random:
         refuse_random_forward(model, lambda: call(parameters, inputs))
-    _refuse_kept_references(logits, trainable)
-    ruled = ruled_parameters(logits, parameters, recorder)
-    broadcasts = broadcast_parameters(logits, parameters, recorder)
+    graph = graph_of(logits)
+    _refuse_kept_references(graph, trainable)
+    ruled = ruled_parameters(graph, parameters, recorder)
+    reached = graph.accumulators_of(parameters)
+    broadcasts = shared_parameters(graph.users, reached, recorder.broadcasts)
     uses = tuple(recorder.uses)
     return Recording(logits, parameters, uses, ruled, broadcasts, call, inputs, backward)
 
@@ -245,14 +226,12 @@ def cast(value: Tensor, dtype: torch.dtype | None, copy: bool = False) -> Tensor
     return value.to(dtype, copy=copy)
 
 
-def _refuse_kept_references(logits: Tensor, trainable: Mapping[str, Tensor]) -> None:
-    _, accumulators = users_of_nodes(logits)
-    for name, value in trainable.items():
-        if id(value) in accumulators:
-            raise EvalkitError(
-                f"expected parameter '{name}' to be used through its module alone, found a forward "
-                "that uses a reference kept elsewhere; read it from the module inside forward"
-            )
+def _refuse_kept_references(graph: Graph, trainable: Mapping[str, Tensor]) -> None:
+    for name in graph.accumulators_of(trainable):
+        raise EvalkitError(
+            f"expected parameter '{name}' to be used through its module alone, found a forward "
+            "that uses a reference kept elsewhere; read it from the module inside forward"
+        )
 
 
 class _Logits(nn.Module):

@@ -7,6 +7,7 @@ parameters alike.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from evalkit.broadcasts import Broadcast, broadcast_call, shared_parameters
+from evalkit.broadcasts import Broadcast, broadcast_call
 from evalkit.double_backward import Backward, replaced
 from evalkit.layers import LAYERS, Layer, ReplacedLayer
 
@@ -144,8 +145,45 @@ def _replaceable(layer: ReplacedLayer) -> bool:
     return not computed and not _saved_elsewhere()
 
 
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The graph of the logits, walked once.
+
+    Attributes:
+        users: of every node.
+        accumulators: the nodes that accumulate the gradients of leaves, by the leaf's id.
+    """
+
+    users: dict[Any, list[Any]]
+    accumulators: dict[int, Any]
+
+    def accumulators_of(self, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the nodes of the parameters that the logits depend on, by name."""
+        nodes = {name: self.accumulators.get(id(value)) for name, value in parameters.items()}
+        return {name: node for name, node in nodes.items() if node is not None}
+
+
+def graph_of(logits: Tensor) -> Graph:
+    """Return the graph of the logits."""
+    users: dict[Any, list[Any]] = {logits.grad_fn: []}
+    accumulators: dict[int, Any] = {}
+    pending = [logits.grad_fn]
+    while pending:
+        node = pending.pop()
+        for following, _ in node.next_functions if node is not None else ():
+            if following is None:
+                continue
+            if following not in users:
+                users[following] = []
+                pending.append(following)
+                if hasattr(following, "variable"):
+                    accumulators[id(following.variable)] = following
+            users[following].append(node)
+    return Graph(users, accumulators)
+
+
 def ruled_parameters(
-    logits: Tensor, parameters: dict[str, Tensor], recorder: Recorder
+    graph: Graph, parameters: dict[str, Tensor], recorder: Recorder
 ) -> frozenset[str]:
     """Return the parameters that the graph of the logits reaches through recorded calls alone.
 
@@ -153,7 +191,7 @@ def ruled_parameters(
     autograd functions, C++, gradients taken inside the forward), ends in the node that accumulates
     its gradient. A recorded call may reach it through other nodes, such as a transposition.
     """
-    users, accumulators = users_of_nodes(logits)
+    users = graph.users
     recorded = {use.outputs.node for use in recorder.uses}
     calls = Counter[str]()
     for use in recorder.uses:
@@ -170,35 +208,6 @@ def ruled_parameters(
                     total += 1
         return total
 
-    found = {name: accumulators.get(id(value)) for name, value in parameters.items()}
-    reached = {n for n, node in found.items() if node is not None and count(node) == calls[n]}
+    found = graph.accumulators_of(parameters)
+    reached = {name for name, node in found.items() if count(node) == calls[name]}
     return frozenset(reached - recorder.other)
-
-
-def broadcast_parameters(
-    logits: Tensor, parameters: dict[str, Tensor], recorder: Recorder
-) -> dict[str, tuple[Broadcast, ...]]:
-    """Return the parameters that the logits depend on through broadcasts alone."""
-    users, accumulators = users_of_nodes(logits)
-    nodes = {name: accumulators.get(id(value)) for name, value in parameters.items()}
-    reached = {name: node for name, node in nodes.items() if node is not None}
-    return shared_parameters(users, reached, recorder.broadcasts)
-
-
-def users_of_nodes(logits: Tensor) -> tuple[dict[Any, list[Any]], dict[int, Any]]:
-    """Return the users of every node in the graph of the logits, and the nodes of leaves by id."""
-    users: dict[Any, list[Any]] = {logits.grad_fn: []}
-    accumulators: dict[int, Any] = {}
-    pending = [logits.grad_fn]
-    while pending:
-        node = pending.pop()
-        for following, _ in node.next_functions if node is not None else ():
-            if following is None:
-                continue
-            if following not in users:
-                users[following] = []
-                pending.append(following)
-                if hasattr(following, "variable"):
-                    accumulators[id(following.variable)] = following
-            users[following].append(node)
-    return users, accumulators

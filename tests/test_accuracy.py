@@ -254,7 +254,7 @@ def test_gram_where_the_total_gradient_vanishes() -> None:
 def test_gram_in_small_blocks(name: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks that bound the memory, which tiny cases never fill, change nothing."""
     monkeypatch.setattr(evalkit.layers.rows, "ELEMENTS_AT_ONCE", elements)
-    monkeypatch.setattr(evalkit.per_sample, "ELEMENTS_AT_ONCE", elements)
+    monkeypatch.setattr(evalkit.per_sample, "FORMED_AT_ONCE", elements)
     batch = CASES[name].make()
     torch.testing.assert_close(evalkit.linearize(*batch).gram, dense.dense(*batch).gram)
 
