@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from evalkit.cells import Cell, describe_run, now, score_cell
+from evalkit.cells import Cell, describe_run, now, on_device, score_cell
 from evalkit.checkpoints import Checkpoint
 from evalkit.checkpoints.run_folders import whole_epoch
 from evalkit.checkpoints.saved import find_saved, holds_saved, saved_hash
@@ -43,7 +43,6 @@ from evalkit.trainer_batches import (
     all_seeded,
     base_model,
     check_enough,
-    on_device,
     supervised,
 )
 

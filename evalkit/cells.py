@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from evalkit.errors import EvalkitError
 from evalkit.forward import Inputs, cast
@@ -62,6 +63,11 @@ def batch_seed(seed: int, batch: int, use: str) -> int:
     """Return a seed for one use in one batch; a hash keeps neighbouring seeds unrelated."""
     digest = hashlib.sha256(f"{seed}/{batch}/{use}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
+
+
+def on_device(values: Any, device: str | torch.device) -> Any:
+    """Return tensors of any nesting on a device."""
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, values)
 
 
 def score_cell(

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from evalkit import likelihoods
-from evalkit.cells import Cell, describe_run, draw_batch, now, score_cell
+from evalkit.cells import Cell, describe_run, draw_batch, now, on_device, score_cell
 from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
 from evalkit.errors import EvalkitError, shortened
@@ -154,10 +153,7 @@ def check_device(name: str) -> torch.device:
 def take_batch(samples: Samples, settings: Settings, batch: int) -> tuple[Inputs, torch.Tensor]:
     """Return inputs and targets of one batch, on the device of the evaluation."""
     indices = draw_batch(len(samples), settings.batch_size, settings.seed, batch)
-    taken: tuple[Inputs, torch.Tensor] = tree_map(
-        lambda leaf: leaf.to(settings.device) if isinstance(leaf, torch.Tensor) else leaf,
-        samples.take(indices),
-    )
+    taken: tuple[Inputs, torch.Tensor] = on_device(samples.take(indices), settings.device)
     return taken
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from evalkit.cells import batch_seed, draw_batch
 from evalkit.errors import EvalkitError
@@ -209,11 +208,6 @@ def all_seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])  # noqa: NPY002
-
-
-def on_device(values: Any, device: torch.device) -> Any:
-    """Return tensors of any nesting on a device."""
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, values)
 
 
 def check_enough(batches: TrainerBatches, batch_size: int) -> None:

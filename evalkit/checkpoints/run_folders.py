@@ -15,7 +15,7 @@ from typing import Any
 
 from evalkit.checkpoints.saved import holds_saved
 from evalkit.checkpoints.tensors import SUFFIXES
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 from evalkit.json_files import read_object
 
 TRAINER_STATE = "trainer_state.json"
@@ -227,8 +227,7 @@ def _is_time(value: Any) -> bool:
 
 
 def _wrong(path: Path, field: str, expected: str, found: Any) -> EvalkitError:
-    text = repr(found)
     return EvalkitError(
-        f"expected {expected} as '{field}' in '{path}', found {text[:80]}; copy the file again, or "
-        "remove it to go by the folder's name"
+        f"expected {expected} as '{field}' in '{path}', found {shortened(repr(found))}; copy the "
+        "file again, or remove it to go by the folder's name"
     )

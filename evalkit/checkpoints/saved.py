@@ -140,8 +140,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(shards, dict) or not shards:
         raise EvalkitError(
             f"expected a 'weight_map' from tensors to files in '{index}', found "
-            f"{shortened(repr(shards))}; "
-            "copy or save the whole folder again"
+            f"{shortened(repr(shards))}; copy or save the whole folder again"
         )
     for shard in shards.values():
         if not _is_plain_name(shard):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from evalkit.tasks.pretrained import ADAPTERS, check_choice, check_number
+from evalkit.tasks.pretrained import ADAPTERS, check_choice, check_number, recipe
 from evalkit.tasks.registered import register_family
-from evalkit.tasks.task import Recipe, Task
+from evalkit.tasks.task import Task
 from evalkit.tasks.text import Text, Wording, trim
 
 _LABELS = ("all", "first")
@@ -58,13 +58,6 @@ WORDINGS = {
 }
 EPOCHS = {"cola": 20, "sst2": 20, "qqp": 5, "mrpc": 30, "mnli": 5, "qnli": 15, "rte": 40}
 """As in the paper."""
-
-
-def recipe(adapter: str, epochs: int) -> Recipe:
-    """Return how the paper trains its baselines (appendix H)."""
-    if adapter == "prompt":
-        return Recipe("adafactor", 0.3, 1e-5, epochs, batch_size=32, checkpoint_every=1)
-    return Recipe("adamw", 1e-3, 1e-2, epochs, batch_size=32, checkpoint_every=1)
 
 
 def _maker(name: str) -> Callable[..., Task]:

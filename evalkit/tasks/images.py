@@ -12,19 +12,18 @@ from torch.nn import functional
 
 from evalkit.errors import EvalkitError
 from evalkit.forward import Inputs
-from evalkit.tasks.glue import recipe
 from evalkit.tasks.pretrained import (
+    VALIDATION_SAMPLES,
     check_choice,
     check_number,
     load_model,
     load_rows,
+    recipe,
     with_lora,
 )
 from evalkit.tasks.registered import register_family
 from evalkit.tasks.task import Task
 
-_VALIDATION_SAMPLES = 200
-_ORDER_SEED = 0
 _EPOCHS = 5
 """As in the paper."""
 
@@ -48,13 +47,13 @@ class Pictures:
 
     def rows(self, split: str, most: int) -> Any:
         """Return some rows of a split."""
-        rows = load_rows("data", self.data, None, split)
+        rows = load_rows(self.data, None, split, most)
         if self._image(rows) is None or self.labels not in rows.features:
             raise EvalkitError(
                 f"expected columns 'img' or 'image' and '{self.labels}' in the data '{self.data}', "
                 f"found {', '.join(rows.features)}; pass data with the columns of the hub"
             )
-        return rows.shuffle(seed=_ORDER_SEED).select(range(most)) if 0 < most < len(rows) else rows
+        return rows
 
     def training(self) -> tuple[Tensor, Tensor]:
         """Return pictures (N, 3, H, W) uint8 and labels (N,)."""
@@ -62,7 +61,7 @@ class Pictures:
 
     def validating(self) -> tuple[Tensor, Tensor]:
         """Return at most 200 pictures of the test split and their labels."""
-        return self._tensors(self.rows("test", _VALIDATION_SAMPLES))
+        return self._tensors(self.rows("test", VALIDATION_SAMPLES))
 
     def classes(self) -> int:
         """Return the number of classes."""

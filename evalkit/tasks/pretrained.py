@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import socket
 import urllib.parse
 import urllib.request
@@ -10,10 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from evalkit.errors import EvalkitError
 from evalkit.quiet import quiet
+from evalkit.tasks.task import Recipe
 
 T = TypeVar("T")
 
@@ -23,6 +26,8 @@ RANK = 8
 VIRTUAL_TOKENS = 20
 """Of prompt tuning, as in the paper."""
 LORA_DROPOUT = 0.1
+VALIDATION_SAMPLES = 200
+_ORDER_SEED = 0
 # The projections to queries and to values, as architectures call them.
 _QUERIES_AND_VALUES = (
     ("q", "v"),
@@ -70,8 +75,14 @@ def load(kind: str, setting: str, name: str, loader: Callable[..., T], **argumen
         ) from error
 
 
-def load_rows(setting: str, name: str, configuration: str | None, split: str) -> Any:
-    """Return a split of a data set with the columns of the hub.
+def load_rows(name: str, configuration: str | None, split: str, most: int) -> Any:
+    """Return rows of a data set with the columns of the hub.
+
+    Args:
+        name: on the hub, or a local path.
+        configuration: of the data set, None where it has one only.
+        split: to take rows of.
+        most: rows at most, drawn at random, always the same; 0 for all.
 
     Raises:
         EvalkitError: there is no such data set or split.
@@ -96,7 +107,8 @@ def load_rows(setting: str, name: str, configuration: str | None, split: str) ->
     what = f"data set with a split '{split}'"
     if configuration is not None:
         what = f"data set '{configuration}' with a split '{split}'"
-    return load(what, setting, name, loader)
+    rows = load(what, "data", name, loader)
+    return rows.shuffle(seed=_ORDER_SEED).select(range(most)) if 0 < most < len(rows) else rows
 
 
 def load_model(kind: str, name: str, **arguments: Any) -> nn.Module:
@@ -107,8 +119,6 @@ def load_model(kind: str, name: str, **arguments: Any) -> nn.Module:
         name: of the model.
         arguments: of ``from_pretrained``.
     """
-    import torch
-
     loader = getattr(_import("transformers"), kind).from_pretrained
     arguments = {"dtype": torch.float32, "trust_remote_code": False, **arguments}
     model: nn.Module = load("model", "model", name, loader, **arguments)
@@ -192,6 +202,13 @@ def with_prompt(model: nn.Module, purpose: str) -> nn.Module:
     return adapted
 
 
+def recipe(adapter: str, epochs: int) -> Recipe:
+    """Return how the paper trains its baselines (appendix H)."""
+    if adapter == "prompt":
+        return Recipe("adafactor", 0.3, 1e-5, epochs, batch_size=32, checkpoint_every=1)
+    return Recipe("adamw", 1e-3, 1e-2, epochs, batch_size=32, checkpoint_every=1)
+
+
 def check_choice(setting: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a setting that is not one of the choices."""
     if value not in choices:
@@ -211,8 +228,6 @@ def check_number(setting: str, value: float, least: float, above: bool = False) 
 
 
 def _import(name: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:

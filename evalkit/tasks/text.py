@@ -14,6 +14,7 @@ from evalkit.errors import EvalkitError
 from evalkit.forward import Inputs
 from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.tasks.pretrained import (
+    VALIDATION_SAMPLES,
     load_configuration,
     load_model,
     load_rows,
@@ -21,9 +22,6 @@ from evalkit.tasks.pretrained import (
     with_lora,
     with_prompt,
 )
-
-_VALIDATION_SAMPLES = 200
-_ORDER_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -110,13 +108,11 @@ class Text:
 
     def validating(self) -> tuple[Inputs, Tensor]:
         """Return at most 200 encoded validation samples."""
-        return self._encoded(self.validation, _VALIDATION_SAMPLES)
+        return self._encoded(self.validation, VALIDATION_SAMPLES)
 
     def _encoded(self, split: str, most: int) -> tuple[Inputs, Tensor]:
         in_words = self.is_text_to_text
-        rows = load_rows("data", self.data, self.configuration, split)
-        if 0 < most < len(rows):
-            rows = rows.shuffle(seed=_ORDER_SEED).select(range(most))
+        rows = load_rows(self.data, self.configuration, split, most)
         labels, columns = self._labels(rows), [list(rows[name]) for name in self.wording.columns]
         tokenizer = load_tokenizer(self.tokenizer or self.model)
         how = {
