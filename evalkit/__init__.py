@@ -13,24 +13,23 @@ from evalkit.errors import EvalkitError
 from evalkit.version import __version__
 
 if TYPE_CHECKING:
-    from evalkit.cg import natural_gradient
     from evalkit.indicator import gamma
     from evalkit.linearization import Linearization, linearize
     from evalkit.scoring import score
-    from evalkit.solved import NaturalGradient
+    from evalkit.solvers import NaturalGradient, natural_gradient
     from evalkit.tasks import Task
     from evalkit.updates import Update, method, methods, update
 
 _HOME = {
     "Linearization": "evalkit.linearization",
-    "NaturalGradient": "evalkit.solved",
+    "NaturalGradient": "evalkit.solvers",
     "Task": "evalkit.tasks",
     "Update": "evalkit.updates",
     "gamma": "evalkit.indicator",
     "linearize": "evalkit.linearization",
     "method": "evalkit.updates",
     "methods": "evalkit.updates",
-    "natural_gradient": "evalkit.cg",
+    "natural_gradient": "evalkit.solvers",
     "score": "evalkit.scoring",
     "update": "evalkit.updates",
 }

@@ -57,6 +57,7 @@ class Recording:
         call: maps (parameters by name, inputs) to logits: the same forward again.
         inputs: the inputs of this pass.
         backward: how backwards through its replaced layers are run.
+        pass_work: multiplications of a pass through all layers with a rule, frozen ones too.
     """
 
     logits: Tensor
@@ -67,6 +68,7 @@ class Recording:
     call: Callable[[dict[str, Tensor], Inputs], Tensor]
     inputs: Inputs
     backward: Backward
+    pass_work: int
 
     @property
     def num_params(self) -> int:
@@ -208,7 +210,9 @@ def record(
     reached = graph.accumulators_of(parameters)
     broadcasts = shared_parameters(graph.users, reached, recorder.broadcasts)
     uses = tuple(recorder.uses)
-    return Recording(logits, parameters, uses, ruled, broadcasts, call, inputs, backward)
+    return Recording(
+        logits, parameters, uses, ruled, broadcasts, call, inputs, backward, recorder.pass_work
+    )
 
 
 def cast(value: Tensor, dtype: torch.dtype | None, copy: bool = False) -> Tensor:

@@ -1,6 +1,8 @@
-"""The tangent kernel J J^T as a matrix over all outputs of a batch, and when forming it pays."""
+"""The tangent kernel J J^T as a matrix over all outputs of a batch, and what forming it takes."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ def tangent_kernel(batches: MicroBatches, route: PerSample | None) -> Tensor:
         batches: the forward passes.
         route: one of :data:`evalkit.gram.ROUTES`.
     """
-    units = _units(batches)
+    units = unit_cotangents(batches)
     outputs, samples = units.shape[:2]
     matrix = gram_matrix(batches, units, route).view(outputs, samples, outputs, samples)
     size = outputs * samples
@@ -43,13 +45,13 @@ def sample_products(batches: MicroBatches, cotangents: Tensor, route: PerSample 
         cotangents: c, (K, N, ..., C) float64.
         route: one of :data:`evalkit.gram.ROUTES`.
     """
-    units = _units(batches)
+    units = unit_cotangents(batches)
     outputs, samples = units.shape[:2]
     matrix = gram_matrix(batches, cotangents, route, units)
     return matrix.view(-1, outputs, samples).transpose(1, 2).flatten(1)
 
 
-def _units(batches: MicroBatches) -> Tensor:
+def unit_cotangents(batches: MicroBatches) -> Tensor:
     """Return the unit cotangents of every sample: (M, N, ..., C) float64."""
     samples, *shape = batches.logits.shape
     outputs = batches.logits[0].numel()
@@ -71,38 +73,46 @@ def gram_from_kernel(kernel: Tensor, cotangents: Tensor) -> Tensor:
     return torch.einsum("inm,knm->ikn", half, c).reshape(draws * samples, -1)
 
 
-def kernel_pays(
-    batches: MicroBatches, products: int, draws: int | None = None, extra: float = 0.0
-) -> bool:
-    """Return whether forming J J^T takes fewer multiplications than so many products with it.
+def pass_work(batches: MicroBatches) -> float:
+    """Return the multiplications of a pass through the model, forward or backward.
 
-    A pass through a layer with (in, out) weights and T positions takes N T in out; a product takes
-    two such passes and the weight's part. Forming takes a pass for each of M outputs and the
-    layer's part of the matrix, in float64, which counts twice. Layers that no trainable parameter
-    takes part in cost both alike for each pass, and are left out: forming takes no more passes.
+    A layer with (in, out) weights and T positions takes N T in out.
+    """
+    recording = batches[0].recording
+    return recording.pass_work * len(batches.logits) / len(recording.logits)
+
+
+def product_work(batches: MicroBatches) -> float:
+    """Return the multiplications of a product J J^T c: two passes and the weights' part."""
+    samples, total = len(batches.logits), PRODUCT_OVERHEAD + 2 * pass_work(batches)
+    for use in batches[0].recording.uses:
+        groups, positions, inside, outside = use.layer.matrix_shape
+        one_pass = samples * positions * groups * inside * outside
+        total += min(2 * one_pass, (samples * positions) ** 2 * groups * outside)
+    return total
+
+
+def kernel_work(batches: MicroBatches, draws: int | None = None) -> float:
+    """Return the multiplications that form J J^T: a pass for each of M outputs, each layer's part.
+
+    Inner products are taken in float64, which counts twice; infinite where the matrix is too large.
 
     Args:
         batches: the forward passes.
-        products: number of products that would be done otherwise.
         draws: cotangents per sample that the matrix is formed for, None for all M outputs.
-        extra: float64 multiplications that only the matrix needs.
     """
     samples, outputs = len(batches.logits), batches.logits[0].numel()
     columns = outputs if draws is None else draws
-    if samples * outputs > MOST_OUTPUTS or outputs + columns > 2 * products:
-        return False
+    if samples * outputs > MOST_OUTPUTS:
+        return math.inf
     recording = batches[0].recording
-    forming, product = 2 * extra, PRODUCT_OVERHEAD
+    total = (outputs if draws is None else outputs + draws) * pass_work(batches)
     for use in recording.uses:
         groups, positions, inside, outside = use.layer.matrix_shape
-        one_pass = samples * positions * groups * inside * outside
-        weight = min(2 * one_pass, (samples * positions) ** 2 * groups * outside)
         shape = (groups, outputs, samples, positions, outside)
         other = (groups, columns, samples, positions, outside)
-        forming += outputs * one_pass + 2 * min(pair_costs(shape, other, inside))
-        product += 2 * one_pass + weight
-    forming += 2 * samples**2 * outputs * columns * _unruled(recording)
-    return forming < products * product
+        total += 2 * min(pair_costs(shape, other, inside))
+    return total + 2 * samples**2 * outputs * columns * _unruled(recording)
 
 
 def _unruled(recording: Recording) -> int:

@@ -14,12 +14,19 @@ from evalkit import likelihoods
 from evalkit.factor import GramFactor, factorize
 from evalkit.forward import Inputs, check_batch
 from evalkit.gram import ROUTES, gram_matrix
-from evalkit.kernel import gram_from_kernel, kernel_pays, sample_products, tangent_kernel
+from evalkit.kernel import (
+    gram_from_kernel,
+    kernel_work,
+    product_work,
+    sample_products,
+    tangent_kernel,
+)
 from evalkit.likelihoods import Likelihood
 from evalkit.linear_maps import LinearMaps
 from evalkit.micro_batches import MicroBatches
 from evalkit.per_sample import CannotVectorizeError, PerSample, defining_gradients
 from evalkit.settings import check_dtype
+from evalkit.sketch import sketch_work, sketched_kernel
 
 T = TypeVar("T")
 
@@ -119,14 +126,25 @@ class Linearization(LinearMaps):
         _ = self.gram  # settles the route
         return tangent_kernel(self._batches, self._route)
 
-    def kernel_pays(self, products: int, extra: float = 0.0) -> bool:
-        """Return whether the tangent kernel costs less than so many products with it.
+    @cached_property
+    def sketched_kernel(self) -> Tensor:
+        """A random matrix that is J J^T on average, (N M, N M) float64: a preconditioner."""
+        return sketched_kernel(self._batches)
 
-        Args:
-            products: number of products J J^T c.
-            extra: float64 multiplications that only the matrix would need.
-        """
-        return kernel_pays(self._batches, products, extra=extra)
+    @property
+    def product_work(self) -> float:
+        """Multiplications of a product J J^T c."""
+        return product_work(self._batches)
+
+    @property
+    def kernel_work(self) -> float:
+        """Multiplications that form the tangent kernel."""
+        return kernel_work(self._batches)
+
+    @property
+    def sketch_work(self) -> float:
+        """Multiplications that form the sketched kernel."""
+        return sketch_work(self._batches)
 
     def sample_products(self, cotangents: Tensor, products: int) -> Tensor | None:
         """Return J J_n^T c_kn for every one-sample cotangent, where that pays.
@@ -140,7 +158,7 @@ class Linearization(LinearMaps):
         Returns:
             (K N, N M) float64 for M outputs per sample; None where products one by one cost less.
         """
-        if not kernel_pays(self._batches, products, draws=len(cotangents)):
+        if kernel_work(self._batches, len(cotangents)) >= self.product_work * products:
             return None
         _ = self.gram  # settles the route
         return sample_products(self._batches, cotangents, self._route)

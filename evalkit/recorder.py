@@ -6,6 +6,7 @@ parameters alike.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Recorder(TorchFunctionMode):
         uses: the calls of layers with a rule that a trainable parameter took part in.
         broadcasts: where values that every sample gets alike meet the batch.
         other: names of parameters that anything else was done with.
+        pass_work: multiplications of a pass through all layers with a rule, frozen ones too.
 
     Args:
         names: of the parameters, by id.
@@ -61,6 +63,7 @@ class Recorder(TorchFunctionMode):
         self.uses: list[LayerUse] = []
         self.broadcasts: list[Broadcast] = []
         self.other: set[str] = set()
+        self.pass_work = 0
         self._names = names
         self._backward = backward
         self._samples = samples
@@ -119,6 +122,7 @@ class Recorder(TorchFunctionMode):
             return None
         if layer.weight is not None and layer.weight is layer.bias:
             return None
+        self.pass_work += len(layer.inputs) * math.prod(layer.matrix_shape)
         return layer
 
 

@@ -47,12 +47,17 @@ def row_kinds(recording: Recording) -> dict[str, Hashable]:
     return found
 
 
-def gradient_rows(recording: Recording, cotangents: Tensor) -> dict[str, GradientRows]:
+def gradient_rows(
+    recording: Recording,
+    cotangents: Tensor,
+    positions: dict[LayerUse, Tensor | None] | None = None,
+) -> dict[str, GradientRows]:
     """Return the per-sample gradients of each parameter of :func:`row_kinds`.
 
     Args:
         recording: the forward pass.
         cotangents: c, (K, N, ..., C): K cotangents per sample, in the dtype of the logits.
+        positions: keeps, between calls, what rows of different cotangents share.
 
     Returns:
         Rows by name, those of a bias with its weight's where they always go together. A parameter
@@ -71,7 +76,7 @@ def gradient_rows(recording: Recording, cotangents: Tensor) -> dict[str, Gradien
             for c in cotangents
         ]
     gradients = [
-        None if parts[0] is None else torch.stack([part.detach() for part in parts])
+        None if parts[0] is None else _stacked([part.detach() for part in parts])
         for parts in zip(*pulled, strict=True)
     ]
     parts: dict[str, list[GradientRows]] = defaultdict(list)
@@ -80,11 +85,19 @@ def gradient_rows(recording: Recording, cotangents: Tensor) -> dict[str, Gradien
         if d is None:  # the logits do not depend on this call
             continue
         if use.weight in names:
-            parts[use.weight].append(use.layer.weight_rows(d, use.bias in together))
+            if positions is not None and use not in positions:
+                positions[use] = use.layer.positions()
+            shared = None if positions is None else positions[use]
+            parts[use.weight].append(use.layer.weight_rows(d, use.bias in together, shared))
         if use.bias in names - together:
             parts[use.bias].append(use.layer.bias_rows(d))
     rows = {name: type(found[0]).joined(found) for name, found in parts.items()}
     return rows | _shared_rows(recording, broadcasts, gradients[len(uses) :], cotangents.shape[:2])
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Return parts along a new axis 0; a single one is not copied."""
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(list(parts))
 
 
 def _shared_rows(

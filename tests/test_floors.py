@@ -25,9 +25,10 @@ ruled_rows per_sample tangents
 micro_batches
 gram
 kernel linear_maps
+sketch
 linearization
-indicator solved
-cg direct
+indicator
+solvers
 updates
 metrics
 scoring

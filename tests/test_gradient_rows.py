@@ -198,7 +198,8 @@ def test_the_cheaper_route(
 def lookups(draw: Draw, high: int, shape: tuple[int, int, int, int], start: int = 0) -> Lookups:
     """K cotangents, N samples, T lookups among ``high`` entries, of a width."""
     k, n, t, width = shape
-    return Lookups(start + draw.integers(high, n, t), draw.normal(k, n, t, width))
+    indices = start + draw.integers(high, n, t)
+    return Lookups(indices, draw.normal(k, n, t, width), start + high)
 
 
 @pytest.mark.parametrize("high", [1, 3, 50])
@@ -237,8 +238,8 @@ def test_lookups_of_other_entries_have_no_inner_product() -> None:
 def test_lookups_that_share_the_last_entry_alone() -> None:
     """The places of all other entries lie outside of what both sides look up."""
     d, e = Draw(0).normal(1, 2, 2, 3), Draw(1).normal(1, 2, 2, 3)
-    left = Lookups(torch.tensor([[0, 9], [2, 3]]), d)
-    right = Lookups(torch.tensor([[9, 9], [11, 4]]), e)
+    left = Lookups(torch.tensor([[0, 9], [2, 3]]), d, 12)
+    right = Lookups(torch.tensor([[9, 9], [11, 4]]), e, 12)
     assert_inner(inner(left, right), explicit_lookups(left, 12), explicit_lookups(right, 12))
 
 

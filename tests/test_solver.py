@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import evalkit
-import evalkit.cg
-from evalkit.direct import solve_directly
+import evalkit.solvers.cg
+from evalkit.solvers.direct import solve_directly
 from evalkit.updates import compute
 from tests import dense
 from tests.cases import CASES
@@ -126,7 +126,7 @@ def test_a_wrong_preconditioner_is_refused(wrong: Callable[[Tensor], Tensor]) ->
 def test_residuals_are_replaced_and_gammas_still_fall(monkeypatch: pytest.MonkeyPatch) -> None:
     lin = evalkit.linearize(*CASES["mlp_categorical"].make())
     plain = evalkit.natural_gradient(lin, max_iterations=30, tolerance=0.0)
-    monkeypatch.setattr(evalkit.cg, "REPLACEMENT_PERIOD", 3)
+    monkeypatch.setattr(evalkit.solvers.cg, "REPLACEMENT_PERIOD", 3)
     often = evalkit.natural_gradient(lin, max_iterations=30, tolerance=0.0)
     count = min(plain.iterations, often.iterations, 12)
     assert often.gammas[:count] == pytest.approx(plain.gammas[:count], rel=1e-8)

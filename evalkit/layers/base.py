@@ -61,13 +61,23 @@ class Layer(ABC):
         """Return how far the weight's own gradient for d moves the outputs: like the outputs."""
         return self.moved(self.weight_gradient(d), None)
 
+    def positions(self) -> Tensor | None:
+        """Return what the rows of all cotangents share: at each position, what d is multiplied by.
+
+        For outer products these are the inputs, (groups, N, T, in); None where there is nothing.
+        """
+        return None
+
     @abstractmethod
-    def weight_rows(self, d: Tensor, bias: bool = False) -> GradientRows:
+    def weight_rows(
+        self, d: Tensor, bias: bool = False, positions: Tensor | None = None
+    ) -> GradientRows:
         """Return the weight's per-sample gradients for output gradients d, (K, N, ...).
 
         Args:
             d: output gradients of K cotangents for each sample.
             bias: add those of the bias to the same rows, which only outer products can.
+            positions: what :meth:`positions` returned, if it has been asked before.
         """
 
     @abstractmethod

@@ -93,11 +93,17 @@ class Convolution(ReplacedLayer):
         """Return the sums of d over samples and positions."""
         return d.transpose(0, 1).flatten(1).sum(1)
 
-    def weight_rows(self, d: Tensor, bias: bool = False) -> OuterProducts:
-        """Return rows D_n^T A_n in each group, A_n holding the patch of inputs at each position."""
-        a = self._patches().unflatten(1, (self.groups, -1)).movedim(1, 0)
+    def positions(self) -> Tensor:
+        """Return the patch of inputs that each position of the outputs sees, in each group."""
+        return self._patches().unflatten(1, (self.groups, -1)).movedim(1, 0).transpose(-1, -2)
+
+    def weight_rows(
+        self, d: Tensor, bias: bool = False, positions: Tensor | None = None
+    ) -> OuterProducts:
+        """Return rows D_n^T A_n in each group, A_n holding the patches."""
+        a = self.positions() if positions is None else positions
         d = d.flatten(3).unflatten(2, (self.groups, -1)).movedim(2, 0)
-        return OuterProducts(a.transpose(-1, -2), d.transpose(-1, -2), bias)
+        return OuterProducts(a, d.transpose(-1, -2), bias)
 
     def _patches(self) -> Tensor:
         """Return the inputs that each output position sees: (N, in * kernel, positions)."""

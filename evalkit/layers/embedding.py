@@ -51,12 +51,14 @@ class Embedding(Layer):
         sums.index_add_(0, places, self._masked(d).flatten(0, -2))
         return self._masked(sums[places].view_as(d))
 
-    def weight_rows(self, d: Tensor, bias: bool = False) -> Lookups:
+    def weight_rows(
+        self, d: Tensor, bias: bool = False, positions: Tensor | None = None
+    ) -> Lookups:
         """Return rows that add each d_n to the row of its index."""
-        masked = self._masked(d)
-        return Lookups(
-            self.inputs.reshape(len(self.inputs), -1), masked.reshape(*d.shape[:2], -1, d.shape[-1])
-        )
+        assert self.weight is not None
+        indices = self.inputs.reshape(len(self.inputs), -1)
+        masked = self._masked(d).reshape(*d.shape[:2], -1, d.shape[-1])
+        return Lookups(indices, masked, len(self.weight))
 
     def bias_rows(self, d: Tensor) -> Formed:
         """An embedding has no bias."""

@@ -37,10 +37,16 @@ class Linear(Layer):
         """Return the column sums of D."""
         return d.flatten(0, -2).sum(0)
 
-    def weight_rows(self, d: Tensor, bias: bool = False) -> OuterProducts:
+    def positions(self) -> Tensor:
+        """Return the inputs of each sample."""
+        return self.inputs.reshape(1, len(self.inputs), -1, self.inputs.shape[-1])
+
+    def weight_rows(
+        self, d: Tensor, bias: bool = False, positions: Tensor | None = None
+    ) -> OuterProducts:
         """Return rows D_n^T A_n."""
-        a = self.inputs.reshape(len(self.inputs), -1, self.inputs.shape[-1])
-        return OuterProducts(a[None], d.reshape(*d.shape[:2], -1, d.shape[-1])[None], bias)
+        a = self.positions() if positions is None else positions
+        return OuterProducts(a, d.reshape(*d.shape[:2], -1, d.shape[-1])[None], bias)
 
     def bias_rows(self, d: Tensor) -> Formed:
         """Return the column sums of D_n."""

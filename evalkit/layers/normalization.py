@@ -86,14 +86,19 @@ class Normalization(ReplacedLayer):
         assert self.bias is not None
         return self._channel_sums(d[None]).sum((0, 1)).view_as(self.bias)
 
-    def weight_rows(self, d: Tensor, bias: bool = False) -> Formed:
-        """Return the sums of d_n x_hat_n."""
-        normalized = self.call(self.inputs, None, None).double()
-        return Formed(self._channel_sums(d.double() * normalized))
+    def positions(self) -> Tensor:
+        """Return x_hat."""
+        return self.call(self.inputs, None, None)
+
+    def weight_rows(self, d: Tensor, bias: bool = False, positions: Tensor | None = None) -> Formed:
+        """Return the sums of d_n x_hat_n, in the precision of the model's own backward."""
+        return Formed(
+            self._channel_sums(d * (self.positions() if positions is None else positions))
+        )
 
     def bias_rows(self, d: Tensor) -> Formed:
-        """Return the sums of d_n."""
-        return Formed(self._channel_sums(d.double()))
+        """Return the sums of d_n, likewise."""
+        return Formed(self._channel_sums(d))
 
 
 @dataclass(frozen=True, eq=False)

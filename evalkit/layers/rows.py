@@ -178,19 +178,20 @@ class Lookups(GradientRows):
     Attributes:
         indices: (N, T).
         d: (K, N, T, width), zero where a lookup has no gradient.
+        entries: rows of the table.
     """
 
     indices: Tensor
     d: Tensor
+    entries: int
 
     @classmethod
     def joined(cls, parts: Sequence[Lookups]) -> Lookups:
         """Return rows over the positions of all parts."""
         if len(parts) == 1:
             return parts[0]
-        return cls(
-            torch.cat([part.indices for part in parts], 1), torch.cat([p.d for p in parts], 2)
-        )
+        indices, d = torch.cat([p.indices for p in parts], 1), torch.cat([p.d for p in parts], 2)
+        return cls(indices, d, parts[0].entries)
 
     def add_inner(self, total: Tensor, other: Lookups) -> None:
         """Add the inner products over the entries that both sides look up.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evalkit.linearization import Linearization
 
-Solver = Literal["cg", "direct"]
+Solver = Literal["cg", "sketch", "direct"]
 Status = Literal["residual", "floor", "iteration limit", "breakdown"]
 
 
@@ -20,7 +20,8 @@ class Solved:
     Attributes:
         cotangents: y with x = J^T y, like logits, float64; None where x is known by itself.
         vector: x, (P,), where it is known by itself.
-        solver: ``"cg"``, or ``"direct"`` for the solve in logit space.
+        solver: ``"cg"``, ``"sketch"`` for CG preconditioned by a sketch of the tangent kernel, or
+            ``"direct"`` for the solve in logit space.
         iterations: of CG; of the direct solver, solves with a recomputed residual.
         converged: whether one of the two tolerances was met.
         relative_residual: |g - (F + lambda I) x| / |g|, recomputed from the solution.

@@ -1,0 +1,149 @@
+"""Random sketches of per-sample gradients: fewer columns with the same inner products on average.
+
+Rows G are multiplied by a random matrix of signs Omega, E[Omega Omega^T] = I, so that
+E[(G Omega) (G Omega)^T] = G G^T. Each sketch draws its signs once and maps the rows of every
+cotangent and micro-batch by the same Omega.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evalkit.layers.rows import Formed, GradientRows, Lookups, OuterProducts
+
+INPUTS = 64
+"""Inputs of a layer at several positions are mapped to so many before gradients are formed."""
+
+
+class Sketch(ABC):
+    """A random map of the rows of one parameter.
+
+    Attributes:
+        size: columns that rows have when formed, of which :meth:`write` makes fewer.
+    """
+
+    size: int
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._signs: Tensor | None = None
+
+    @abstractmethod
+    def _formed(self, rows: Any) -> Tensor:
+        """Return the rows of one cotangent per sample as numbers: (N, size)."""
+
+    def write(self, rows: GradientRows, out: Tensor) -> None:
+        """Write the rows, or sums of groups of their columns with random signs.
+
+        Args:
+            rows: of one cotangent per sample.
+            out: (N, columns), with as many columns at every call, at most :attr:`size`.
+        """
+        formed, width = self._formed(rows), out.shape[1]
+        if self.size == width:
+            out.copy_(formed)
+            return
+        if self._signs is None:
+            self._signs = signs((self.size,), self._generator, formed)
+        torch.mul(formed[:, :width], self._signs[:width], out=out)
+        for start in range(width, self.size, width):
+            here = slice(start, min(start + width, self.size))
+            out[:, : here.stop - start].addcmul_(formed[:, here], self._signs[here])
+
+
+class FormedSketch(Sketch):
+    """Of rows given as they are."""
+
+    def __init__(self, rows: Formed, generator: torch.Generator) -> None:
+        super().__init__(generator)
+        self.size = rows.values.shape[-1]
+
+    def _formed(self, rows: Formed) -> Tensor:
+        return rows.values[0]
+
+
+class OuterProductsSketch(Sketch):
+    """Of rows sum_t d_t a_t^T in each group, with a mapped to fewer inputs where T > 1.
+
+    With a single position that would save nothing: the rows are then outer products themselves.
+    """
+
+    def __init__(self, rows: OuterProducts, generator: torch.Generator) -> None:
+        super().__init__(generator)
+        groups, _, positions, inside = rows.a.shape
+        self._omega: Tensor | None = None
+        if positions > 1 and inside > INPUTS:
+            self._omega = signs((inside, INPUTS), generator, rows.a) / math.sqrt(INPUTS)
+            inside = INPUTS
+        self.size = groups * rows.d.shape[-1] * (inside + rows.bias)
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    def _inputs(self, rows: OuterProducts) -> Tensor:
+        """Return a mapped to fewer inputs, ones for a bias beside them; the last one is kept."""
+        if self._seen is None or self._seen[0] is not rows.a:
+            mapped = rows.a if self._omega is None else rows.a @ self._omega
+            if rows.bias:
+                mapped = torch.cat([mapped, mapped.new_ones(*mapped.shape[:-1], 1)], -1)
+            self._seen = rows.a, mapped
+        return self._seen[1]
+
+    def _formed(self, rows: OuterProducts) -> Tensor:
+        pairs = zip(rows.d[:, 0], self._inputs(rows), strict=True)
+        products = [torch.bmm(d.transpose(1, 2), a).flatten(1) for d, a in pairs]
+        return products[0] if len(products) == 1 else torch.cat(products, 1)
+
+
+class LookupsSketch(Sketch):
+    """Of rows that add d_t to an entry of a table: outer products with unit vectors as inputs."""
+
+    def __init__(self, rows: Lookups, generator: torch.Generator) -> None:
+        super().__init__(generator)
+        if rows.entries > INPUTS:
+            shape = rows.entries, INPUTS
+            self._omega = signs(shape, generator, rows.d) / math.sqrt(INPUTS)
+        else:
+            self._omega = torch.eye(rows.entries).to(rows.d)
+        self.size = rows.d.shape[-1] * self._omega.shape[1]
+
+    def _formed(self, rows: Lookups) -> Tensor:
+        return torch.bmm(rows.d[0].transpose(1, 2), self._omega[rows.indices]).flatten(1)
+
+
+def sketch_of(rows: GradientRows, generator: torch.Generator) -> Sketch:
+    """Return a sketch for rows of this kind."""
+    if isinstance(rows, OuterProducts):
+        return OuterProductsSketch(rows, generator)
+    if isinstance(rows, Lookups):
+        return LookupsSketch(rows, generator)
+    assert isinstance(rows, Formed)
+    return FormedSketch(rows, generator)
+
+
+def signs(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Return random signs, drawn on the CPU so that every device gets the same."""
+    return (torch.randint(0, 2, shape, generator=generator) * 2 - 1).to(like)
+
+
+def fair_width(sizes: Iterable[int], total: int) -> int:
+    """Return the width w with sum of min(size, w) just within a total: small sizes stay whole."""
+    rising = sorted(sizes)
+    for place, size in enumerate(rising):
+        width = total // (len(rising) - place)
+        if size > width:
+            return max(1, width)
+        total -= size
+    return max(rising, default=1)
+
+
+def slices(widths: Iterable[int]) -> Iterator[slice]:
+    """Return where columns of these widths lie side by side."""
+    start = 0
+    for width in widths:
+        yield slice(start, start + width)
+        start += width

@@ -1,0 +1,152 @@
+"""The exact natural gradient by the solver that costs least."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from evalkit.errors import EvalkitError
+from evalkit.indicator import indicator
+from evalkit.linearization import Linearization
+from evalkit.solvers.cg import OnIteration, solve_by_cg
+from evalkit.solvers.direct import solve_directly
+from evalkit.solvers.solved import NaturalGradient, Solved, Solver, formed
+from evalkit.solvers.spaces import Preconditioner
+
+Choice = Solver | Literal["auto"]
+CHOICES = ("auto", "cg", "sketch", "direct")
+SLOWER_THAN_PREDICTED = 1.5
+"""Iterations that CG takes over those of :func:`expected_iterations`: 0.8 to 2 on the benchmark's
+models, a condition number being estimated from below."""
+
+GAIN_WITH_SKETCH = 10.0
+"""What an iteration with the sketch divides the error of 1 / gamma^2 by."""
+
+
+def natural_gradient(
+    lin: Linearization,
+    damping: float = 0.0,
+    max_iterations: int = 200,
+    tolerance: float = 1e-6,
+    floor_tolerance: float = 0.0,
+    on_iteration: OnIteration | None = None,
+    preconditioner: Preconditioner | None = None,
+    solver: Choice = "cg",
+) -> NaturalGradient:
+    """Return (F + lambda I)^-1 g, by default by linear CG (paper, Algorithm 5).
+
+    Args:
+        lin: the model and batch.
+        damping: lambda >= 0.
+        max_iterations: of CG.
+        tolerance: stop when the residual is at most this times |g|.
+        floor_tolerance: stop when gamma <= (1 + floor_tolerance) gamma_floor; 0 leaves it out.
+        on_iteration: called with each iteration of CG and its gamma.
+        preconditioner: of plain CG, as :func:`evalkit.solvers.cg.solve_by_cg` takes it.
+        solver: ``"cg"``; ``"sketch"``, CG preconditioned by a sketch of the tangent kernel;
+            ``"direct"``, a solve in logit space; or ``"auto"``, the cheapest of these.
+
+    Raises:
+        EvalkitError: a setting is out of range, or there is no such solver.
+    """
+    if preconditioner is not None and solver != "cg":
+        raise EvalkitError(
+            f"expected solver 'cg' with a preconditioner, found '{solver}'; leave one of them out"
+        )
+    solved = solve(
+        lin,
+        damping,
+        max_iterations,
+        tolerance,
+        floor_tolerance,
+        on_iteration,
+        solver,
+        preconditioner,
+        form=True,
+    )
+    return formed(lin, solved)
+
+
+def solve(
+    lin: Linearization,
+    damping: float,
+    max_iterations: int,
+    tolerance: float,
+    floor_tolerance: float,
+    on_iteration: OnIteration | None,
+    solver: Choice,
+    preconditioner: Preconditioner | None = None,
+    form: bool = False,
+) -> Solved:
+    """Solve (F + lambda I) x = g by a solver of :data:`CHOICES`; as :func:`natural_gradient`.
+
+    Args:
+        form: form the solution, (P,), too.
+    """
+    if solver not in CHOICES:
+        raise EvalkitError(
+            f"expected solver to be one of {', '.join(CHOICES)}, found '{solver}'; 'auto' takes "
+            "the cheapest"
+        )
+    if solver == "auto":
+        solver = cheapest(lin, max_iterations, tolerance, floor_tolerance)
+    if solver == "direct":
+        return solve_directly(lin, damping, tolerance)
+    return solve_by_cg(
+        lin,
+        damping,
+        max_iterations,
+        tolerance,
+        floor_tolerance,
+        on_iteration,
+        "sketch" if solver == "sketch" else preconditioner,
+        form,
+    )
+
+
+def cheapest(
+    lin: Linearization, max_iterations: int, tolerance: float, floor_tolerance: float
+) -> Solver:
+    """Return the solver that is expected to take the fewest multiplications."""
+    error = _error(tolerance, floor_tolerance)
+    slow = SLOWER_THAN_PREDICTED * expected_iterations(lin, error)
+    fast = 1 + math.log(1 / error) / math.log(GAIN_WITH_SKETCH)
+    product, size = lin.product_work, lin.logits.numel()
+    factorised = 2 * size**3 / 3 + 8 * size**2  # in float64, which counts twice
+    works: dict[Solver, float] = {
+        "cg": product * min(slow, max_iterations),
+        "sketch": lin.sketch_work + factorised + product * min(fast, max_iterations),
+        "direct": lin.kernel_work + factorised + 2 * product,
+    }
+    return min(works, key=lambda name: works[name])
+
+
+def _error(tolerance: float, floor_tolerance: float) -> float:
+    """Return the relative error of 1 / gamma^2 that a solver stops at."""
+    error = tolerance**2
+    if floor_tolerance > 0:
+        error = max(error, 1 - (1 + floor_tolerance) ** -2)
+    return min(max(error, 1e-30), 0.5)
+
+
+def expected_iterations(lin: Linearization, error: float) -> float:
+    """Return the iterations of CG after which 1 / gamma^2 is within an error of its largest value.
+
+    1 / gamma^2 is twice the fall of the quadratic model, so its relative error is that of CG in the
+    norm of F: e_k <= 4 ((sqrt(kappa) - 1) / (sqrt(kappa) + 1))^(2k) for a condition number kappa.
+    Its first step is one of steepest descent, with e_1 = 1 - (gamma_floor / gamma(g))^2 where the
+    floor can be reached, and Kantorovich's inequality e_1 <= ((kappa - 1) / (kappa + 1))^2 bounds
+    kappa from below (Saad, Iterative Methods for Sparse Linear Systems, 2003, sections 5.3, 6.11).
+
+    Args:
+        lin: the model and batch.
+        error: e, between 0 and 1.
+    """
+    if lin.gradient_norm == 0:
+        return 0.0
+    ratio = lin.gamma_floor / indicator(lin, lin.gradient_jvp).gamma
+    first = math.sqrt(max(0.0, 1 - ratio**2))
+    kappa = (1 + first) / (1 - first) if first < 1 else math.inf
+    root = math.sqrt(kappa)
+    gain = 2 * math.log((root + 1) / (root - 1)) if 1 < root < 1e8 else math.inf
+    return max(1.0, math.log(4 / error) / gain) if root < 1e8 else math.inf

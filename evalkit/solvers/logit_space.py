@@ -1,0 +1,118 @@
+"""Systems of the natural gradient in logit space.
+
+With S_n = B_n B_n^T and r_n = B_n rho_n, M = B^T J has F = M^T M and g = M^T rho, so
+
+    x = (M^T M + lambda I)^-1 M^T rho = M^T (H + lambda I)^-1 rho,  H = M M^T = B^T (J J^T) B,
+
+a system of at most N C equations, and x = J^T y with y = B (H + lambda I)^-1 rho.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from evalkit.factor import factorize
+from evalkit.linearization import Linearization
+
+Solve = Callable[[Tensor], Tensor]
+"""Maps a residual q, like logits, to B (H + lambda I)^-1 rho with q = B rho: like logits."""
+
+SKETCH_FLOOR = 1e-6
+"""Eigenvalues of the sketched H, scaled to a unit diagonal, below which they are rounding."""
+
+
+class LogitSpace:
+    """The matrix H of a linearization, (N C, N C), and solves with H + lambda I.
+
+    Rows and columns are scaled to a unit diagonal, so that saturated samples keep their digits.
+
+    Args:
+        lin: the model and batch.
+        kernel: J J^T, or a matrix near it.
+    """
+
+    def __init__(self, lin: Linearization, kernel: Tensor) -> None:
+        self._lin = lin
+        root = lin.likelihood.fisher_root(lin.logits, lin.targets)
+        self._root = root.reshape(-1, *root.shape[-2:])  # (positions, C, C)
+        half = self._from_left(kernel)
+        self._matrix = self._from_left(half.T)
+
+    def _from_left(self, values: Tensor) -> Tensor:
+        """Return B^T V: (N C, columns)."""
+        blocks = values.reshape(*self._root.shape[:2], -1)
+        return (self._root.transpose(1, 2) @ blocks).reshape(values.shape)
+
+    def _scaled(self, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return H + lambda I scaled to a unit diagonal, the scales, and the rows that are seen."""
+        diagonal = self._matrix.diagonal()
+        seen = (diagonal > 0).nonzero().flatten()
+        scale = (diagonal[seen] + damping).sqrt()
+        matrix = self._matrix[seen[:, None], seen]
+        matrix = (matrix + damping * torch.eye(len(seen)).to(matrix)) / scale / scale[:, None]
+        return matrix, scale, seen
+
+    def solver(self, damping: float) -> Solve:
+        """Return the exact solve.
+
+        Where Cholesky's method meets a pivot that is rounding, the eigenvalues are taken.
+        """
+        matrix, scale, seen = self._scaled(damping)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        pivots = factor.diagonal().square()
+        limit = len(seen) * torch.finfo(torch.float64).eps
+        if int(failed) == 0 and len(seen) and float(pivots.min()) > limit:
+
+            def solve(right: Tensor) -> Tensor:
+                scaled = (right / scale).unsqueeze(1)
+                return torch.cholesky_solve(scaled, factor).squeeze(1) / scale
+        else:
+            eigen = self._lin.shared(
+                "logit space, eigenvalues", lambda: factorize(self._matrix[seen[:, None], seen])
+            )
+
+            def solve(right: Tensor) -> Tensor:
+                return eigen.solve(right, damping)
+
+        return lambda residual: self._solved(residual, seen, solve)
+
+    def preconditioner(self, damping: float) -> Solve:
+        """Return an approximate solve, for a sketch of H in float32.
+
+        Of each eigenvalue h it takes h / ((h + floor) (h + lambda + floor)) + 1 / h_max in place of
+        1 / (h + lambda). What H maps to zero, x = J^T y does not know: it is left out where 1 / h
+        or 1 / lambda would blow up its rounding errors. What a sketch misses is found as without.
+        """
+        matrix, scale, seen = self._scaled(damping)
+        undamped = matrix - torch.diag(damping / scale.square())
+        factor = _shifted_factor(matrix)
+        range_factor = factor if damping == 0 else _shifted_factor(undamped)
+        largest = matrix.abs().sum(1).amax() if len(seen) else 1.0  # no less than h_max
+
+        def solve(right: Tensor) -> Tensor:
+            scaled = (right / scale).unsqueeze(1)
+            within = undamped @ torch.cholesky_solve(scaled, range_factor)
+            filtered = torch.cholesky_solve(within, factor)
+            return (filtered + scaled / largest).squeeze(1) / scale
+
+        return lambda residual: self._solved(residual, seen, solve)
+
+    def _solved(self, residual: Tensor, seen: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+        lin = self._lin
+        right = lin.likelihood.solve_root(lin.logits, lin.targets, residual).flatten()
+        whole = torch.zeros_like(right)
+        whole[seen] = solve(right[seen])
+        blocks = self._root @ whole.view(*self._root.shape[:2], 1)
+        return blocks.view(residual.shape)
+
+
+def _shifted_factor(matrix: Tensor) -> Tensor:
+    """Return the Cholesky factor of a matrix plus the floor of a sketch."""
+    identity = torch.eye(len(matrix)).to(matrix)
+    factor, failed = torch.linalg.cholesky_ex(matrix + SKETCH_FLOOR * identity)
+    if int(failed):  # fewer columns than rows: rounding reaches further
+        factor = torch.linalg.cholesky(matrix + 1e3 * SKETCH_FLOOR * identity)
+    return factor

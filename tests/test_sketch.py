@@ -1,0 +1,246 @@
+"""Sketches keep inner products on average, and as preconditioners change no result."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import evalkit
+import evalkit.sketch
+from evalkit.layers import sketches
+from evalkit.layers.rows import Formed, GradientRows
+from evalkit.ruled_rows import row_kinds
+from evalkit.solvers.choice import cheapest, expected_iterations
+from evalkit.solvers.direct import solve_directly
+from evalkit.updates import compute
+from tests.benchmarks.problems import PROBLEMS
+from tests.cases import CASES
+from tests.table import Draw
+from tests.test_gradient_rows import (
+    Sizes,
+    explicit_lookups,
+    explicit_outer,
+    lookups,
+    outer_products,
+)
+from tests.test_properties import some_cases
+
+OUTER = Sizes(2, 1, 3, 4, 1, 1, 1, 6, 5)
+
+
+def rows_of(kind: str) -> tuple[GradientRows, Tensor]:
+    """Rows of one cotangent for each of a few samples, and the same formed."""
+    draw = Draw(0)
+    if kind == "formed":
+        formed = Formed(draw.normal(1, 3, 40))
+        return formed, formed.values[0]
+    if kind == "lookups":
+        table = lookups(draw, 12, (1, 3, 5, 7))
+        return table, explicit_lookups(table, 12)
+    sizes = OUTER if kind != "one position" else OUTER._replace(positions=1)
+    outer, _ = outer_products(draw, sizes, bias=kind == "with bias")
+    return outer, explicit_outer(outer)
+
+
+def sketched(rows: GradientRows, width: int | None, seed: int) -> Tensor:
+    """Return sketched rows, at full size for no width."""
+    sketch = sketches.sketch_of(rows, torch.Generator().manual_seed(seed))
+    out = torch.empty(3, min(sketch.size, width or sketch.size), dtype=torch.float64)
+    sketch.write(rows, out)
+    return out
+
+
+KINDS = ["formed", "lookups", "outer products", "with bias", "one position"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sketch_with_room_for_all_columns_is_exact(kind: str) -> None:
+    rows, formed = rows_of(kind)
+    found = sketched(rows, None, 0)
+    torch.testing.assert_close(found @ found.T, formed @ formed.T)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inner_products_of_sketches_are_right_on_average(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With inputs mapped to two and columns folded to nine, over 2000 draws of the signs."""
+    monkeypatch.setattr(sketches, "INPUTS", 2)
+    rows, formed = rows_of(kind)
+    inner = torch.stack([(r := sketched(rows, 9, seed)) @ r.T for seed in range(2000)])
+    assert not torch.allclose(inner[0], inner[1])
+    error = inner.std(0) / math.sqrt(len(inner))
+    assert bool(((inner.mean(0) - formed @ formed.T).abs() < 4.5 * error).all())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "total", "width"),
+    [([5, 7], 100, 7), ([5, 50, 50], 25, 10), ([50, 5, 50], 65, 30), ([9, 9], 4, 2), ([], 7, 1)],
+)
+def test_a_fair_width_shares_the_room(sizes: list[int], total: int, width: int) -> None:
+    found = sketches.fair_width(sizes, total)
+    assert sum(min(size, found) for size in sizes) <= total
+    assert found == width
+
+
+def covered(lin: evalkit.Linearization) -> bool:
+    recording = lin._batches[0].recording
+    return set(row_kinds(recording)) == set(recording.parameters)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_sketched_with_all_columns_is_the_kernel(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evalkit.sketch, "COLUMNS_PER_OUTPUT", 10**6)
+    monkeypatch.setattr(sketches, "INPUTS", 10**6)
+    lin = evalkit.linearize(*CASES[name].make())
+    if not covered(lin) or lin.tangent_kernel is None or lin._route is not None:
+        pytest.skip("some parameters have no per-sample gradients from one backward")
+    torch.testing.assert_close(lin.sketched_kernel, lin.tangent_kernel)
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp_categorical", "convolution_group_norm", "embedding_tied_by_function"]
+)
+def test_micro_batches_are_sketched_with_the_same_signs(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evalkit.sketch, "COLUMNS_PER_OUTPUT", 2)
+    monkeypatch.setattr(sketches, "INPUTS", 2)
+    model, inputs, targets, likelihood = CASES[name].make()
+    whole, parts = (
+        evalkit.linearize(model, inputs, targets, likelihood, micro_batch_size=size)
+        for size in (None, 2)
+    )
+    torch.testing.assert_close(parts.sketched_kernel, whole.sketched_kernel)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("damping", [0.0, 1e-6, 1e-2])
+def test_the_sketch_changes_no_result(
+    name: str, damping: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even a poor one: two columns per output."""
+    monkeypatch.setattr(evalkit.sketch, "COLUMNS_PER_OUTPUT", 2)
+    lin = evalkit.linearize(*CASES[name].make())
+    if not row_kinds(lin._batches[0].recording):
+        pytest.skip("no parameter has per-sample gradients from one backward")
+    found = evalkit.natural_gradient(
+        lin, damping, max_iterations=4000, tolerance=1e-11, solver="sketch"
+    )
+    direct = solve_directly(lin, damping, tolerance=1e-9)
+    assert direct.cotangents is not None
+    x = lin.vjp(direct.cotangents)
+    torch.testing.assert_close(found.solution, x, rtol=1e-6, atol=1e-6 * float(x.abs().max()))
+    assert evalkit.gamma(lin, found.solution) == pytest.approx(evalkit.gamma(lin, x), rel=1e-6)
+    residual = lin.gradient - lin.fvp(found.solution) - damping * found.solution
+    true = float(residual.norm() / lin.gradient.norm())
+    assert found.relative_residual == pytest.approx(true, rel=1e-3, abs=1e-10)
+    gammas = torch.tensor(found.gammas, dtype=torch.float64)
+    assert len(gammas) == found.iterations
+    assert bool((gammas >= lin.gamma_floor * (1 - 1e-9)).all())
+    if damping == 0:
+        assert bool((gammas[1:] <= gammas[:-1] * (1 + 1e-9)).all())
+
+
+@some_cases
+def test_the_sketch_needs_few_iterations(name: str) -> None:
+    batch = CASES[name].make()
+    if not row_kinds(evalkit.linearize(*batch)._batches[0].recording):
+        pytest.skip("no parameter has per-sample gradients from one backward")
+    plain, found = (
+        evalkit.natural_gradient(
+            evalkit.linearize(*batch), damping=1e-3, tolerance=1e-9, solver=solver
+        )
+        for solver in ("cg", "sketch")
+    )
+    assert found.solver == "sketch"
+    assert found.status == "residual"
+    assert found.iterations <= max(5, plain.iterations)
+
+
+def wide(inputs: int = 400) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(inputs, 64), nn.Tanh(), nn.Linear(64, 8)).double()
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(24 * 64, 8)).double()
+
+
+def test_the_sketch_converges_fast_in_float32_with_duplicates_that_disagree() -> None:
+    """J J^T is singular then, and the residual has a part that nothing can remove."""
+    model = convolutional().float()
+    x = Draw(1).normal(24, 3, 12, 12).float()
+    x[12:] = x[:12]
+    y = torch.arange(24) % 8
+    lin = evalkit.linearize(model, x, y)
+    plain, found = (
+        evalkit.natural_gradient(lin, tolerance=1e-4, solver=solver) for solver in ("cg", "sketch")
+    )
+    assert found.converged
+    assert found.iterations < 0.5 * plain.iterations
+    exact = evalkit.natural_gradient(
+        evalkit.linearize(model.double(), x.double(), y), tolerance=1e-9, max_iterations=2000
+    )
+    assert found.gammas[-1] == pytest.approx(exact.gammas[-1], rel=1e-5)
+    assert found.gammas[-1] > 1.01 * lin.gamma_floor
+
+
+def test_a_model_without_rules_cannot_be_sketched() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.weight).sin() * self.weight.sum()
+
+    lin = evalkit.linearize(Bare(), torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+    assert lin.sketch_work == math.inf
+    with pytest.raises(evalkit.EvalkitError, match="solver 'cg'"):
+        evalkit.natural_gradient(lin, solver="sketch")
+    assert evalkit.natural_gradient(lin, solver="auto").solver in ("cg", "direct")
+
+
+def test_the_cheapest_solver() -> None:
+    """Rows of an MLP are cheap to multiply in full, those of a convolution are not."""
+    x, y = Draw(0).normal(20, 400), torch.arange(20) % 8
+    lin = evalkit.linearize(wide(), x, y)
+    assert cheapest(lin, 200, 1e-9, 0.0) == "direct"
+    assert cheapest(lin, 1, 1e-9, 0.0) == "cg"
+    assert compute("ngd", lin, 1e-12).solver == "direct"
+    problem = next(problem for problem in PROBLEMS if "CNN" in problem.name)
+    lin = evalkit.linearize(*problem.make())
+    assert cheapest(lin, 200, 1e-6, 0.0) == cheapest(lin, 200, 1e-6, 0.01) == "sketch"
+    assert cheapest(lin, 3, 1e-6, 0.0) == "cg"
+    found = evalkit.natural_gradient(lin, floor_tolerance=0.01, solver="auto")
+    assert (found.solver, found.status) == ("sketch", "floor")
+    assert found.iterations < 0.5 * expected_iterations(lin, 0.02)
+
+
+@pytest.mark.parametrize("name", ["mlp_categorical", "convolution_group_norm"])
+@pytest.mark.parametrize("error", [1e-2, 1e-6])
+def test_iterations_are_foreseen_from_the_first(name: str, error: float) -> None:
+    """The condition number is estimated from below, so rarely too many are expected."""
+    lin = evalkit.linearize(*CASES[name].make())
+    found = evalkit.natural_gradient(
+        lin, max_iterations=1000, tolerance=0.0, floor_tolerance=(1 - error) ** -0.5 - 1
+    )
+    assert found.status == "floor"
+    assert 1 <= expected_iterations(lin, error) <= 2 * found.iterations
+    assert expected_iterations(lin, error**2) > expected_iterations(lin, error)
+
+
+def test_wrong_choices_are_refused() -> None:
+    lin = evalkit.linearize(wide(), Draw(0).normal(20, 400), torch.arange(20) % 8)
+    with pytest.raises(evalkit.EvalkitError, match="auto, cg, sketch, direct"):
+        evalkit.natural_gradient(lin, solver="best")  # type: ignore[arg-type]
+    with pytest.raises(evalkit.EvalkitError, match="preconditioner"):
+        evalkit.natural_gradient(lin, solver="sketch", preconditioner=lambda v: v)
