@@ -20,6 +20,9 @@ from torch.autograd import Function
 
 from evalkit.layers import ParameterGradients, ReplacedLayer
 
+Change = tuple[Tensor | None, Tensor | None]
+"""Of a layer's weight and bias, None where there is none."""
+
 
 class Backward:
     """How backwards through replaced layers are run, as the linearization of one batch asks.
@@ -28,11 +31,14 @@ class Backward:
         linear: the backward is to be a function of its cotangent alone.
         collected: where a dict, layers put their parameters' gradients there by the layer's id:
             with those of the inputs they take less than by themselves.
+        changes: of weights and biases by the layer's id, each taken by the layer that pushes next:
+            added to what it pushes they take less than by themselves.
     """
 
     def __init__(self) -> None:
         self.linear = False
         self.collected: dict[int, ParameterGradients] | None = None
+        self.changes: dict[int, Change] = {}
 
     @contextmanager
     def linearizing(self) -> Iterator[None]:
@@ -51,6 +57,20 @@ class Backward:
             yield self.collected
         finally:
             self.collected = None
+
+    @contextmanager
+    def changing(self, changes: dict[int, Change]) -> Iterator[None]:
+        """Add changes of parameters where their layers push; those not taken are left in it."""
+        self.changes = changes
+        try:
+            yield
+        finally:
+            self.changes = {}
+
+    def push(self, layer: ReplacedLayer, v: Tensor) -> Tensor:
+        """Return B v, and what a change of the layer's parameters adds."""
+        change = self.changes.pop(id(layer), None)
+        return layer.push(v) if change is None else layer.push_changed(v, *change)
 
     def pull(self, layer: ReplacedLayer, u: Tensor) -> Tensor:
         """Return B^T u, outside of graphs."""
@@ -112,7 +132,7 @@ class _Call(Function):
             if not torch.is_grad_enabled():
                 pulled = ctx.how.pull(ctx.layer, u)
             elif ctx.how.linear:
-                pulled = _Pull.apply(ctx.layer, u)
+                pulled = _Pull.apply(ctx.layer, ctx.how, u)
             else:
                 (pulled,) = _native(ctx.layer, inputs, [inputs], u)
         return None, None, pulled, u if ctx.needs_input_grad[3] else None, None
@@ -122,13 +142,13 @@ class _Pull(Function):
     """u -> B^T u, whose derivative is v -> B v."""
 
     @staticmethod
-    def forward(ctx: Any, layer: ReplacedLayer, u: Tensor) -> Tensor:
-        ctx.layer = layer
+    def forward(ctx: Any, layer: ReplacedLayer, backward: Backward, u: Tensor) -> Tensor:
+        ctx.layer, ctx.how = layer, backward
         return layer.pull(u)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        return None, ctx.layer.push(v)
+        return None, None, ctx.how.push(ctx.layer, v)
 
 
 class _Parameters(Function):

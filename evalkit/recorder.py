@@ -34,6 +34,7 @@ class LayerUse:
         outputs: the graph edge of its outputs.
         weight: name of the trainable parameter, None where the weight is not one.
         bias: likewise.
+        pushes: its backward is replaced, and its inputs depend on trainable parameters.
     """
 
     layer: Layer
@@ -41,6 +42,7 @@ class LayerUse:
     outputs: GradientEdge
     weight: str | None
     bias: str | None
+    pushes: bool
 
 
 class Recorder(TorchFunctionMode):
@@ -75,8 +77,9 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         layer = self._layer(func, args, kwargs) if func in LAYERS else None
         inputs = kwargs.get("input", args[0] if args else None)
+        pushes = False
         if isinstance(layer, ReplacedLayer) and inputs is not None and _replaceable(layer):
-            output = replaced(layer, inputs, self._backward)
+            output, pushes = replaced(layer, inputs, self._backward), inputs.requires_grad
         else:
             output = self._run(func, args, kwargs)
         used = [self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if self._known(leaf)]
@@ -87,7 +90,8 @@ class Recorder(TorchFunctionMode):
                 # The edge, not the tensor: an in-place activation may overwrite the tensor later.
                 edge = get_gradient_edge(output)
                 weight, bias = (self._names.get(id(p)) for p in (layer.weight, layer.bias))
-                self.uses.append(LayerUse(layer, layer.inputs._version, edge, weight, bias))
+                version = layer.inputs._version
+                self.uses.append(LayerUse(layer, version, edge, weight, bias, pushes))
             else:
                 self.other.update(used)
         return output

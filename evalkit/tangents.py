@@ -13,20 +13,20 @@ weight gradients.
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from evalkit.double_backward import Change
 from evalkit.errors import EvalkitError
 from evalkit.forward import Recording, differentiable
-from evalkit.layers import ParameterGradients
 from evalkit.layers.embedding import Embedding
 from evalkit.layers.linear import Linear
+from evalkit.pulled import Pulled
 from evalkit.recorder import LayerUse
 
 
@@ -91,7 +91,7 @@ class Tangents:
         with self._recording.backward.collecting() as collected:
             pulled = self._pull(cotangents, graph=False)
         count = len(self._uses)
-        ruled = self._ruled_gradients(_Pulled(self._uses, pulled[:count], collected), scale, parts)
+        ruled = self._ruled_gradients(Pulled(self._uses, pulled[:count], collected), scale, parts)
         for name, value in zip(self._others, pulled[count:], strict=True):
             if value is None:
                 parts[name].zero_()
@@ -101,9 +101,7 @@ class Tangents:
             parts[name].zero_()
         return joined
 
-    def _ruled_gradients(
-        self, pulled: _Pulled, scale: Tensor, parts: dict[str, Tensor]
-    ) -> set[str]:
+    def _ruled_gradients(self, pulled: Pulled, scale: Tensor, parts: dict[str, Tensor]) -> set[str]:
         """Write the gradients of ruled parameters times a scale; return whose were written."""
         weights, biases = (self._grouped(pulled.reached, role) for role in ("weight", "bias"))
         for name, indices in weights.items():
@@ -128,20 +126,43 @@ class Tangents:
     def push(self, values: Sequence[Tensor]) -> Tensor:
         """Return J v for v in the shapes of the parameters: like logits."""
         by_name = dict(zip(self._recording.parameters, values, strict=True))
-        moved = (self._moved(use, by_name) for use in self._uses)
-        return self._push(itertools.chain(moved, (by_name[name] for name in self._others)))
+        ruled: dict[str | None, Tensor] = {n: by_name[n] for n in self._recording.ruled}
+        changes = [(ruled.get(use.weight), ruled.get(use.bias)) for use in self._uses]
+        return self._push([None] * len(changes), changes, [by_name[n] for n in self._others])
 
-    def _moved(self, use: LayerUse, values: dict[str, Tensor]) -> Tensor:
-        """Return how far a change of weight and bias moves the outputs of a call."""
-        ruled = self._recording.ruled
-        weight, bias = (
-            values[name] if name is not None and name in ruled else None
-            for name in (use.weight, use.bias)
-        )
-        return use.layer.moved(weight, bias)
+    def _push(
+        self,
+        moved: Sequence[Tensor | None],
+        changes: Sequence[Change],
+        others: Sequence[Tensor | None],
+    ) -> Tensor:
+        """Return what changes of the ruled calls' outputs and of parameters do.
 
-    def _push(self, changes: Iterable[Tensor | None]) -> Tensor:
-        """Return what changes of the ruled calls' outputs, then of other parameters, do."""
+        Args:
+            moved: how far the outputs of each ruled call are moved.
+            changes: of weight and bias of each ruled call, which move them further.
+            others: changes of the other parameters.
+        """
+        handed: dict[int, Change] = {}
+        roots: list[Tensor | None] = []
+        for use, far, change in zip(self._uses, moved, changes, strict=True):
+            if use.pushes and any(part is not None for part in change):
+                handed[id(use.layer)] = change
+                roots.append(far)
+            else:
+                roots.append(_sum(far, _moved(use, change)))
+        with self._recording.backward.changing(handed):
+            product = self._differentiated([*roots, *others])
+        if handed:  # what feeds these layers has not changed
+            rest = [
+                _moved(use, handed[id(use.layer)]) if id(use.layer) in handed else None
+                for use in self._uses
+            ]
+            product = product + self._differentiated([*rest, *[None] * len(others)])
+        return product
+
+    def _differentiated(self, changes: Sequence[Tensor | None]) -> Tensor:
+        """Return the derivative of u -> J^T u along changes of what it pulls back to."""
         u, pulled = self._graph
         pairs = [
             (root, change.to(root.dtype).expand_as(root))
@@ -178,7 +199,7 @@ class Tangents:
         with self._recording.backward.collecting() as collected:
             values = self._pull(cotangents, graph=False)
         count = len(self._uses)
-        pulled = _Pulled(self._uses, values[:count], collected)
+        pulled = Pulled(self._uses, values[:count], collected)
         moved: list[Tensor | None] = [None] * count
         weights: list[Tensor | None] = [None] * count
         biases: list[Tensor | None] = [None] * count
@@ -198,11 +219,7 @@ class Tangents:
             total = pulled.bias_gradient(indices)
             for index in indices:
                 biases[index] = total
-        for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            if weight is not None or bias is not None:
-                part, before = self._uses[index].layer.moved(weight, bias), moved[index]
-                moved[index] = part if before is None else before + part
-        return self._push([*moved, *values[count:]])
+        return self._push(moved, list(zip(weights, biases, strict=True)), values[count:])
 
     def _grouped(self, indices: Sequence[int], role: str) -> dict[str, list[int]]:
         """Return the calls that share a ruled weight or bias, by its name."""
@@ -240,48 +257,10 @@ class Tangents:
         ]
 
 
-class _Pulled:
-    """What a backward brought to the calls of ruled parameters.
+def _moved(use: LayerUse, change: Change) -> Tensor | None:
+    """Return how far a change of weight and bias moves the outputs of a call."""
+    return None if change[0] is None and change[1] is None else use.layer.moved(*change)
 
-    Args:
-        uses: the calls.
-        d: the gradients in their outputs, None where the logits do not depend on them.
-        collected: gradients of parameters that the backward took along, by the layer's id.
 
-    Attributes:
-        reached: the calls that the logits depend on.
-    """
-
-    def __init__(
-        self,
-        uses: Sequence[LayerUse],
-        d: Sequence[Tensor | None],
-        collected: dict[int, ParameterGradients],
-    ) -> None:
-        self._uses, self.d, self._collected = uses, d, collected
-        self.reached = [index for index, value in enumerate(d) if value is not None]
-
-    def weight_gradient(self, indices: Sequence[int]) -> Tensor:
-        """Return the gradient of a weight that these calls share."""
-        parts = [self._one(index, "weight") for index in indices]
-        return sum(parts[1:], parts[0])
-
-    def bias_gradient(self, indices: Sequence[int]) -> Tensor:
-        """Return the gradient of a bias that these calls share."""
-        parts = [self._one(index, "bias") for index in indices]
-        return sum(parts[1:], parts[0])
-
-    def through_weight(self, index: int) -> Tensor:
-        """Return how far the weight's own gradient moves the outputs of its only call."""
-        d = self.d[index]
-        assert d is not None
-        return self._uses[index].layer.through_weight(d)
-
-    def _one(self, index: int, role: Literal["weight", "bias"]) -> Tensor:
-        layer, d = self._uses[index].layer, self.d[index]
-        assert d is not None
-        found = self._collected.get(id(layer))
-        known = None if found is None else getattr(found, role)
-        if known is not None:
-            return known
-        return layer.weight_gradient(d) if role == "weight" else layer.bias_gradient(d)
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return one if other is None else other if one is None else one + other

@@ -21,7 +21,8 @@ layers determinism factor broadcasts precision
 double_backward
 recorder
 forward
-ruled_rows per_sample tangents
+ruled_rows per_sample pulled
+tangents
 micro_batches
 gram
 kernel linear_maps

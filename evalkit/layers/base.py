@@ -120,3 +120,13 @@ class ReplacedLayer(Layer):
     @abstractmethod
     def push(self, v: Tensor) -> Tensor:
         """Return B v: like the outputs."""
+
+    def push_changed(self, v: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return B v and how far a change of weight and bias moves the outputs, added up.
+
+        Args:
+            v: like the inputs.
+            weight: v_W, None for no change.
+            bias: v_b, likewise.
+        """
+        return self.push(v).add_(self.moved(weight, bias))
