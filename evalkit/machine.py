@@ -1,7 +1,8 @@
-"""What a result was computed with: versions of packages, processor and memory."""
+"""The machine: what a result was computed with, and how its memory is used."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -38,3 +39,19 @@ def memory_gib() -> float | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep memory that it has freed, where the C library is glibc.
+
+    Taking the memory of an activation from the system again, page by page, costs more than most of
+    what is then done with it. glibc keeps blocks of up to 32 MiB, at most its largest threshold,
+    and gives back what exceeds 512 MiB.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(trim_threshold, 512 << 20)
+    mallopt(mmap_threshold, 32 << 20)

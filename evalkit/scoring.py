@@ -47,7 +47,7 @@ class Score:
         iterations: of the solver; empty for methods without one.
         relative_residual: of the solver, recomputed; empty for methods without one.
         converged: of the solver; empty for methods without one.
-        solver: ``"cg"`` or ``"direct"``; empty for methods without one.
+        solver: ``"cg"``, ``"sketch"`` or ``"direct"``; empty for methods without one.
     """
 
     method: str

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from evalkit.errors import EvalkitError
+from evalkit.machine import keep_freed_memory
 from evalkit.registry import suggest
 from evalkit.version import __version__
 
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 2 input that cannot be used (said in one sentence), 130 interrupted.
     """
+    keep_freed_memory()
     try:
         result = commands.main(
             args=None if arguments is None else list(arguments),

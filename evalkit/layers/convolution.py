@@ -91,7 +91,7 @@ class Convolution(ReplacedLayer):
 
     def bias_gradient(self, d: Tensor) -> Tensor:
         """Return the sums of d over samples and positions."""
-        return d.transpose(0, 1).flatten(1).sum(1)
+        return d.sum((0, *range(2, d.dim())))
 
     def positions(self) -> Tensor:
         """Return the patch of inputs that each position of the outputs sees, in each group."""

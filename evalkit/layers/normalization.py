@@ -159,16 +159,14 @@ class GroupNorm(Normalization):
     def push_changed(self, v: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Return diag(w) M v + v_w x_hat + v_b, x_hat as scaled and shifted inputs."""
         pushed = self.push(v)
-        if weight is not None:
-            samples, axes = len(self.inputs), [1] * (self.inputs.dim() - 2)
-            rstd, mean = (one.view(samples, -1, 1) for one in (self.rstd, self.mean))
-            scale = weight.view(1, self.groups, -1) * rstd
-            shift = -scale * mean
-            if bias is not None:
-                shift, bias = shift + bias.view(1, self.groups, -1), None
-            pushed.addcmul_(self.inputs, scale.view(samples, -1, *axes))
-            pushed.add_(shift.view(samples, -1, *axes))
-        return pushed if bias is None else pushed.add_(self._per_channel(bias))
+        if weight is None:
+            return pushed if bias is None else pushed.add_(self._per_channel(bias))
+        samples, axes = len(self.inputs), [1] * (self.inputs.dim() - 2)
+        rstd, mean = (one.view(samples, -1, 1) for one in (self.rstd, self.mean))
+        scale = weight.view(1, self.groups, -1) * rstd
+        shift = -scale * mean if bias is None else bias.view(1, self.groups, -1) - scale * mean
+        pushed.addcmul_(self.inputs, scale.view(samples, -1, *axes))
+        return pushed.add_(shift.view(samples, -1, *axes))
 
     def _per_channel(self, values: Tensor) -> Tensor:
         return values.view(1, -1, *[1] * (self.inputs.dim() - 2))

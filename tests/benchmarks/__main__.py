@@ -3,6 +3,7 @@
 Run ``make bench``. A training step is one forward and backward of the same model on the same batch;
 each figure is a median of ratios measured in turns in one process. ``--write`` puts the table into
 ``reports/benchmarks.md``. Only ratios count: times depend on the machine and on its other load.
+The process keeps freed memory as the command line does, for our work, the peers' and the step.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from evalkit.machine import keep_freed_memory
 from tests.benchmarks.marks import verdicts
 from tests.benchmarks.measure import Memory, Row, measure, memory
 from tests.benchmarks.problems import PROBLEMS
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    keep_freed_memory()
     chosen = [p for p in PROBLEMS if not arguments.problem or p.name in arguments.problem]
     rows: list[Row] = []
     memories: list[Memory] = []
