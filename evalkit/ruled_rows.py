@@ -9,7 +9,7 @@ every sample gets alike (:mod:`evalkit.broadcasts`), from where the way to the p
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -50,14 +50,15 @@ def row_kinds(recording: Recording) -> dict[str, Hashable]:
 def gradient_rows(
     recording: Recording,
     cotangents: Tensor,
-    positions: dict[LayerUse, Tensor | None] | None = None,
+    positions: Callable[[LayerUse], Tensor | None] | None = None,
 ) -> dict[str, GradientRows]:
     """Return the per-sample gradients of each parameter of :func:`row_kinds`.
 
     Args:
         recording: the forward pass.
         cotangents: c, (K, N, ..., C): K cotangents per sample, in the dtype of the logits.
-        positions: keeps, between calls, what rows of different cotangents share.
+        positions: what rows of all cotangents share (:meth:`Layer.positions`), kept between calls
+            or with inputs replaced by others; None computes it.
 
     Returns:
         Rows by name, those of a bias with its weight's where they always go together. A parameter
@@ -85,9 +86,7 @@ def gradient_rows(
         if d is None:  # the logits do not depend on this call
             continue
         if use.weight in names:
-            if positions is not None and use not in positions:
-                positions[use] = use.layer.positions()
-            shared = None if positions is None else positions[use]
+            shared = None if positions is None else positions(use)
             parts[use.weight].append(use.layer.weight_rows(d, use.bias in together, shared))
         if use.bias in names - together:
             parts[use.bias].append(use.layer.bias_rows(d))

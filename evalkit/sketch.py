@@ -10,6 +10,7 @@ nothing for a result, but all that a preconditioner needs.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,7 +19,14 @@ from evalkit.errors import EvalkitError
 from evalkit.forward import Recording
 from evalkit.kernel import PRODUCT_OVERHEAD, pass_work, unit_cotangents
 from evalkit.layers.rows import GradientRows
-from evalkit.layers.sketches import INPUTS, Sketch, fair_width, sketch_of, slices
+from evalkit.layers.sketches import (
+    INPUTS,
+    Sketch,
+    fair_width,
+    input_map,
+    sketch_of,
+    slices,
+)
 from evalkit.micro_batches import MicroBatches
 from evalkit.recorder import LayerUse
 from evalkit.ruled_rows import gradient_rows, row_kinds
@@ -75,11 +83,12 @@ class _Sketcher:
         self._total = COLUMNS_PER_OUTPUT * outputs
         self._generator = torch.Generator().manual_seed(seed)
         self._sketches: dict[str, Sketch] = {}
+        self._maps: dict[str | None, Tensor | None] = {}
         self._width = 0
 
     def columns(self, recording: Recording, units: Tensor) -> Tensor:
         """Return the sketched gradients of one micro-batch: (N, M, columns)."""
-        positions: dict[LayerUse, Tensor | None] = {}
+        positions = cache(self._positions)
         columns: Tensor | None = None
         for output, cotangents in enumerate(units):
             rows = gradient_rows(recording, cotangents[None], positions)
@@ -93,6 +102,20 @@ class _Sketcher:
                     sketch.write(rows[name], columns[:, output, here])
         assert columns is not None
         return columns
+
+    def _positions(self, use: LayerUse) -> Tensor | None:
+        """Return the inputs of a call, mapped to fewer where there are many at many positions.
+
+        With a single position that would save nothing: gradients are then outer products as such.
+        """
+        found, (groups, positions, inside, _) = use.layer.positions(), use.layer.matrix_shape
+        if found is None or groups == 0:
+            return found
+        if use.weight not in self._maps:
+            many = positions > 1 and inside > INPUTS
+            self._maps[use.weight] = input_map(inside, self._generator, found) if many else None
+        omega = self._maps[use.weight]
+        return found if omega is None else found @ omega
 
     def _draw(self, rows: dict[str, GradientRows]) -> None:
         if not rows:

@@ -63,17 +63,42 @@ def test_a_sketch_with_room_for_all_columns_is_exact(kind: str) -> None:
     torch.testing.assert_close(found @ found.T, formed @ formed.T)
 
 
+def assert_right_on_average(inner: Tensor, expected: Tensor) -> None:
+    """Over the draws of the signs along axis 0."""
+    assert not torch.allclose(inner[0], inner[1])
+    error = inner.std(0) / math.sqrt(len(inner))
+    assert bool(((inner.mean(0) - expected).abs() < 4.5 * error + 1e-9).all())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_inner_products_of_sketches_are_right_on_average(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With inputs mapped to two and columns folded to nine, over 2000 draws of the signs."""
+    """With entries of tables mapped to two and columns folded to nine."""
     monkeypatch.setattr(sketches, "INPUTS", 2)
     rows, formed = rows_of(kind)
     inner = torch.stack([(r := sketched(rows, 9, seed)) @ r.T for seed in range(2000)])
-    assert not torch.allclose(inner[0], inner[1])
-    error = inner.std(0) / math.sqrt(len(inner))
-    assert bool(((inner.mean(0) - formed @ formed.T).abs() < 4.5 * error).all())
+    assert_right_on_average(inner, formed @ formed.T)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convolution_used_twice",
+        "embedding_used_twice",
+        "two_axes_of_positions",
+        "conv2d_all_at_once",
+    ],
+)
+def test_sketched_kernels_are_right_on_average(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With inputs mapped to two, and weights that several calls share."""
+    monkeypatch.setattr(evalkit.sketch, "COLUMNS_PER_OUTPUT", 2)
+    for module in (sketches, evalkit.sketch):
+        monkeypatch.setattr(module, "INPUTS", 2)
+    lin = evalkit.linearize(*CASES[name].make())
+    assert covered(lin)
+    drawn = [evalkit.sketch.sketched_kernel(lin._batches, seed) for seed in range(400)]
+    assert_right_on_average(torch.stack(drawn), lin.tangent_kernel)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +121,8 @@ def test_a_kernel_sketched_with_all_columns_is_the_kernel(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evalkit.sketch, "COLUMNS_PER_OUTPUT", 10**6)
-    monkeypatch.setattr(sketches, "INPUTS", 10**6)
+    for module in (sketches, evalkit.sketch):
+        monkeypatch.setattr(module, "INPUTS", 10**6)
     lin = evalkit.linearize(*CASES[name].make())
     if not covered(lin) or lin.tangent_kernel is None or lin._route is not None:
         pytest.skip("some parameters have no per-sample gradients from one backward")
@@ -110,7 +136,8 @@ def test_micro_batches_are_sketched_with_the_same_signs(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evalkit.sketch, "COLUMNS_PER_OUTPUT", 2)
-    monkeypatch.setattr(sketches, "INPUTS", 2)
+    for module in (sketches, evalkit.sketch):
+        monkeypatch.setattr(module, "INPUTS", 2)
     model, inputs, targets, likelihood = CASES[name].make()
     whole, parts = (
         evalkit.linearize(model, inputs, targets, likelihood, micro_batch_size=size)

@@ -18,7 +18,7 @@ from torch import Tensor
 from evalkit.layers.rows import Formed, GradientRows, Lookups, OuterProducts
 
 INPUTS = 64
-"""Inputs of a layer at several positions are mapped to so many before gradients are formed."""
+"""Inputs that are mapped to fewer before gradients are formed are mapped to so many."""
 
 
 class Sketch(ABC):
@@ -69,28 +69,21 @@ class FormedSketch(Sketch):
 
 
 class OuterProductsSketch(Sketch):
-    """Of rows sum_t d_t a_t^T in each group, with a mapped to fewer inputs where T > 1.
-
-    With a single position that would save nothing: the rows are then outer products themselves.
-    """
+    """Of rows sum_t d_t a_t^T in each group."""
 
     def __init__(self, rows: OuterProducts, generator: torch.Generator) -> None:
         super().__init__(generator)
-        groups, _, positions, inside = rows.a.shape
-        self._omega: Tensor | None = None
-        if positions > 1 and inside > INPUTS:
-            self._omega = signs((inside, INPUTS), generator, rows.a) / math.sqrt(INPUTS)
-            inside = INPUTS
+        groups, _, _, inside = rows.a.shape
         self.size = groups * rows.d.shape[-1] * (inside + rows.bias)
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def _inputs(self, rows: OuterProducts) -> Tensor:
-        """Return a mapped to fewer inputs, ones for a bias beside them; the last one is kept."""
+        """Return a, with ones for a bias beside it; the last one is kept."""
+        if not rows.bias:
+            return rows.a
         if self._seen is None or self._seen[0] is not rows.a:
-            mapped = rows.a if self._omega is None else rows.a @ self._omega
-            if rows.bias:
-                mapped = torch.cat([mapped, mapped.new_ones(*mapped.shape[:-1], 1)], -1)
-            self._seen = rows.a, mapped
+            ones = rows.a.new_ones(*rows.a.shape[:-1], 1)
+            self._seen = rows.a, torch.cat([rows.a, ones], -1)
         return self._seen[1]
 
     def _formed(self, rows: OuterProducts) -> Tensor:
@@ -104,11 +97,7 @@ class LookupsSketch(Sketch):
 
     def __init__(self, rows: Lookups, generator: torch.Generator) -> None:
         super().__init__(generator)
-        if rows.entries > INPUTS:
-            shape = rows.entries, INPUTS
-            self._omega = signs(shape, generator, rows.d) / math.sqrt(INPUTS)
-        else:
-            self._omega = torch.eye(rows.entries).to(rows.d)
+        self._omega = input_map(rows.entries, generator, rows.d)
         self.size = rows.d.shape[-1] * self._omega.shape[1]
 
     def _formed(self, rows: Lookups) -> Tensor:
@@ -123,6 +112,13 @@ def sketch_of(rows: GradientRows, generator: torch.Generator) -> Sketch:
         return LookupsSketch(rows, generator)
     assert isinstance(rows, Formed)
     return FormedSketch(rows, generator)
+
+
+def input_map(inside: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    """Return a random Omega, (in, few), with E[Omega Omega^T] = I; the identity for few inputs."""
+    if inside <= INPUTS:
+        return torch.eye(inside).to(like)
+    return signs((inside, INPUTS), generator, like) / math.sqrt(INPUTS)
 
 
 def signs(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:

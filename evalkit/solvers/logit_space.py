@@ -110,9 +110,13 @@ class LogitSpace:
 
 
 def _shifted_factor(matrix: Tensor) -> Tensor:
-    """Return the Cholesky factor of a matrix plus the floor of a sketch."""
+    """Return the Cholesky factor of a sketched matrix plus its floor.
+
+    With fewer columns than rows rounding reaches further, and the floor is raised.
+    """
     identity = torch.eye(len(matrix)).to(matrix)
-    factor, failed = torch.linalg.cholesky_ex(matrix + SKETCH_FLOOR * identity)
-    if int(failed):  # fewer columns than rows: rounding reaches further
-        factor = torch.linalg.cholesky(matrix + 1e3 * SKETCH_FLOOR * identity)
-    return factor
+    for floor in (SKETCH_FLOOR, 1e-3):
+        factor, failed = torch.linalg.cholesky_ex(matrix + floor * identity)
+        if int(failed) == 0:
+            return factor
+    return torch.linalg.cholesky(matrix + identity)
