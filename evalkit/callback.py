@@ -23,6 +23,7 @@ from evalkit.checkpoints import Checkpoint
 from evalkit.checkpoints.run_folders import whole_epoch
 from evalkit.checkpoints.saved import find_saved, holds_saved, saved_hash
 from evalkit.errors import EvalkitError
+from evalkit.extras import missing
 from evalkit.run import (
     PROVENANCE_FILE,
     append_rows,
@@ -49,10 +50,7 @@ from evalkit.trainer_batches import (
 try:
     from transformers import TrainerCallback
 except ImportError as error:
-    raise EvalkitError(
-        "expected the package transformers for evalkit.callback, found none that can be imported; "
-        "run pip install 'evalkit[hf]'"
-    ) from error
+    raise missing("the package transformers", "evalkit.callback", error) from error
 
 
 class ScoreCallback(TrainerCallback):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from evalkit.errors import EvalkitError
-from evalkit.forward import Inputs, cast
 from evalkit.linearization import linearize
+from evalkit.linearization.forward import Inputs, cast
 from evalkit.machine import versions
 from evalkit.metrics import batch_metrics
 from evalkit.scoring import score_linearization, to_frame

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_map
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
-from evalkit.forward import Inputs, cast, forward
 from evalkit.linearization import Linearization, linearize
+from evalkit.linearization.forward import Inputs, cast, forward
 from evalkit.machine import memory_gib, processor, versions
 from evalkit.memory import peak_mebibytes
 from evalkit.scoring import Score, check_request, score_linearization

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from evalkit.errors import EvalkitError
+from evalkit.extras import required
 from evalkit.registry import Registry
 
 Builder = Callable[[Iterable[nn.Parameter], float, float], torch.optim.Optimizer]
@@ -62,14 +62,8 @@ def adafactor(
     Raises:
         EvalkitError: transformers, which it is taken from, is not installed.
     """
-    try:
-        from transformers import Adafactor
-    except ImportError as error:
-        raise EvalkitError(
-            "expected the library 'transformers' for the optimizer 'adafactor', found none; "
-            "install it: pip install 'evalkit[hf]'"
-        ) from error
-    made: torch.optim.Optimizer = Adafactor(
+    transformers = required("transformers", "the optimizer 'adafactor'")
+    made: torch.optim.Optimizer = transformers.Adafactor(
         parameters,
         lr=learning_rate,
         weight_decay=weight_decay,

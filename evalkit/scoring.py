@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from evalkit.forward import Inputs
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization, linearize
+from evalkit.linearization.forward import Inputs
 from evalkit.metrics import efficiency
 from evalkit.reductions import norm
 from evalkit.settings import (

@@ -17,7 +17,7 @@ from evalkit.cells import Cell, describe_run, draw_batch, now, on_device, score_
 from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
 from evalkit.errors import EvalkitError, shortened
-from evalkit.forward import Inputs
+from evalkit.linearization.forward import Inputs
 from evalkit.run import (
     PROVENANCE_FILE,
     append_rows,

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import evalkit
-import evalkit.gram
 import evalkit.layers.rows
 import evalkit.linearization
-import evalkit.per_sample
+import evalkit.linearization.gram
+import evalkit.linearization.per_sample
 from evalkit.updates.sf import sampled_logit_gradients
 from tests import dense
 from tests.cases import CASES, Batch, Draw, Net
@@ -254,7 +254,7 @@ def test_gram_where_the_total_gradient_vanishes() -> None:
 def test_gram_in_small_blocks(name: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks that bound the memory, which tiny cases never fill, change nothing."""
     monkeypatch.setattr(evalkit.layers.rows, "ELEMENTS_AT_ONCE", elements)
-    monkeypatch.setattr(evalkit.per_sample, "FORMED_AT_ONCE", elements)
+    monkeypatch.setattr(evalkit.linearization.per_sample, "FORMED_AT_ONCE", elements)
     batch = CASES[name].make()
     torch.testing.assert_close(evalkit.linearize(*batch).gram, dense.dense(*batch).gram)
 
@@ -292,7 +292,7 @@ def test_linear_layers_form_no_per_sample_gradients(
     def refused(*_: Any) -> Tensor:
         raise AssertionError("per-sample gradients were formed")
 
-    monkeypatch.setattr(evalkit.gram, "inner_products", refused)
+    monkeypatch.setattr(evalkit.linearization.gram, "inner_products", refused)
     lin = evalkit.linearize(*CASES[name].make())
     assert lin.gram.shape == (lin.num_samples, lin.num_samples)
     evalkit.update("sf", lin, labels_per_sample=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,21 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet
-registry json_files settings reductions paired
+registry extras json_files settings reductions paired
 likelihoods tables
 run toy_tables timing memory
-layers determinism factor broadcasts precision
-double_backward
-recorder
-forward
-ruled_rows per_sample pulled
-tangents
-micro_batches
-gram
-kernel linear_maps
-sketch
+layers factor
+linearization.determinism linearization.broadcasts linearization.precision
+linearization.double_backward
+linearization.recorder
+linearization.forward
+linearization.ruled_rows linearization.per_sample linearization.pulled
+linearization.tangents
+linearization.micro_batches
+linearization.gram
+linearization.kernel linearization.linear_maps
+linearization.sketch
+linearization.linearized
 linearization
 indicator
 solvers
@@ -51,6 +54,7 @@ FLOOR = {name: height for height, line in enumerate(FLOORS.split("\n")) for name
 WITHOUT_TORCH = (
     "errors",
     "version",
+    "extras",
     "machine",
     "registry",
     "settings",
@@ -77,9 +81,14 @@ def named(path: Path) -> bool:
 
 
 def home(path: Path) -> str:
-    """Return the module or subpackage of evalkit that a file belongs to."""
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
+    """Return the module or subpackage of evalkit with a floor that a file belongs to."""
+    return floor_of(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def floor_of(parts: Sequence[str]) -> str:
+    """Return the longest beginning of a dotted name, evalkit left out, that has a floor."""
+    inner = ".".join(parts[:2])
+    return inner if inner in FLOOR else parts[0]
 
 
 def imported(path: Path) -> set[str]:
@@ -92,7 +101,7 @@ def imported(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith("evalkit.")}
+        found |= {floor_of(name.split(".")[1:]) for name in names if name.startswith("evalkit.")}
     return {name for name in found if name in FLOOR}
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import evalkit
-from evalkit import ruled_rows
-from evalkit.gram import ROUTES, gram_matrix
-from evalkit.per_sample import CannotVectorizeError
+from evalkit.linearization import ruled_rows
+from evalkit.linearization.gram import ROUTES, gram_matrix
+from evalkit.linearization.per_sample import CannotVectorizeError
 from tests import dense
 from tests.cases import CASES
 from tests.dense import assert_near

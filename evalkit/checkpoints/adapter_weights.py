@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from evalkit.checkpoints.fitting import fit
 from evalkit.checkpoints.saved import ADAPTER_CONFIG, Saved, read_adapter_config
 from evalkit.errors import EvalkitError
+from evalkit.extras import required
 
 
 @contextmanager
@@ -29,14 +29,7 @@ def quiet_peft(path: Path) -> Iterator[Any]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            peft = importlib.import_module("peft")
-        except ImportError as error:
-            raise EvalkitError(
-                f"expected the package peft for the adapter in '{path}', found that it cannot be "
-                f"imported ({error}); run pip install 'evalkit[hf]'"
-            ) from error
-        yield peft
+        yield required("peft", f"the adapter in '{path}'")
 
 
 def advice(saved: Saved) -> str:

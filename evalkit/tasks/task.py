@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from evalkit import likelihoods, optimizers
 from evalkit.errors import EvalkitError
-from evalkit.forward import Inputs
+from evalkit.linearization.forward import Inputs
 
 _MESSAGE_LENGTH = 200
 

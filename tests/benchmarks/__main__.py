@@ -3,7 +3,8 @@
 Run ``make bench``. A training step is one forward and backward of the same model on the same batch;
 each figure is a median of ratios measured in turns in one process. ``--write`` puts the table into
 ``reports/benchmarks.md``. Only ratios count: times depend on the machine and on its other load.
-The process keeps freed memory as the command line does, for our work, the peers' and the step.
+Each problem has a process of its own, which keeps freed memory as the command line does, for our
+work, the peers' and the step.
 """
 
 from __future__ import annotations
@@ -16,11 +17,20 @@ import torch
 
 from evalkit.machine import keep_freed_memory
 from tests.benchmarks.marks import verdicts
-from tests.benchmarks.measure import Memory, Row, measure, memory
+from tests.benchmarks.measure import Memory, Row, find, measure, memory
 from tests.benchmarks.problems import PROBLEMS
 from tests.benchmarks.table import as_markdown, machine
+from tests.benchmarks.timing import in_fresh_process
 
 REPORT = Path(__file__).parents[2] / "reports" / "benchmarks.md"
+
+
+def measure_named(name: str, device: str) -> list[Row]:
+    """Return the rows of a problem, measured in this process."""
+    warnings.simplefilter("ignore")
+    keep_freed_memory()
+    torch.manual_seed(0)
+    return measure(find(name), device)
 
 
 def main() -> None:
@@ -30,14 +40,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    keep_freed_memory()
     chosen = [p for p in PROBLEMS if not arguments.problem or p.name in arguments.problem]
     rows: list[Row] = []
     memories: list[Memory] = []
     for problem in chosen:
         print(f"measuring {problem.name} ...", flush=True)
-        rows += measure(problem, arguments.device)
+        rows += in_fresh_process(measure_named, problem.name, arguments.device)
         if arguments.device == "cpu":
             memories.append(memory(problem))
         print(*rows[-8:], *memories[-1:], sep="\n", flush=True)
@@ -49,5 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     main()

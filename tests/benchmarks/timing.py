@@ -7,12 +7,14 @@ import statistics
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from evalkit.timing import Work, in_turns, seconds
+
+T = TypeVar("T")
 
 
 def training_step(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
@@ -33,8 +35,13 @@ def peak_megabytes(load: Callable[[str], Any], name: str, work: Callable[..., ob
 
     It runs in a fresh process, where no earlier work has left memory behind.
     """
+    return in_fresh_process(_peak, load, name, work)
+
+
+def in_fresh_process(work: Callable[..., T], *arguments: object) -> T:
+    """Return ``work(*arguments)`` from a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (load, name, work))
+        return pool.apply(work, arguments)
 
 
 def _peak(load: Callable[[str], Any], name: str, work: Callable[..., object]) -> float:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.forward import describe
 from evalkit.likelihoods import Likelihood
-from evalkit.micro_batches import MicroBatches
+from evalkit.linearization.forward import describe
+from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.reductions import norm, power_of_two
 
 

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.forward import Recording
-from evalkit.kernel import PRODUCT_OVERHEAD, pass_work, unit_cotangents
 from evalkit.layers.rows import GradientRows
 from evalkit.layers.sketches import (
     INPUTS,
@@ -27,9 +25,11 @@ from evalkit.layers.sketches import (
     sketch_of,
     slices,
 )
-from evalkit.micro_batches import MicroBatches
-from evalkit.recorder import LayerUse
-from evalkit.ruled_rows import gradient_rows, row_kinds
+from evalkit.linearization.forward import Recording
+from evalkit.linearization.kernel import PRODUCT_OVERHEAD, pass_work, unit_cotangents
+from evalkit.linearization.micro_batches import MicroBatches
+from evalkit.linearization.recorder import LayerUse
+from evalkit.linearization.ruled_rows import gradient_rows, row_kinds
 
 COLUMNS_PER_OUTPUT = 48
 """Columns over N M: an error of 0.14, with which each iteration of CG gains about a digit."""

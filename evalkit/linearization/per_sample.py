@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from evalkit.forward import FORMED_AT_ONCE, Recording, differentiable
+from evalkit.linearization.forward import FORMED_AT_ONCE, Recording, differentiable
 
 
 class CannotVectorizeError(RuntimeError):

@@ -2,8 +2,9 @@
 
 With one-sample cotangents c_n, that backward brings the output gradients D_n of every call of a
 layer with a rule, which together with the call's inputs say all about the gradients of its
-parameters: these are kept as the layer's factors. It also brings the gradients in values that
-every sample gets alike (:mod:`evalkit.broadcasts`), from where the way to the parameters is short.
+parameters: these are kept as the layer's factors. It also brings the gradients in values that every
+sample gets alike (:mod:`evalkit.linearization.broadcasts`), from where the way to the parameters is
+short.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evalkit.broadcasts import Broadcast
-from evalkit.forward import Recording, differentiable
 from evalkit.layers.rows import Formed, GradientRows
-from evalkit.recorder import LayerUse
+from evalkit.linearization.broadcasts import Broadcast
+from evalkit.linearization.forward import Recording, differentiable
+from evalkit.linearization.recorder import LayerUse
 
 SHARED = "shared"
 """The kind of rows of a parameter that acts on every sample alike."""

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from evalkit.forward import Recording
-from evalkit.gram import gram_matrix
 from evalkit.layers.rows import pair_costs
-from evalkit.micro_batches import MicroBatches
-from evalkit.per_sample import PerSample
+from evalkit.linearization.forward import Recording
+from evalkit.linearization.gram import gram_matrix
+from evalkit.linearization.micro_batches import MicroBatches
+from evalkit.linearization.per_sample import PerSample
 
 MOST_OUTPUTS = 4096
 """Rows of the matrix, at most: 128 MiB."""
@@ -28,7 +28,7 @@ def tangent_kernel(batches: MicroBatches, route: PerSample | None) -> Tensor:
 
     Args:
         batches: the forward passes.
-        route: one of :data:`evalkit.gram.ROUTES`.
+        route: one of :data:`evalkit.linearization.gram.ROUTES`.
     """
     units = unit_cotangents(batches)
     outputs, samples = units.shape[:2]
@@ -43,7 +43,7 @@ def sample_products(batches: MicroBatches, cotangents: Tensor, route: PerSample 
     Args:
         batches: the forward passes.
         cotangents: c, (K, N, ..., C) float64.
-        route: one of :data:`evalkit.gram.ROUTES`.
+        route: one of :data:`evalkit.linearization.gram.ROUTES`.
     """
     units = unit_cotangents(batches)
     outputs, samples = units.shape[:2]

@@ -13,18 +13,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from evalkit.forward import Recording
 from evalkit.layers.rows import GradientRows
-from evalkit.micro_batches import MicroBatches
-from evalkit.per_sample import (
+from evalkit.linearization.forward import Recording
+from evalkit.linearization.micro_batches import MicroBatches
+from evalkit.linearization.per_sample import (
     CannotVectorizeError,
     PerSample,
     defining_gradients,
     inner_products,
     vectorized_gradients,
 )
+from evalkit.linearization.ruled_rows import gradient_rows, row_kinds
 from evalkit.reductions import power_of_two
-from evalkit.ruled_rows import gradient_rows, row_kinds
 
 ROUTES: tuple[PerSample | None, ...] = (None, vectorized_gradients, defining_gradients)
 """From fast to slow: rules where there are some, all vectorised, all by definition. The first two

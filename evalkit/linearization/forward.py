@@ -18,17 +18,17 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from evalkit.broadcasts import Broadcast, of_samples, shared_parameters
-from evalkit.determinism import (
+from evalkit.errors import EvalkitError
+from evalkit.linearization.broadcasts import Broadcast, of_samples, shared_parameters
+from evalkit.linearization.determinism import (
     preserved_random_state,
     random_state,
     refuse_batch_statistics,
     refuse_random_forward,
 )
-from evalkit.double_backward import Backward
-from evalkit.errors import EvalkitError
-from evalkit.precision import AllDouble
-from evalkit.recorder import (
+from evalkit.linearization.double_backward import Backward
+from evalkit.linearization.precision import AllDouble
+from evalkit.linearization.recorder import (
     Graph,
     LayerUse,
     Recorder,

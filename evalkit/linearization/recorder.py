@@ -19,9 +19,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from evalkit.broadcasts import Broadcast, broadcast_call
-from evalkit.double_backward import Backward, replaced
 from evalkit.layers import LAYERS, Layer, ReplacedLayer
+from evalkit.linearization.broadcasts import Broadcast, broadcast_call
+from evalkit.linearization.double_backward import Backward, replaced
 
 
 @dataclass(frozen=True, eq=False)

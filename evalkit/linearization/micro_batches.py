@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from evalkit.errors import EvalkitError
-from evalkit.forward import Inputs, Recording, record
-from evalkit.tangents import Tangents
+from evalkit.linearization.forward import Inputs, Recording, record
+from evalkit.linearization.tangents import Tangents
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class MicroBatches:
     micro-batch, time grows by about one training step per product.
 
     Args:
-        model: as in :func:`evalkit.forward.record`.
+        model: as in :func:`evalkit.linearization.forward.record`.
         inputs: of the whole batch; tensors with N samples on axis 0 are split, others shared.
         num_samples: N.
         size: samples in a micro-batch, None for all.
@@ -41,7 +41,7 @@ class MicroBatches:
         logits: of the whole batch, detached.
 
     Raises:
-        EvalkitError: as :func:`evalkit.forward.record`, or the size is not positive.
+        EvalkitError: as :func:`evalkit.linearization.forward.record`, or the size is not positive.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from evalkit.layers import ParameterGradients
-from evalkit.recorder import LayerUse
+from evalkit.linearization.recorder import LayerUse
 
 
 class Pulled:

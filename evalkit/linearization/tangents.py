@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evalkit.double_backward import Change
 from evalkit.errors import EvalkitError
-from evalkit.forward import Recording, differentiable
 from evalkit.layers.embedding import Embedding
 from evalkit.layers.linear import Linear
-from evalkit.pulled import Pulled
-from evalkit.recorder import LayerUse
+from evalkit.linearization.double_backward import Change
+from evalkit.linearization.forward import Recording, differentiable
+from evalkit.linearization.pulled import Pulled
+from evalkit.linearization.recorder import LayerUse
 
 
 class Tangents:

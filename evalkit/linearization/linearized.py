@@ -12,21 +12,21 @@ from torch import Tensor, nn
 
 from evalkit import likelihoods
 from evalkit.factor import GramFactor, factorize
-from evalkit.forward import Inputs, check_batch
-from evalkit.gram import ROUTES, gram_matrix
-from evalkit.kernel import (
+from evalkit.likelihoods import Likelihood
+from evalkit.linearization.forward import Inputs, check_batch
+from evalkit.linearization.gram import ROUTES, gram_matrix
+from evalkit.linearization.kernel import (
     gram_from_kernel,
     kernel_work,
     product_work,
     sample_products,
     tangent_kernel,
 )
-from evalkit.likelihoods import Likelihood
-from evalkit.linear_maps import LinearMaps
-from evalkit.micro_batches import MicroBatches
-from evalkit.per_sample import CannotVectorizeError, PerSample, defining_gradients
+from evalkit.linearization.linear_maps import LinearMaps
+from evalkit.linearization.micro_batches import MicroBatches
+from evalkit.linearization.per_sample import CannotVectorizeError, PerSample, defining_gradients
+from evalkit.linearization.sketch import sketch_work, sketched_kernel
 from evalkit.settings import check_dtype
-from evalkit.sketch import sketch_work, sketched_kernel
 
 T = TypeVar("T")
 
@@ -72,9 +72,9 @@ def linearize(
 class Linearization(LinearMaps):
     """One model on one batch of N samples with P trainable parameters, linearised.
 
-    The linear maps of :class:`evalkit.linear_maps.LinearMaps`, and what follows from the loss: with
-    r_n = d l_n / d z_n, the gradient g = sum_n J_n^T r_n, per-sample gradients G_n = J_n^T r_n, and
-    their Gram matrix K_nm = G_n . G_m.
+    The linear maps of :class:`evalkit.linearization.linear_maps.LinearMaps`, and what follows from
+    the loss: with r_n = d l_n / d z_n, the gradient g = sum_n J_n^T r_n, per-sample gradients
+    G_n = J_n^T r_n, and their Gram matrix K_nm = G_n . G_m.
 
     Theta is flattened row-major in the order of ``model.named_parameters()``. Vectors are (P,) in
     the model's dtype; logit-shaped values are like ``logits``. Sums over the batch are float64, and

@@ -1,0 +1,33 @@
+"""Packages that only parts of evalkit need."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from evalkit.errors import EvalkitError
+
+
+def required(name: str, purpose: str) -> ModuleType:
+    """Return a package that not every user has.
+
+    Args:
+        name: of the package.
+        purpose: what it is needed for.
+
+    Raises:
+        EvalkitError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise missing(f"the package {name}", purpose, error) from error
+
+
+def missing(package: str, purpose: str, error: ImportError) -> EvalkitError:
+    """Return the error that says what to install."""
+    said = " ".join(str(error).split()).rstrip(" .:;")
+    return EvalkitError(
+        f"expected {package} for {purpose}, found that it cannot be imported ({said}); "
+        "run pip install 'evalkit[hf]'"
+    )
