@@ -10,27 +10,15 @@ work, the peers' and the step.
 from __future__ import annotations
 
 import argparse
-import warnings
 from pathlib import Path
 
-import torch
-
-from evalkit.machine import keep_freed_memory
 from tests.benchmarks.marks import verdicts
-from tests.benchmarks.measure import Memory, Row, find, measure, memory
+from tests.benchmarks.measure import Memory, Row, measure_named, memory
 from tests.benchmarks.problems import PROBLEMS
 from tests.benchmarks.table import as_markdown, machine
 from tests.benchmarks.timing import in_fresh_process
 
 REPORT = Path(__file__).parents[2] / "reports" / "benchmarks.md"
-
-
-def measure_named(name: str, device: str) -> list[Row]:
-    """Return the rows of a problem, measured in this process."""
-    warnings.simplefilter("ignore")
-    keep_freed_memory()
-    torch.manual_seed(0)
-    return measure(find(name), device)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import evalkit
+from evalkit.machine import keep_freed_memory
 from evalkit.timing import Work, seconds
 from tests.benchmarks.peers import Curvlinops, scores_with_gradients_formed
 from tests.benchmarks.problems import PROBLEMS, Problem
@@ -54,6 +56,14 @@ class Memory:
 def find(name: str) -> Problem:
     """Return a problem by name."""
     return next(problem for problem in PROBLEMS if problem.name == name)
+
+
+def measure_named(name: str, device: str) -> list[Row]:
+    """Return the rows of a problem by name, for a process of its own."""
+    warnings.simplefilter("ignore")
+    keep_freed_memory()
+    torch.manual_seed(0)
+    return measure(find(name), device)
 
 
 def measure(problem: Problem, device: str) -> list[Row]:
