@@ -235,6 +235,28 @@ def test_the_sketch_converges_fast_in_float32_with_duplicates_that_disagree() ->
     assert found.gammas[-1] > 1.01 * lin.gamma_floor
 
 
+@pytest.mark.parametrize("steps", [0, 60])
+def test_a_tolerance_beyond_float32_ends_the_search(steps: int) -> None:
+    """Steps along rounding would lead away from the solution for as long as they were allowed."""
+    model = convolutional().float()
+    x, y = Draw(1).normal(24, 3, 12, 12).float(), torch.arange(24) % 8
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    lin = evalkit.linearize(model, x, y)
+    found = evalkit.natural_gradient(lin, tolerance=1e-9, solver="sketch")
+    assert (found.status, found.converged) == ("breakdown", False)
+    assert found.iterations < 60
+    assert found.relative_residual < 1e-4
+    residual = lin.gradient - lin.fvp(found.solution)
+    assert float(residual.norm() / lin.gradient.norm()) == pytest.approx(
+        found.relative_residual, rel=0.2
+    )
+    assert evalkit.gamma(lin, found.solution) == pytest.approx(lin.gamma_floor, rel=1e-6)
+
+
 def test_a_model_without_rules_cannot_be_sketched() -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:

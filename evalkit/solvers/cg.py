@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from evalkit.errors import EvalkitError
 from evalkit.indicator import Indicator, indicator_terms
@@ -66,6 +67,7 @@ def solve_by_cg(
     res, found = space.gradient, space.first()
     x, jx = torch.zeros_like(res), torch.zeros_like(lin.logit_gradients)
     v, jv = found.z, found.jz
+    held: Tensor | None = None  # x when the residual was last recomputed
     gammas: list[float] = []
     while status == "iteration limit" and len(gammas) < max_iterations:
         sjv = lin.output_fisher(jv)
@@ -86,9 +88,11 @@ def solve_by_cg(
             break
         small = False
         if len(gammas) % REPLACEMENT_PERIOD:
+            small = space.stalled(alpha * alpha * bend)
             res = res - alpha * (space.lift(sjv) + damping * v)
-            found = space.search(res, recomputed=False)
-            small = found.square <= tolerance**2 * initial
+            if not small:
+                found = space.search(res, recomputed=False)
+                small = found.square <= tolerance**2 * initial
         if small or len(gammas) % REPLACEMENT_PERIOD == 0:
             jx = space.push(x)
             res = space.residual(x, lin.output_fisher(jx), damping)
@@ -97,8 +101,9 @@ def solve_by_cg(
                 status = "residual"
             elif small and found.square >= checked:
                 status = "breakdown"
+                x = x if held is None else held
         # A recurrence that strayed is left behind: start again from the residual it missed.
-        checked = found.square if small else checked
+        checked, held = (found.square, x) if small else (checked, held)
         v, jv = space.next(found, step, x, jx, restart=small)
     of_vectors = isinstance(space, Vectors)
     vector = x if of_vectors else lin.vjp(x) if form else None

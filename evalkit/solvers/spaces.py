@@ -102,6 +102,14 @@ class Space(ABC):
         """Return res^T v, which is res^T z where the residual is orthogonal to all before."""
         return found.rho
 
+    def stalled(self, fall: Tensor) -> bool:
+        """Return whether rounding is all that steps bring any more, so that it is time to check.
+
+        Args:
+            fall: of twice the quadratic model by the last step.
+        """
+        return False
+
     @abstractmethod
     def square(self, v: Tensor, jv: Tensor) -> Tensor:
         """Return |v|^2."""
@@ -184,6 +192,20 @@ class Sketched(Cotangents):
         space = lin.shared("sketched space", lambda: LogitSpace(lin, lin.sketched_kernel))
         self._solve = lin.shared(("sketched space", damping), lambda: space.preconditioner(damping))
         self._steps: list[Step] = []
+        self._falls: list[float] = []
+
+    def stalled(self, fall: Tensor) -> bool:
+        """Return whether three steps in a row were within rounding of all steps together.
+
+        A step along rounding is as long as it likes; a tolerance that cannot be met would let such
+        steps go on.
+        """
+        self._falls.append(float(fall))
+        least = (10 * torch.finfo(self.lin.logits.dtype).eps) ** 2
+        if len(self._falls) < 4 or max(self._falls[-3:]) > least * sum(self._falls):
+            return False
+        self._falls = [sum(self._falls)]
+        return True
 
     def search(self, res: Tensor, recomputed: bool) -> Search:
         """Return the solution with the sketch, or the residual where that is no descent."""
