@@ -207,5 +207,5 @@ def test_a_missing_library(
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     text = refused(capsys, tmp_path, *of(bert, cola))
-    assert f"expected the library '{library}'" in text
+    assert f"expected the package {library}" in text
     assert "pip install 'evalkit[hf]'" in text
