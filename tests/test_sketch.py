@@ -205,9 +205,9 @@ def test_the_sketch_needs_few_iterations(name: str) -> None:
     assert found.iterations <= max(5, plain.iterations)
 
 
-def wide(inputs: int = 400) -> nn.Module:
+def wide() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(inputs, 64), nn.Tanh(), nn.Linear(64, 8)).double()
+    return nn.Sequential(nn.Linear(400, 64), nn.Tanh(), nn.Linear(64, 8)).double()
 
 
 def convolutional() -> nn.Module:
@@ -298,7 +298,7 @@ def test_iterations_are_foreseen_from_the_first(name: str, error: float) -> None
         lin, max_iterations=1000, tolerance=0.0, floor_tolerance=(1 - error) ** -0.5 - 1
     )
     assert found.status == "floor"
-    assert 1 <= expected_iterations(lin, error) <= 2 * found.iterations
+    assert 0.1 * found.iterations <= expected_iterations(lin, error) <= 2 * found.iterations
     assert expected_iterations(lin, error**2) > expected_iterations(lin, error)
 
 

@@ -57,7 +57,7 @@ def load(kind: str, setting: str, name: str, loader: Callable[..., T], **argumen
     # Without a network the hub's client tries for half a minute before it says so.
     local = is_path or not _hub_is_reachable()
     try:
-        with quiet(required("transformers", "this task")):
+        with quiet(_library("transformers")):
             return loader(str(path) if is_path else name, local_files_only=local, **arguments)
     except ImportError as error:
         raise missing("every package", f"the {kind} '{name}'", error) from error
@@ -84,7 +84,7 @@ def load_rows(name: str, configuration: str | None, split: str, most: int) -> An
     Raises:
         EvalkitError: there is no such data set or split.
     """
-    datasets = required("datasets", "this task")
+    datasets = _library("datasets")
 
     def loader(name: str, local_files_only: bool) -> Any:
         cache = _own_cache(Path(name), Path(datasets.config.HF_DATASETS_CACHE))
@@ -116,7 +116,7 @@ def load_model(kind: str, name: str, **arguments: Any) -> nn.Module:
         name: of the model.
         arguments: of ``from_pretrained``.
     """
-    loader = getattr(required("transformers", "this task"), kind).from_pretrained
+    loader = getattr(_library("transformers"), kind).from_pretrained
     arguments = {"dtype": torch.float32, "trust_remote_code": False, **arguments}
     model: nn.Module = load("model", "model", name, loader, **arguments)
     return model
@@ -124,7 +124,7 @@ def load_model(kind: str, name: str, **arguments: Any) -> nn.Module:
 
 def load_configuration(name: str) -> Any:
     """Return the configuration of a pretrained model."""
-    loader = required("transformers", "this task").AutoConfig.from_pretrained
+    loader = _library("transformers").AutoConfig.from_pretrained
     return load("model", "model", name, loader, trust_remote_code=False)
 
 
@@ -134,7 +134,7 @@ def load_tokenizer(name: str) -> Any:
     Raises:
         EvalkitError: there is none, or it has no padding token.
     """
-    loader = required("transformers", "this task").AutoTokenizer.from_pretrained
+    loader = _library("transformers").AutoTokenizer.from_pretrained
     tokenizer = load("tokenizer", "tokenizer", name, loader, trust_remote_code=False)
     # Beside a model without its files the library makes an empty one that knows no word.
     known = set(tokenizer.get_vocab()) - set(tokenizer.added_tokens_encoder)
@@ -161,7 +161,7 @@ def with_lora(model: nn.Module, purpose: str | None, bias: str, kept: Sequence[s
         bias: which biases are trained, ``"none"`` or ``"lora_only"``.
         kept: modules that are trained as a whole, such as a new head.
     """
-    peft = required("peft", "this task")
+    peft = _library("peft")
     linear = {name.split(".")[-1] for name, _ in model.named_modules()}
     targets = next((names for names in _QUERIES_AND_VALUES if linear.issuperset(names)), None)
     if targets is None:
@@ -178,7 +178,7 @@ def with_lora(model: nn.Module, purpose: str | None, bias: str, kept: Sequence[s
         target_modules=list(targets),
         modules_to_save=list(kept) or None,
     )
-    with quiet(required("transformers", "this task")):
+    with quiet(_library("transformers")):
         adapted: nn.Module = peft.get_peft_model(model, configuration)
     return adapted
 
@@ -190,11 +190,11 @@ def with_prompt(model: nn.Module, purpose: str) -> nn.Module:
         model: a pretrained model of text.
         purpose: peft's name of the kind of task.
     """
-    peft = required("peft", "this task")
+    peft = _library("peft")
     configuration = peft.PromptTuningConfig(
         task_type=purpose, num_virtual_tokens=VIRTUAL_TOKENS, num_transformer_submodules=1
     )
-    with quiet(required("transformers", "this task")):
+    with quiet(_library("transformers")):
         adapted: nn.Module = peft.get_peft_model(model, configuration)
     return adapted
 
@@ -224,6 +224,10 @@ def check_number(setting: str, value: float, least: float, above: bool = False) 
         )
 
 
+def _library(name: str) -> Any:
+    return required(name, "this task")
+
+
 def _own_cache(path: Path, cache: Path) -> str | None:
     """Return where what is read of a local data set is cached, None for one of the hub.
 
@@ -241,7 +245,7 @@ def _own_cache(path: Path, cache: Path) -> str | None:
 def _hub_is_reachable() -> bool:
     if urllib.request.getproxies():
         return True
-    endpoint = required("huggingface_hub", "this task").constants.ENDPOINT
+    endpoint = _library("huggingface_hub").constants.ENDPOINT
     try:
         socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, 443)
     except OSError:
