@@ -15,6 +15,7 @@ from evalkit.layers.rows import Formed, GradientRows
 from evalkit.linearization.ruled_rows import row_kinds
 from evalkit.solvers.choice import cheapest, expected_iterations
 from evalkit.solvers.direct import solve_directly
+from evalkit.solvers.stopping import Stopping
 from evalkit.updates import compute
 from tests.benchmarks.problems import PROBLEMS
 from tests.cases import CASES
@@ -277,13 +278,13 @@ def test_the_cheapest_solver() -> None:
     """Rows of an MLP are cheap to multiply in full, those of a convolution are not."""
     x, y = Draw(0).normal(20, 400), torch.arange(20) % 8
     lin = evalkit.linearize(wide(), x, y)
-    assert cheapest(lin, 200, 1e-9, 0.0) == "direct"
-    assert cheapest(lin, 1, 1e-9, 0.0) == "cg"
+    assert cheapest(lin, Stopping(tolerance=1e-9)) == "direct"
+    assert cheapest(lin, Stopping(max_iterations=1, tolerance=1e-9)) == "cg"
     assert compute("ngd", lin, 1e-12).solver == "direct"
     problem = next(problem for problem in PROBLEMS if "CNN" in problem.name)
     lin = evalkit.linearize(*problem.make())
-    assert cheapest(lin, 200, 1e-6, 0.0) == cheapest(lin, 200, 1e-6, 0.01) == "sketch"
-    assert cheapest(lin, 3, 1e-6, 0.0) == "cg"
+    assert cheapest(lin, Stopping()) == cheapest(lin, Stopping(floor_tolerance=0.01)) == "sketch"
+    assert cheapest(lin, Stopping(max_iterations=3)) == "cg"
     found = evalkit.natural_gradient(lin, floor_tolerance=0.01, solver="auto")
     assert (found.solver, found.status) == ("sketch", "floor")
     assert found.iterations < 0.5 * expected_iterations(lin, 0.02)

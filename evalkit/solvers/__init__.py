@@ -2,5 +2,17 @@
 
 from evalkit.solvers.choice import CHOICES, Choice, natural_gradient, solve
 from evalkit.solvers.solved import NaturalGradient, Solved
+from evalkit.solvers.stopping import FLOOR_TOLERANCE, MAX_ITERATIONS, TOLERANCE, Stopping
 
-__all__ = ["CHOICES", "Choice", "NaturalGradient", "Solved", "natural_gradient", "solve"]
+__all__ = [
+    "CHOICES",
+    "FLOOR_TOLERANCE",
+    "MAX_ITERATIONS",
+    "TOLERANCE",
+    "Choice",
+    "NaturalGradient",
+    "Solved",
+    "Stopping",
+    "natural_gradient",
+    "solve",
+]

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from evalkit.errors import EvalkitError
 from evalkit.indicator import Indicator, indicator_terms
 from evalkit.linearization import Linearization
 from evalkit.settings import check_damping
 from evalkit.solvers.solved import Solved, Status
-from evalkit.solvers.spaces import Cotangents, Preconditioner, Sketched, Space, Step, Vectors
+from evalkit.solvers.spaces import (
+    Cotangents,
+    Preconditioner,
+    Search,
+    Sketched,
+    Space,
+    Step,
+    Vectors,
+)
+from evalkit.solvers.stopping import Stopping
 
 REPLACEMENT_PERIOD = 50
 """Iterations after which the residual is computed afresh, so that rounding cannot pile up."""
@@ -23,12 +32,29 @@ OnIteration = Callable[[int, float], None]
 """Called with each iteration and its gamma."""
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A step of CG, and where it leads.
+
+    Attributes:
+        step: the direction.
+        alpha: how far along it.
+        jx: J x there.
+        fall: of twice the quadratic model.
+        gamma: of x there.
+    """
+
+    step: Step
+    alpha: Tensor
+    jx: Tensor
+    fall: Tensor
+    gamma: float
+
+
 def solve_by_cg(
     lin: Linearization,
-    damping: float = 0.0,
-    max_iterations: int = 200,
-    tolerance: float = 1e-6,
-    floor_tolerance: float = 0.0,
+    damping: float,
+    stopping: Stopping,
     on_iteration: OnIteration | None = None,
     preconditioner: Preconditioner | Literal["sketch"] | None = None,
     form: bool = False,
@@ -46,9 +72,7 @@ def solve_by_cg(
     Args:
         lin: the model and batch.
         damping: lambda >= 0.
-        max_iterations: stop here at the latest.
-        tolerance: stop when |res| <= tolerance |g|.
-        floor_tolerance: stop when gamma <= (1 + floor_tolerance) gamma_floor; 0 leaves it out.
+        stopping: when to stop.
         on_iteration: called with the iteration and its gamma.
         preconditioner: maps a residual, (P,), to M^-1 res, (P,), with M^-1 symmetric and positive
             definite; or ``"sketch"`` for :class:`evalkit.solvers.spaces.Sketched`. Without one and
@@ -56,74 +80,89 @@ def solve_by_cg(
         form: form the solution in any case.
 
     Raises:
-        EvalkitError: a setting is out of range.
+        EvalkitError: the damping is out of range.
     """
     damping = check_damping(damping)
-    _check_settings(max_iterations, tolerance, floor_tolerance)
-    goal = (1 + floor_tolerance) * lin.gamma_floor if floor_tolerance > 0 else 0.0
     space = _space(lin, damping, preconditioner)
     initial = checked = lin.gradient_norm**2
+    enough = stopping.tolerance**2 * initial
     status: Status = "iteration limit" if initial > 0 else "residual"
     res, found = space.gradient, space.first()
     x, jx = torch.zeros_like(res), torch.zeros_like(lin.logit_gradients)
     v, jv = found.z, found.jz
     held: Tensor | None = None  # x when the residual was last recomputed
     gammas: list[float] = []
-    while status == "iteration limit" and len(gammas) < max_iterations:
-        sjv = lin.output_fisher(jv)
-        curvature = (jv * sjv).sum() + damping * space.square(v, jv)
-        alpha = space.descent(found, res, jv) / curvature
-        moved = jx + alpha * jv
-        bend, quadratic, slope = torch.stack([curvature, *indicator_terms(lin, moved)]).tolist()
-        if not (bend > 0 and math.isfinite(bend)):
+    while status == "iteration limit" and len(gammas) < stopping.max_iterations:
+        taken = _take(space, damping, found, res, v, jv, jx)
+        if taken is None:
             status = "breakdown"
             break
-        step = Step(v, jv, sjv, curvature, found.rho)
-        x, jx = x + alpha * v, moved
-        gammas.append(Indicator(math.sqrt(quadratic), slope).gamma)
+        x, jx = x + taken.alpha * v, taken.jx
+        gammas.append(taken.gamma)
         if on_iteration is not None:
-            on_iteration(len(gammas), gammas[-1])
-        if gammas[-1] <= goal:
+            on_iteration(len(gammas), taken.gamma)
+        if taken.gamma <= stopping.goal(lin.gamma_floor):
             status = "floor"
             break
-        small = False
-        if len(gammas) % REPLACEMENT_PERIOD:
-            small = space.stalled(alpha * alpha * bend)
-            res = res - alpha * (space.lift(sjv) + damping * v)
+        due, small = len(gammas) % REPLACEMENT_PERIOD == 0, False
+        if not due:
+            small = space.stalled(taken.fall)
+            res = res - taken.alpha * (space.lift(taken.step.sjv) + damping * v)
             if not small:
                 found = space.search(res, recomputed=False)
-                small = found.square <= tolerance**2 * initial
-        if small or len(gammas) % REPLACEMENT_PERIOD == 0:
+                small = found.square <= enough
+        if due or small:
             jx = space.push(x)
             res = space.residual(x, lin.output_fisher(jx), damping)
             found = space.search(res, recomputed=True)
-            if found.square <= tolerance**2 * initial:
+            if found.square <= enough:
                 status = "residual"
             elif small and found.square >= checked:
                 status = "breakdown"
                 x = x if held is None else held
         # A recurrence that strayed is left behind: start again from the residual it missed.
         checked, held = (found.square, x) if small else (checked, held)
-        v, jv = space.next(found, step, x, jx, restart=small)
+        v, jv = space.next(found, taken.step, x, jx, restart=small)
     of_vectors = isinstance(space, Vectors)
     vector = x if of_vectors else lin.vjp(x) if form else None
-    relative = 0.0
-    if initial > 0 and status == "residual":
-        relative = math.sqrt(found.square / initial)  # of the residual just recomputed
-    elif initial > 0:
-        jx = space.push(x) if vector is None else lin.jvp(vector).double()
-        relative = space.norm(space.residual(x, lin.output_fisher(jx), damping)) / initial**0.5
+    if status == "residual":
+        length = math.sqrt(found.square)  # of the residual just recomputed
+    else:
+        length = _residual_norm(space, damping, x, vector)
     return Solved(
         cotangents=None if of_vectors else x,
         vector=vector,
         solver="sketch" if isinstance(space, Sketched) else "cg",
         iterations=len(gammas),
         converged=status in ("residual", "floor"),
-        relative_residual=relative,
+        relative_residual=length / lin.gradient_norm if initial > 0 else 0.0,
         gammas=tuple(gammas),
         gamma_floor=lin.gamma_floor,
         status=status,
     )
+
+
+def _take(
+    space: Space, damping: float, found: Search, res: Tensor, v: Tensor, jv: Tensor, jx: Tensor
+) -> _Taken | None:
+    """Return the best step along v from x; None where rounding has left v without curvature."""
+    sjv = space.lin.output_fisher(jv)
+    curvature = (jv * sjv).sum() + damping * space.square(v, jv)
+    alpha = space.descent(found, res, jv) / curvature
+    moved = jx + alpha * jv
+    decisive = torch.stack([curvature, *indicator_terms(space.lin, moved)])
+    bend, quadratic, slope = decisive.tolist()
+    if not (bend > 0 and math.isfinite(bend)):
+        return None
+    gamma = Indicator(math.sqrt(quadratic), slope).gamma
+    step = Step(v, jv, sjv, curvature, found.rho)
+    return _Taken(step, alpha, moved, alpha * alpha * bend, gamma)
+
+
+def _residual_norm(space: Space, damping: float, x: Tensor, vector: Tensor | None) -> float:
+    """Return |g - A x|, computed from x, or from the vector where it is formed."""
+    jx = space.push(x) if vector is None else space.lin.jvp(vector).double()
+    return space.norm(space.residual(x, space.lin.output_fisher(jx), damping))
 
 
 def _space(
@@ -134,15 +173,3 @@ def _space(
     if preconditioner == "sketch":
         return Sketched(lin, damping)
     return Vectors(lin, preconditioner)
-
-
-def _check_settings(max_iterations: int, tolerance: float, floor_tolerance: float) -> None:
-    if max_iterations < 1:
-        raise EvalkitError(
-            f"expected max_iterations of at least 1, found {max_iterations}; allow one iteration"
-        )
-    for name, value in (("tolerance", tolerance), ("floor_tolerance", floor_tolerance)):
-        if not 0 <= value < math.inf:
-            raise EvalkitError(
-                f"expected {name} to be a finite number of at least 0, found {value}; choose one"
-            )

@@ -12,6 +12,7 @@ from evalkit.solvers.cg import OnIteration, solve_by_cg
 from evalkit.solvers.direct import solve_directly
 from evalkit.solvers.solved import NaturalGradient, Solved, Solver, formed
 from evalkit.solvers.spaces import Preconditioner
+from evalkit.solvers.stopping import FLOOR_TOLERANCE, MAX_ITERATIONS, TOLERANCE, Stopping
 
 Choice = Solver | Literal["auto"]
 CHOICES = ("auto", "cg", "sketch", "direct")
@@ -26,9 +27,9 @@ GAIN_WITH_SKETCH = 10.0
 def natural_gradient(
     lin: Linearization,
     damping: float = 0.0,
-    max_iterations: int = 200,
-    tolerance: float = 1e-6,
-    floor_tolerance: float = 0.0,
+    max_iterations: int = MAX_ITERATIONS,
+    tolerance: float = TOLERANCE,
+    floor_tolerance: float = FLOOR_TOLERANCE,
     on_iteration: OnIteration | None = None,
     preconditioner: Preconditioner | None = None,
     solver: Choice = "cg",
@@ -53,28 +54,18 @@ def natural_gradient(
         raise EvalkitError(
             f"expected solver 'cg' with a preconditioner, found '{solver}'; leave one of them out"
         )
-    solved = solve(
-        lin,
-        damping,
-        max_iterations,
-        tolerance,
-        floor_tolerance,
-        on_iteration,
-        solver,
-        preconditioner,
-        form=True,
+    stopping = Stopping(max_iterations, tolerance, floor_tolerance)
+    return formed(
+        lin, solve(lin, damping, stopping, solver, on_iteration, preconditioner, form=True)
     )
-    return formed(lin, solved)
 
 
 def solve(
     lin: Linearization,
     damping: float,
-    max_iterations: int,
-    tolerance: float,
-    floor_tolerance: float,
-    on_iteration: OnIteration | None,
+    stopping: Stopping,
     solver: Choice,
+    on_iteration: OnIteration | None = None,
     preconditioner: Preconditioner | None = None,
     form: bool = False,
 ) -> Solved:
@@ -89,44 +80,31 @@ def solve(
             "the cheapest"
         )
     if solver == "auto":
-        solver = cheapest(lin, max_iterations, tolerance, floor_tolerance)
+        solver = cheapest(lin, stopping)
     if solver == "direct":
-        return solve_directly(lin, damping, tolerance)
+        return solve_directly(lin, damping, stopping.tolerance)
     return solve_by_cg(
         lin,
         damping,
-        max_iterations,
-        tolerance,
-        floor_tolerance,
+        stopping,
         on_iteration,
-        "sketch" if solver == "sketch" else preconditioner,
-        form,
+        preconditioner="sketch" if solver == "sketch" else preconditioner,
+        form=form,
     )
 
 
-def cheapest(
-    lin: Linearization, max_iterations: int, tolerance: float, floor_tolerance: float
-) -> Solver:
+def cheapest(lin: Linearization, stopping: Stopping) -> Solver:
     """Return the solver that is expected to take the fewest multiplications."""
-    error = _error(tolerance, floor_tolerance)
-    slow = SLOWER_THAN_PREDICTED * expected_iterations(lin, error)
-    fast = 1 + math.log(1 / error) / math.log(GAIN_WITH_SKETCH)
+    slow = SLOWER_THAN_PREDICTED * expected_iterations(lin, stopping.error)
+    fast = 1 + math.log(1 / stopping.error) / math.log(GAIN_WITH_SKETCH)
     product, size = lin.product_work, lin.logits.numel()
     factorised = 2 * size**3 / 3 + 8 * size**2  # in float64, which counts twice
     works: dict[Solver, float] = {
-        "cg": product * min(slow, max_iterations),
-        "sketch": lin.sketch_work + factorised + product * min(fast, max_iterations),
+        "cg": product * min(slow, stopping.max_iterations),
+        "sketch": lin.sketch_work + factorised + product * min(fast, stopping.max_iterations),
         "direct": lin.kernel_work + factorised + 2 * product,
     }
     return min(works, key=lambda name: works[name])
-
-
-def _error(tolerance: float, floor_tolerance: float) -> float:
-    """Return the relative error of 1 / gamma^2 that a solver stops at."""
-    error = tolerance**2
-    if floor_tolerance > 0:
-        error = max(error, 1 - (1 + floor_tolerance) ** -2)
-    return min(max(error, 1e-30), 0.5)
 
 
 def expected_iterations(lin: Linearization, error: float) -> float:
@@ -146,7 +124,6 @@ def expected_iterations(lin: Linearization, error: float) -> float:
         return 0.0
     ratio = lin.gamma_floor / indicator(lin, lin.gradient_jvp).gamma
     first = math.sqrt(max(0.0, 1 - ratio**2))
-    kappa = (1 + first) / (1 - first) if first < 1 else math.inf
-    root = math.sqrt(kappa)
-    gain = 2 * math.log((root + 1) / (root - 1)) if 1 < root < 1e8 else math.inf
-    return max(1.0, math.log(4 / error) / gain) if root < 1e8 else math.inf
+    inverse_root = math.sqrt((1 - first) / (1 + first))  # of kappa
+    gain = 4 * math.atanh(min(inverse_root, 1 - 1e-16))  # of the bound's logarithm, an iteration
+    return max(1.0, math.log(4 / error) / gain) if gain > 0 else math.inf

@@ -14,7 +14,7 @@ REFINEMENTS = 4
 """Solves with the recomputed residual, at most."""
 
 
-def solve_directly(lin: Linearization, damping: float = 0.0, tolerance: float = 1e-6) -> Solved:
+def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solved:
     """Solve (F + lambda I) x = g in logit space, with the matrix of :class:`LogitSpace`.
 
     The residual is recomputed from x with products of the model's graph, and solved for while that

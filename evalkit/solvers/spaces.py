@@ -213,11 +213,9 @@ class Sketched(Cotangents):
         jz = self.lin.kernel_product(z)
         estimate = (res.flatten() @ self.lin.sketched_kernel @ res.flatten()).clamp_min(0)
         rho, square = torch.stack([(res * jz).sum(), estimate]).tolist()
-        if recomputed:
-            square = self.norm(res) ** 2
         if not 0 < rho < math.inf:
             return super().search(res, recomputed)
-        return Search(z, jz, rho, square)
+        return Search(z, jz, rho, self.norm(res) ** 2 if recomputed else square)
 
     def next(
         self, found: Search, last: Step, x: Tensor, jx: Tensor, restart: bool

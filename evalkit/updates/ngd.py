@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from evalkit.linearization import Linearization
-from evalkit.solvers import Choice, solve
+from evalkit.solvers import (
+    FLOOR_TOLERANCE,
+    MAX_ITERATIONS,
+    TOLERANCE,
+    Choice,
+    Stopping,
+    solve,
+)
 from evalkit.updates.registry import Update, method
 
 
@@ -13,9 +20,9 @@ from evalkit.updates.registry import Update, method
 def ngd(
     lin: Linearization,
     damping: float,
-    max_iterations: int = 200,
-    tolerance: float = 1e-6,
-    floor_tolerance: float = 0.0,
+    max_iterations: int = MAX_ITERATIONS,
+    tolerance: float = TOLERANCE,
+    floor_tolerance: float = FLOOR_TOLERANCE,
     solver: Choice = "auto",
     on_iteration: Callable[[int, float], None] | None = None,
 ) -> Update:
@@ -24,7 +31,8 @@ def ngd(
     ``solver`` is ``"cg"`` (Algorithm 5), ``"sketch"``, the same preconditioned by a sketch of the
     tangent kernel, ``"direct"``, or ``"auto"``: the one that takes the fewest multiplications.
     """
-    result = solve(lin, damping, max_iterations, tolerance, floor_tolerance, on_iteration, solver)
+    stopping = Stopping(max_iterations, tolerance, floor_tolerance)
+    result = solve(lin, damping, stopping, solver, on_iteration)
     return Update(
         cotangents=result.cotangents,
         iterations=result.iterations,
