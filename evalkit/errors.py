@@ -12,3 +12,9 @@ class EvalkitError(ValueError):
 def shortened(text: str, most: int = 80) -> str:
     """Return what an error sentence quotes, its end cut off where it is longer than ``most``."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error sentence tells of another library's error: its kind and first line."""
+    first = (str(error).strip() or "no message").splitlines()[0].rstrip(" .:;")
+    return f"{type(error).__name__}: {shortened(first, 200)}"

@@ -16,7 +16,7 @@ from evalkit import likelihoods
 from evalkit.cells import Cell, describe_run, draw_batch, now, on_device, score_cell
 from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
-from evalkit.errors import EvalkitError, shortened
+from evalkit.errors import EvalkitError, reason, shortened
 from evalkit.linearization.forward import Inputs
 from evalkit.run import (
     PROVENANCE_FILE,
@@ -142,9 +142,8 @@ def check_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, dtype=torch.float64, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).split("\n")[0]
         raise EvalkitError(
-            f"expected a device that torch can use with float64, found '{name}' ({reason}); "
+            f"expected a device that torch can use with float64, found '{name}' ({reason(error)}); "
             "use --device cpu"
         ) from error
     return device

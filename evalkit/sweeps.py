@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -13,6 +15,13 @@ from evalkit.run import Run
 def is_sweep(run: Run) -> bool:
     """Whether several dampings were scored."""
     return run.scores["damping"].nunique() > 1
+
+
+def damping_places(dampings: Iterable[float]) -> dict[float, float]:
+    """Return where each damping lies on a log axis: zero two decades below the smallest other."""
+    present = sorted({float(value) for value in dampings})
+    smallest = next((value for value in present if value > 0), 1.0)
+    return {value: value if value > 0 else smallest / 100 for value in present}
 
 
 def best_dampings(run: Run) -> pd.DataFrame:

@@ -12,9 +12,10 @@ from bokeh.models import GlyphRenderer, HoverTool
 
 from evalkit.figures.palette import method_styles
 from evalkit.page.bokeh_figures import document_json
-from evalkit.page.charts import Chart, damping_places, draw_charts, method_keys
+from evalkit.page.charts import Chart, draw_charts, method_keys
 from evalkit.page.swatches import swatch
 from evalkit.run import read_run
+from evalkit.sweeps import damping_places
 from tests.test_run import cell, score_row, write_run
 
 DAMPINGS = (0.0, 1e-6, 1e-3)

@@ -9,7 +9,7 @@ from torch import nn
 from evalkit.checkpoints.adapter_weights import active_adapter, advice, quiet_peft
 from evalkit.checkpoints.saved import ADAPTER_CONFIG, Saved, find_saved, read_adapter_config
 from evalkit.checkpoints.trajectory import Trajectory
-from evalkit.errors import EvalkitError, shortened
+from evalkit.errors import EvalkitError, reason, shortened
 from evalkit.tasks import Task
 from evalkit.tasks.task import seeded
 
@@ -39,7 +39,6 @@ _SHARED = (
 )
 # Starts that leave the base model as it is; others change its weights.
 _PLAIN_STARTS = ("True", "False", "gaussian", "orthogonal")
-_REASON_LENGTH = 200
 
 
 def model_for(trajectory: Trajectory, task: Task, seed: int) -> nn.Module:
@@ -78,7 +77,7 @@ def model_for(trajectory: Trajectory, task: Task, seed: int) -> nn.Module:
         except Exception as error:  # the package refuses in many ways; all mean the same
             raise EvalkitError(
                 f"expected the base model of task '{task.name}' to take the adapter in "
-                f"'{saved[0].path}', found {type(model).__name__} ({_reason(error)}); "
+                f"'{saved[0].path}', found {type(model).__name__} ({reason(error)}); "
                 f"{advice(saved[0])}"
             ) from error
 
@@ -103,7 +102,7 @@ def _config(peft: Any, saved: Saved) -> Any:
     except Exception as error:  # wrong fields fail in many ways; all mean the same
         raise EvalkitError(
             f"expected the configuration of an adapter that PEFT can read in "
-            f"'{saved.adapter_config}', found {_reason(error)}; save the adapter again with "
+            f"'{saved.adapter_config}', found {reason(error)}; save the adapter again with "
             "save_pretrained, or upgrade peft"
         ) from error
     config.inference_mode = False
@@ -163,8 +162,3 @@ def _plain(value: Any) -> Any:
 def _short(value: Any) -> str:
     plain = _plain(value)
     return shortened(", ".join(plain) if isinstance(plain, list) else str(plain))
-
-
-def _reason(error: Exception) -> str:
-    text = shortened(" ".join(str(error).split()) or "no message", _REASON_LENGTH)
-    return f"{type(error).__name__}: {text.rstrip('.')}"

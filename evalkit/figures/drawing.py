@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from scipy.optimize import isotonic_regression
 
 from evalkit.figures.palette import FLOOR, Style
+from evalkit.sweeps import damping_places
 
 _LINE = 1.28  # from one end label to the next, in font sizes
 # Ticks in a decade of a log axis that spans at most so many decades.
@@ -168,13 +169,11 @@ def _tick(value: float) -> str:
 
 
 def damping_axis(ax: Axes, dampings: pd.Series) -> dict[float, float]:
-    """Give ``ax`` a log axis of dampings, zero two decades below the rest; return their places."""
-    present = sorted({float(value) for value in dampings})
-    positive = [value for value in present if value > 0] or [1.0]
-    places = {value: value if value > 0 else positive[0] / 100 for value in present}
+    """Give ``ax`` a log axis of dampings; return their places."""
+    places = damping_places(dampings)
     ax.set_xscale("log")
     ax.set_xlim(min(places.values()) / 3, max(places.values()) * 3)
-    shown = present[:: math.ceil(len(present) / 5)]
+    shown = list(places)[:: math.ceil(len(places) / 5)]
     ax.xaxis.set_major_locator(FixedLocator([places[value] for value in shown]))
     labels = {places[value]: _tick(value) for value in shown}
     ax.xaxis.set_major_formatter(FuncFormatter(lambda place, _: labels.get(place, "")))

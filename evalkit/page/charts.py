@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ from evalkit.results import (
     summarize_batches,
 )
 from evalkit.run import Run
-from evalkit.sweeps import is_sweep
+from evalkit.sweeps import damping_places, is_sweep
 
 _PROGRESS = "Training progress (0 = initialised, 1 = end)"
 _RATIO = "Ratio to SGD"
@@ -154,13 +154,6 @@ def method_keys(methods: Sequence[str]) -> list[Key]:
 def imbalance_keys() -> list[Key]:
     """Return the key of the curves of imbalance."""
     return [Key(tag, *named) for tag, named in IMBALANCE.items()]
-
-
-def damping_places(dampings: Iterable[float]) -> dict[float, float]:
-    """Return where each damping lies on a log axis: zero two decades below the smallest other."""
-    present = sorted({float(value) for value in dampings})
-    smallest = next((value for value in present if value > 0), 1.0)
-    return {value: value if value > 0 else smallest / 100 for value in present}
 
 
 def _tags(methods: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, reason
 from evalkit.extras import missing, required
 from evalkit.quiet import quiet
 from evalkit.tasks.task import Recipe
@@ -65,7 +65,7 @@ def load(kind: str, setting: str, name: str, loader: Callable[..., T], **argumen
         if local and not is_path:
             found = "no such path, and no network to ask the hub or copy of it in the cache"
         else:
-            found = _reason(error)
+            found = _not_loaded(error)
         raise EvalkitError(
             f"expected a {kind} at '{name}', a name on the hub or a local path, found {found}; "
             f"pass one with --set {setting}=PATH"
@@ -253,7 +253,7 @@ def _hub_is_reachable() -> bool:
     return True
 
 
-def _reason(error: BaseException) -> str:
+def _not_loaded(error: BaseException) -> str:
     """Return why a model or data set could not be loaded.
 
     What torch and transformers say of files with code, or of shapes, proposes what is not to be
@@ -264,8 +264,4 @@ def _reason(error: BaseException) -> str:
         return "a file that needs code to load, which is never run: save it as safetensors"
     if "ignore_mismatched_sizes" in text or "mismatch" in text:
         return "tensors of other shapes, as of a model with another number of labels"
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "no message").splitlines()[0].rstrip(" .:;")
+    return reason(error)
