@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import evalkit
-import evalkit.layers.rows
 import evalkit.linearization
 import evalkit.linearization.gram
-import evalkit.linearization.per_sample
 from evalkit.updates.sf import sampled_logit_gradients
 from tests import dense
+from tests.blocks import shrink
 from tests.cases import CASES, Batch, Draw, Net
 from tests.table import initialise
 from tests.test_properties import SOME, cosine, random_vectors
@@ -253,8 +252,7 @@ def test_gram_where_the_total_gradient_vanishes() -> None:
 )
 def test_gram_in_small_blocks(name: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks that bound the memory, which tiny cases never fill, change nothing."""
-    monkeypatch.setattr(evalkit.layers.rows, "ELEMENTS_AT_ONCE", elements)
-    monkeypatch.setattr(evalkit.linearization.per_sample, "FORMED_AT_ONCE", elements)
+    shrink(monkeypatch, elements)
     batch = CASES[name].make()
     torch.testing.assert_close(evalkit.linearize(*batch).gram, dense.dense(*batch).gram)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import evalkit.layers.rows
 from evalkit.layers.rows import Formed, GradientRows, Lookups, OuterProducts, pair_costs
+from tests.blocks import shrink
 from tests.dense import assert_near
 from tests.table import Draw
 
@@ -114,7 +115,7 @@ def test_outer_products(
     sizes: Sizes, route: str, bias: bool, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose(route, monkeypatch)
-    monkeypatch.setattr(evalkit.layers.rows, "ELEMENTS_AT_ONCE", elements)
+    shrink(monkeypatch, elements)
     left, right = outer_products(Draw(0), sizes, bias)
     rows, rows_ = explicit_outer(left), explicit_outer(right)
     assert_inner(inner(left, right), rows, rows_)
@@ -220,7 +221,7 @@ def test_lookups(
     elements: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(evalkit.layers.rows, "ELEMENTS_AT_ONCE", elements)
+    shrink(monkeypatch, elements)
     draw = Draw(high)
     left, right = lookups(draw, high, shape), lookups(draw, high + 1, shape_)
     rows, rows_ = explicit_lookups(left, 60), explicit_lookups(right, 60)

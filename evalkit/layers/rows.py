@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +17,20 @@ from torch import Tensor
 ELEMENTS_AT_ONCE = 1 << 24
 """Float64 numbers in one intermediate array: 128 MiB."""
 
+FORMED_AT_ONCE = 6 << 20
+"""Numbers in gradients that are formed at once: 24 MiB in float32, which a process that keeps freed
+memory keeps."""
+
+DOUBLED_AT_ONCE = 1 << 20
+"""Numbers that are brought to float64 at once: 8 MiB, so that they are multiplied from a cache."""
+
 
 class GradientRows(ABC):
     """The per-sample gradients of one parameter."""
 
     @classmethod
     @abstractmethod
-    def joined(cls, parts: Sequence[Any]) -> Self:
+    def joined(cls, parts: Sequence[Any]) -> GradientRows:
         """Return the rows of a parameter that several calls use: the sums of theirs."""
 
     @abstractmethod
@@ -34,6 +41,21 @@ class GradientRows(ABC):
             total: (K, N, K', N') float64, to add to.
             other: of K' cotangents for each of N' samples; the same object for a symmetric matrix.
         """
+
+
+def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add the inner products of two sets of formed rows in float64, some columns at a time.
+
+    Args:
+        total: (K, N, K', N') float64, to add to.
+        left: (K N, size).
+        right: (K' N', size); the same object for a symmetric matrix.
+    """
+    flat = total.view(len(left), len(right))
+    step = max(1, DOUBLED_AT_ONCE // max(flat.shape))
+    for a, b in zip(left.split(step, 1), right.split(step, 1), strict=True):
+        rows = a.double()
+        flat.addmm_(rows, (rows if right is left else b.double()).T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +76,9 @@ class Formed(GradientRows):
         return cls(torch.stack([part.values for part in parts]).sum(0))
 
     def add_inner(self, total: Tensor, other: Formed) -> None:
-        """Add the inner products, some columns at a time."""
-        left, right = self.values.flatten(0, 1), other.values.flatten(0, 1)
-        flat = total.view(len(left), len(right))
-        step = max(1, ELEMENTS_AT_ONCE // max(flat.shape))
-        for a, b in zip(left.split(step, 1), right.split(step, 1), strict=True):
-            rows = a.double()
-            flat.addmm_(rows, (rows if other is self else b.double()).T)
+        """Add the products of the values."""
+        left = self.values.flatten(0, 1)
+        add_products(total, left, left if other is self else other.values.flatten(0, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,19 +103,31 @@ class OuterProducts(GradientRows):
         a, d = torch.cat([part.a for part in parts], 2), torch.cat([part.d for part in parts], 3)
         return cls(a, d, parts[0].bias)
 
-    def add_inner(self, total: Tensor, other: OuterProducts) -> None:
+    @property
+    def outer(self) -> OuterProducts:
+        """Itself."""
+        return self
+
+    def add_inner(self, total: Tensor, other: Any) -> None:
         """Add sum_{t,s} (a_nt . a_ms) (d_knt . d_jms) by the cheaper of two routes."""
-        pairs, formed = pair_costs(self.d.shape, other.d.shape, self.a.shape[-1])
-        same = other is self
+        outer: OuterProducts = other.outer
+        pairs = by_pairs(self.d.shape, outer.d.shape, self.a.shape[-1])
+        same = outer is self
         for group in range(len(self.d)):
             left = self.a[group], self.d[group]
-            right = left if same else (other.a[group], other.d[group])
-            if pairs <= formed:
+            right = left if same else (outer.a[group], outer.d[group])
+            if pairs:
                 left = left[0].double(), left[1].double()
                 right = left if same else (right[0].double(), right[1].double())
                 _add_pairs(total, left, right, self.bias)
             else:
                 _add_formed(total, left, right, self.bias)
+
+
+def by_pairs(left: Sequence[int], right: Sequence[int], inside: int) -> bool:
+    """Return whether pairs take no more multiplications; as :func:`pair_costs`."""
+    pairs, formed = pair_costs(left, right, inside)
+    return pairs <= formed
 
 
 def pair_costs(left: Sequence[int], right: Sequence[int], inside: int) -> tuple[int, int]:
@@ -152,15 +182,15 @@ def _add_formed(
     Gradients are formed in the precision of the model, as its own backward does.
     """
     (a, d), (b, e) = left, right
-    flat = total.view(d.shape[:2].numel(), e.shape[:2].numel())
     same = left is right
-    step = max(1, ELEMENTS_AT_ONCE // (max(flat.shape) * a.shape[-1]))
+    most = max(d.shape[:2].numel(), e.shape[:2].numel())
+    step = max(1, FORMED_AT_ONCE // (most * a.shape[-1]))
     for part, part_ in zip(d.split(step, -1), e.split(step, -1), strict=True):
-        rows = _formed(a, part).double()
-        flat.addmm_(rows, (rows if same else _formed(b, part_).double()).T)
+        rows = _formed(a, part)
+        add_products(total, rows, rows if same else _formed(b, part_))
     if bias:
         sums = d.double().sum(2).flatten(0, 1)
-        flat.addmm_(sums, (sums if same else e.double().sum(2).flatten(0, 1)).T)
+        add_products(total, sums, sums if same else e.double().sum(2).flatten(0, 1))
 
 
 def _formed(a: Tensor, d: Tensor) -> Tensor:
