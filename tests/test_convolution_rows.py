@@ -9,14 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import evalkit.layers.rows
 from evalkit.layers.convolution import CONVOLUTIONS, FEWEST_CHANNELS, ConvolutionRows
 from evalkit.layers.rows import GradientRows, OuterProducts
 from tests.blocks import shrink
 from tests.table import Draw
+from tests.test_gradient_rows import (
+    assert_inner,
+    choose,
+    every_route,
+    inner,
+    with_or_without_bias,
+)
 
 CALLS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-ROUTES = {"pairs": (0, 1), "formed": (1, 0)}
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,6 @@ CASES = {
     "many channels": Case(16, 40, (2, 2), (3, 3)),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-every_route = pytest.mark.parametrize("route", ROUTES)
-with_or_without_bias = pytest.mark.parametrize("bias", [False, True])
 
 
 def rows_of(
@@ -75,18 +78,6 @@ def rows_of(
     return layer.weight_rows(d, bias), torch.stack(found)
 
 
-def inner(left: GradientRows, right: GradientRows, shape: tuple[int, int, int, int]) -> Tensor:
-    """What ``add_inner`` adds to numbers that are there already: (K N, K' N')."""
-    before = Draw(9).normal(*shape)
-    total = before.clone()
-    left.add_inner(total, right)
-    return (total - before).reshape(shape[0] * shape[1], -1)
-
-
-def assert_inner(actual: Tensor, left: Tensor, right: Tensor) -> None:
-    torch.testing.assert_close(actual, left @ right.T, rtol=1e-11, atol=1e-11)
-
-
 @every_case
 @every_route
 @with_or_without_bias
@@ -94,14 +85,14 @@ def assert_inner(actual: Tensor, left: Tensor, right: Tensor) -> None:
 def test_inner_products(
     case: Case, route: str, bias: bool, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evalkit.layers.rows, "pair_costs", lambda *_: ROUTES[route])
+    choose(route, monkeypatch)
     shrink(monkeypatch, elements)
     left, rows = rows_of(case, 2, 3, bias, 0)
     right, rows_ = rows_of(case, 1, 4, bias, 1)
     assert isinstance(left, ConvolutionRows)
-    assert_inner(inner(left, left, (2, 3, 2, 3)), rows, rows)
-    assert_inner(inner(left, right, (2, 3, 1, 4)), rows, rows_)
-    assert_inner(inner(right, left, (1, 4, 2, 3)), rows_, rows)
+    assert_inner(inner(left, left), rows, rows)
+    assert_inner(inner(left, right), rows, rows_)
+    assert_inner(inner(right, left), rows_, rows)
 
 
 @every_case
@@ -110,9 +101,9 @@ def test_joined_rows_go_with_those_of_a_single_call(case: Case, bias: bool) -> N
     parts, each = zip(*(rows_of(case, 2, 3, bias, seed) for seed in (0, 1)), strict=True)
     other, rows = rows_of(case, 1, 2, bias, 2)
     joined, total = ConvolutionRows.joined(parts), each[0] + each[1]
-    assert_inner(inner(joined, joined, (2, 3, 2, 3)), total, total)
-    assert_inner(inner(joined, other, (2, 3, 1, 2)), total, rows)
-    assert_inner(inner(other, joined, (1, 2, 2, 3)), rows, total)
+    assert_inner(inner(joined, joined), total, total)
+    assert_inner(inner(joined, other), total, rows)
+    assert_inner(inner(other, joined), rows, total)
     assert ConvolutionRows.joined(parts[:1]) is parts[0]
 
 
@@ -120,7 +111,7 @@ def test_patches_are_taken_for_few_channels() -> None:
     few = Case(FEWEST_CHANNELS - 1, 4, (3, 3), (5, 5))
     rows, expected = rows_of(few, 2, 3, True, 0)
     assert isinstance(rows, OuterProducts)
-    assert_inner(inner(rows, rows, (2, 3, 2, 3)), expected, expected)
+    assert_inner(inner(rows, rows), expected, expected)
 
 
 def test_single_precision_rows_are_as_exact_as_a_backward() -> None:
@@ -134,5 +125,5 @@ def test_single_precision_rows_are_as_exact_as_a_backward() -> None:
     )
     assert single is not None
     rows = single.weight_rows(exact.d.float(), True)
-    actual = inner(rows, rows, (1, 3, 1, 3))
+    actual = inner(rows, rows)
     torch.testing.assert_close(actual, expected @ expected.T, rtol=1e-6, atol=1e-5)

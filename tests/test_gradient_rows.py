@@ -83,7 +83,7 @@ def sizes_of(rows: GradientRows) -> tuple[int, int]:
     """K and N."""
     if isinstance(rows, OuterProducts):
         return rows.d.shape[1], rows.d.shape[2]
-    values = rows.d if isinstance(rows, Lookups) else rows.values  # type: ignore[attr-defined]
+    values = rows.values if isinstance(rows, Formed) else rows.d  # type: ignore[attr-defined]
     return values.shape[0], values.shape[1]
 
 

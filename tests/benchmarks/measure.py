@@ -17,7 +17,7 @@ from tests.benchmarks.problems import PROBLEMS, Problem
 from tests.benchmarks.timing import in_steps, peak_megabytes, training_step
 
 REPETITIONS = 5
-PRODUCT_REPETITIONS = 15
+PRODUCT_REPETITIONS = 25
 FLOOR_TOLERANCE = 0.01
 DAMPINGS = tuple(10.0**k for k in range(-12, -2))
 SWEEP = ("ef", "ief", "sf")
