@@ -8,7 +8,7 @@ gradients d give the parameters' gradients, the transpose of that map.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -110,12 +110,37 @@ class ReplacedLayer(Layer):
         """Return the outputs by torch's own layer."""
 
     @abstractmethod
+    def native(self, d: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
+        """Return torch's gradients in inputs, weight and bias for output gradients d.
+
+        Args:
+            d: like the outputs.
+            wanted: which of the three; the others come as None or undefined.
+        """
+
     def pull(self, u: Tensor) -> Tensor:
         """Return B^T u: like the inputs."""
+        return self.native(u, [True, False, False])[0]
 
-    @abstractmethod
     def pull_all(self, u: Tensor) -> tuple[Tensor, ParameterGradients]:
-        """Return B^T u and the gradients of the parameters for output gradients u."""
+        """Return B^T u and the gradients of trained parameters for output gradients u."""
+        trained = self._trained()
+        pulled, *found = self.native(u, [True, *trained])
+        return pulled, _chosen(found, trained)
+
+    def parameter_gradients(self, d: Tensor) -> ParameterGradients:
+        """Return the gradients of trained parameters alone: together they take less than each."""
+        trained = self._trained()
+        return _chosen(self.native(d, [False, *trained])[1:], trained)
+
+    def weight_gradient(self, d: Tensor) -> Tensor:
+        """Return the gradient in the weight for output gradients d: like the weight."""
+        return self.native(d, [False, True, False])[1]
+
+    def _trained(self) -> list[bool]:
+        """Return whether torch's backward is to find the gradients in weight and bias."""
+        weight, bias = (p is not None and p.requires_grad for p in (self.weight, self.bias))
+        return [weight, bias and self.weight is not None]
 
     @abstractmethod
     def push(self, v: Tensor) -> Tensor:
@@ -130,3 +155,7 @@ class ReplacedLayer(Layer):
             bias: v_b, likewise.
         """
         return self.push(v).add_(self.moved(weight, bias))
+
+
+def _chosen(found: Sequence[Tensor], trained: Sequence[bool]) -> ParameterGradients:
+    return ParameterGradients(*(g if one else None for g, one in zip(found, trained, strict=True)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evalkit.layers.base import ParameterGradients, ReplacedLayer
+from evalkit.layers.base import ReplacedLayer
 from evalkit.layers.rows import (
     FORMED_AT_ONCE,
     Formed,
@@ -77,8 +77,8 @@ class Convolution(ReplacedLayer):
         assert bias is not None
         return bias.view(1, -1, *[1] * len(self.stride))
 
-    def _backward(self, d: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
-        """Return torch's gradients in inputs, weight and bias, as far as wanted."""
+    def native(self, d: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
+        """Return the transposed convolution of d, the correlation with x and the sums of d."""
         assert self.weight is not None
         return self.gradients(d, self.inputs, self.weight.detach(), self.groups, wanted)
 
@@ -91,23 +91,10 @@ class Convolution(ReplacedLayer):
             d, inputs, weight, [len(weight)], *layout, groups, wanted
         )
 
-    def pull(self, u: Tensor) -> Tensor:
-        """Return the transposed convolution of u."""
-        return self._backward(u, [True, False, False])[0]
-
-    def pull_all(self, u: Tensor) -> tuple[Tensor, ParameterGradients]:
-        """Return the transposed convolution, the correlation with x and the sums of u."""
-        pulled, weight, bias = self._backward(u, [True, True, self.bias is not None])
-        return pulled, ParameterGradients(weight, bias if self.bias is not None else None)
-
     def push(self, v: Tensor) -> Tensor:
         """Return the convolution of v, without the bias."""
         assert self.weight is not None
         return self.call(v, self.weight.detach(), None)
-
-    def weight_gradient(self, d: Tensor) -> Tensor:
-        """Return the correlation of x with d."""
-        return self._backward(d, [False, True, False])[1]
 
     def bias_gradient(self, d: Tensor) -> Tensor:
         """Return the sums of d over samples and positions."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evalkit.layers.base import ParameterGradients, ReplacedLayer
+from evalkit.layers.base import ReplacedLayer
 from evalkit.layers.rows import Formed
 
 aten = torch.ops.aten
@@ -56,18 +56,9 @@ class Normalization(ReplacedLayer):
         assert bias is not None
         return self._per_channel(bias)
 
-    def pull(self, u: Tensor) -> Tensor:
-        """Return M diag(w) u."""
-        weight = None if self.weight is None else self.weight.detach()
-        return self._backward(u, weight, [True, False, False])[0]
-
-    def pull_all(self, u: Tensor) -> tuple[Tensor, ParameterGradients]:
-        """Return M diag(w) u, the sums of u x_hat and those of u."""
-        if self.weight is None:
-            return self.pull(u), ParameterGradients(None, None)
-        wanted = [True, True, self.bias is not None]
-        pulled, weight, bias = self._backward(u, self.weight.detach(), wanted)
-        return pulled, ParameterGradients(weight, bias if self.bias is not None else None)
+    def native(self, d: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
+        """Return M diag(w) d, the sums of d x_hat and those of d."""
+        return self._backward(d, None if self.weight is None else self.weight.detach(), wanted)
 
     def push(self, v: Tensor) -> Tensor:
         """Return diag(w) M v."""
@@ -75,11 +66,6 @@ class Normalization(ReplacedLayer):
         if self.weight is not None:
             pushed.mul_(self._per_channel(self.weight.detach()))
         return pushed
-
-    def weight_gradient(self, d: Tensor) -> Tensor:
-        """Return the sums of d x_hat."""
-        assert self.weight is not None
-        return self._backward(d, self.weight.detach(), [False, True, False])[1]
 
     def bias_gradient(self, d: Tensor) -> Tensor:
         """Return the sums of d."""

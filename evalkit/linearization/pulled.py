@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from evalkit.layers import ParameterGradients
+from evalkit.layers import ParameterGradients, ReplacedLayer
 from evalkit.linearization.recorder import LayerUse
 
 
@@ -52,6 +52,8 @@ class Pulled:
         layer, d = self._uses[index].layer, self.d[index]
         assert d is not None
         found = self._collected.get(id(layer))
+        if found is None and isinstance(layer, ReplacedLayer):  # its inputs need no gradient
+            found = self._collected[id(layer)] = layer.parameter_gradients(d)
         known = None if found is None else getattr(found, role)
         if known is not None:
             return known
