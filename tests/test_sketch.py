@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import evalkit.linearization.sketch
 from evalkit.layers import sketches
 from evalkit.layers.rows import Formed, GradientRows
 from evalkit.linearization.ruled_rows import row_kinds
-from evalkit.solvers.choice import cheapest, expected_iterations
+from evalkit.solvers.choice import Choice, cheapest, expected_iterations
 from evalkit.solvers.direct import solve_directly
 from evalkit.solvers.stopping import Stopping
 from evalkit.updates import compute
@@ -309,3 +311,28 @@ def test_wrong_choices_are_refused() -> None:
         evalkit.natural_gradient(lin, solver="best")  # type: ignore[arg-type]
     with pytest.raises(evalkit.EvalkitError, match="preconditioner"):
         evalkit.natural_gradient(lin, solver="sketch", preconditioner=lambda v: v)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("damping", [0.0, 1e-12, 1e-6, 1e-2])
+@pytest.mark.parametrize("solver", ["cg", "sketch", "direct", "auto"])
+def test_solvers_agree_where_outputs_depend_on_each_other(
+    solver: Choice, damping: float, dtype: str
+) -> None:
+    """More outputs than parameters, and labels that no direction can fit: J J^T is singular."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(13, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+    inputs, targets = torch.randn(160, 13), torch.randint(3, (160,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lin = evalkit.linearize(model, inputs, targets, dtype=dtype)
+        exact = evalkit.linearize(model, inputs, targets, dtype="float64")
+    best = evalkit.gamma(exact, solve_directly(exact, damping, 1e-9).vector)
+    found = evalkit.natural_gradient(lin, damping, solver=solver)
+    assert float(found.solution @ lin.gradient) > 0
+    assert evalkit.gamma(lin, found.solution) == pytest.approx(
+        best, rel=0.03
+    )  # CG ends at its limit
+    if damping == 0:
+        rises = [b / a - 1 for a, b in itertools.pairwise(found.gammas)]
+        assert max(rises, default=0.0) <= 1e-3

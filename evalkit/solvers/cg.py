@@ -28,6 +28,9 @@ from evalkit.solvers.stopping import Stopping
 REPLACEMENT_PERIOD = 50
 """Iterations after which the residual is computed afresh, so that rounding cannot pile up."""
 
+STRAYED = 1e-3
+"""Part of the depth that a recurrence may have lost to rounding."""
+
 OnIteration = Callable[[int, float], None]
 """Called with each iteration and its gamma."""
 
@@ -39,15 +42,19 @@ class _Taken:
     Attributes:
         step: the direction.
         alpha: how far along it.
+        x: where it leads.
         jx: J x there.
-        fall: of twice the quadratic model.
+        fall: of twice the quadratic model, as it is by recurrence.
+        depth: of twice the quadratic model there, 2 g^T x - x^T A x.
         gamma: of x there.
     """
 
     step: Step
     alpha: Tensor
+    x: Tensor
     jx: Tensor
     fall: Tensor
+    depth: float
     gamma: float
 
 
@@ -64,6 +71,10 @@ def solve_by_cg(
     With A = F + lambda I and M^-1 the preconditioner (the identity in Algorithm 5): from x = 0,
     res = g and v = z = M^-1 res, each iteration does alpha = res^T z / v^T A v; x += alpha v;
     res -= alpha A v; z = M^-1 res; beta = res_new^T z_new / res^T z; v = z + beta v.
+
+    In exact arithmetic each step deepens 2 g^T x - x^T A x; one that does not is not taken. Where
+    equations depend on each other a sketch can lead x far along what J^T maps to zero, so that only
+    rounding is left of it: if x is not as deep as its recurrence says, CG starts without a sketch.
 
     Every :data:`REPLACEMENT_PERIOD` iterations, and before a residual is believed to meet the
     tolerance, J x and the residual are computed from x instead of by recurrence. Numbers that
@@ -90,14 +101,15 @@ def solve_by_cg(
     res, found = space.gradient, space.first()
     x, jx = torch.zeros_like(res), torch.zeros_like(lin.logit_gradients)
     v, jv = found.z, found.jz
+    depth, slack = 0.0, torch.finfo(lin.logits.dtype).eps ** 0.5
     held: Tensor | None = None  # x when the residual was last recomputed
     gammas: list[float] = []
     while status == "iteration limit" and len(gammas) < stopping.max_iterations:
-        taken = _take(space, damping, found, res, v, jv, jx)
-        if taken is None:
+        taken = _take(space, damping, found, res, v, jv, x, jx)
+        if taken is None or taken.depth < (1 - slack) * depth:  # a step that rounding leads
             status = "breakdown"
             break
-        x, jx = x + taken.alpha * v, taken.jx
+        x, jx, depth = taken.x, taken.jx, max(depth, taken.depth)
         gammas.append(taken.gamma)
         if on_iteration is not None:
             on_iteration(len(gammas), taken.gamma)
@@ -128,7 +140,10 @@ def solve_by_cg(
     if status == "residual":
         length = math.sqrt(found.square)  # of the residual just recomputed
     else:
-        length = _residual_norm(space, damping, x, vector)
+        jx = space.push(x) if vector is None else lin.jvp(vector).double()
+        if isinstance(space, Sketched) and _depth(space, damping, x, jx) < (1 - STRAYED) * depth:
+            return solve_by_cg(lin, damping, stopping, on_iteration, form=form)
+        length = space.norm(space.residual(x, lin.output_fisher(jx), damping))
     return Solved(
         cotangents=None if of_vectors else x,
         vector=vector,
@@ -143,26 +158,35 @@ def solve_by_cg(
 
 
 def _take(
-    space: Space, damping: float, found: Search, res: Tensor, v: Tensor, jv: Tensor, jx: Tensor
+    space: Space,
+    damping: float,
+    found: Search,
+    res: Tensor,
+    v: Tensor,
+    jv: Tensor,
+    x: Tensor,
+    jx: Tensor,
 ) -> _Taken | None:
     """Return the best step along v from x; None where rounding has left v without curvature."""
     sjv = space.lin.output_fisher(jv)
     curvature = (jv * sjv).sum() + damping * space.square(v, jv)
     alpha = space.descent(found, res, jv) / curvature
-    moved = jx + alpha * jv
-    decisive = torch.stack([curvature, *indicator_terms(space.lin, moved)])
-    bend, quadratic, slope = decisive.tolist()
+    there, moved = x + alpha * v, jx + alpha * jv
+    square = space.square(there, moved)
+    decisive = torch.stack([curvature, *indicator_terms(space.lin, moved), square])
+    bend, quadratic, slope, length = decisive.tolist()
     if not (bend > 0 and math.isfinite(bend)):
         return None
     gamma = Indicator(math.sqrt(quadratic), slope).gamma
+    depth = 2 * slope - quadratic - damping * length
     step = Step(v, jv, sjv, curvature, found.rho)
-    return _Taken(step, alpha, moved, alpha * alpha * bend, gamma)
+    return _Taken(step, alpha, there, moved, alpha * alpha * bend, depth, gamma)
 
 
-def _residual_norm(space: Space, damping: float, x: Tensor, vector: Tensor | None) -> float:
-    """Return |g - A x|, computed from x, or from the vector where it is formed."""
-    jx = space.push(x) if vector is None else space.lin.jvp(vector).double()
-    return space.norm(space.residual(x, space.lin.output_fisher(jx), damping))
+def _depth(space: Space, damping: float, x: Tensor, jx: Tensor) -> float:
+    """Return 2 g^T x - x^T A x, twice the fall of the quadratic model from 0 to x."""
+    quadratic, slope = indicator_terms(space.lin, jx)
+    return float(2 * slope - quadratic - damping * space.square(x, jx))
 
 
 def _space(

@@ -20,6 +20,9 @@ from evalkit.linearization import Linearization
 Solve = Callable[[Tensor], Tensor]
 """Maps a residual q, like logits, to B (H + lambda I)^-1 rho with q = B rho: like logits."""
 
+SMALL_PIVOT = 1e-6
+"""Part of an equation's diagonal, left after all before it, below which it counts as dependent."""
+
 SKETCH_FLOOR = 1e-6
 """Eigenvalues of the sketched H, scaled to a unit diagonal, below which they are rounding."""
 
@@ -58,13 +61,13 @@ class LogitSpace:
     def solver(self, damping: float) -> Solve:
         """Return the exact solve.
 
-        Where Cholesky's method meets a pivot that is rounding, the eigenvalues are taken.
+        Where Cholesky's method meets a small pivot, the eigenvalues are taken: of dependent
+        equations it would return a y with large parts that J^T maps to zero, but for rounding.
         """
         matrix, scale, seen = self._scaled(damping)
         factor, failed = torch.linalg.cholesky_ex(matrix)
         pivots = factor.diagonal().square()
-        limit = len(seen) * torch.finfo(torch.float64).eps
-        if int(failed) == 0 and len(seen) and float(pivots.min()) > limit:
+        if int(failed) == 0 and len(seen) and float(pivots.min()) > SMALL_PIVOT:
 
             def solve(right: Tensor) -> Tensor:
                 scaled = (right / scale).unsqueeze(1)
