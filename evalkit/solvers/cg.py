@@ -141,7 +141,8 @@ def solve_by_cg(
         length = math.sqrt(found.square)  # of the residual just recomputed
     else:
         jx = space.push(x) if vector is None else lin.jvp(vector).double()
-        if isinstance(space, Sketched) and _depth(space, damping, x, jx) < (1 - STRAYED) * depth:
+        found_depth = float(_model(space, damping, x, jx)[2])
+        if isinstance(space, Sketched) and found_depth < (1 - STRAYED) * depth:
             return solve_by_cg(lin, damping, stopping, on_iteration, form=form)
         length = space.norm(space.residual(x, lin.output_fisher(jx), damping))
     return Solved(
@@ -172,21 +173,19 @@ def _take(
     curvature = (jv * sjv).sum() + damping * space.square(v, jv)
     alpha = space.descent(found, res, jv) / curvature
     there, moved = x + alpha * v, jx + alpha * jv
-    square = space.square(there, moved)
-    decisive = torch.stack([curvature, *indicator_terms(space.lin, moved), square])
-    bend, quadratic, slope, length = decisive.tolist()
+    decisive = torch.stack([curvature, *_model(space, damping, there, moved)])
+    bend, quadratic, slope, depth = decisive.tolist()
     if not (bend > 0 and math.isfinite(bend)):
         return None
     gamma = Indicator(math.sqrt(quadratic), slope).gamma
-    depth = 2 * slope - quadratic - damping * length
     step = Step(v, jv, sjv, curvature, found.rho)
     return _Taken(step, alpha, there, moved, alpha * alpha * bend, depth, gamma)
 
 
-def _depth(space: Space, damping: float, x: Tensor, jx: Tensor) -> float:
-    """Return 2 g^T x - x^T A x, twice the fall of the quadratic model from 0 to x."""
+def _model(space: Space, damping: float, x: Tensor, jx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x^T F x, g^T x and 2 g^T x - x^T A x, twice the quadratic model's fall from 0 to x."""
     quadratic, slope = indicator_terms(space.lin, jx)
-    return float(2 * slope - quadratic - damping * space.square(x, jx))
+    return quadratic, slope, 2 * slope - quadratic - damping * space.square(x, jx)
 
 
 def _space(
