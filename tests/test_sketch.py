@@ -330,9 +330,8 @@ def test_solvers_agree_where_outputs_depend_on_each_other(
     best = evalkit.gamma(exact, solve_directly(exact, damping, 1e-9).vector)
     found = evalkit.natural_gradient(lin, damping, solver=solver)
     assert float(found.solution @ lin.gradient) > 0
-    assert evalkit.gamma(lin, found.solution) == pytest.approx(
-        best, rel=0.03
-    )  # CG ends at its limit
+    near = 1e-4 if solver == "direct" else 0.03  # CG ends at its limit
+    assert evalkit.gamma(lin, found.solution) == pytest.approx(best, rel=near)
     if damping == 0:
         rises = [b / a - 1 for a, b in itertools.pairwise(found.gammas)]
         assert max(rises, default=0.0) <= 1e-3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor
 from evalkit.indicator import Indicator, indicator_terms
 from evalkit.linearization import Linearization
 from evalkit.settings import check_damping
+from evalkit.solvers.sketched import Sketched
 from evalkit.solvers.solved import Solved, Status
 from evalkit.solvers.spaces import (
     Cotangents,
+    Direction,
     Preconditioner,
     Search,
-    Sketched,
     Space,
     Step,
     Vectors,
@@ -35,27 +36,55 @@ OnIteration = Callable[[int, float], None]
 """Called with each iteration and its gamma."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """Where CG is.
+
+    Attributes:
+        x: like the residual.
+        jx: J x, like logits.
+        depth: the largest so far of 2 g^T x - x^T A x, twice the fall of the quadratic model.
+    """
+
+    x: Tensor
+    jx: Tensor
+    depth: float
+
+
+@dataclass(frozen=True, eq=False)
 class _Taken:
     """A step of CG, and where it leads.
 
     Attributes:
         step: the direction.
         alpha: how far along it.
-        x: where it leads.
-        jx: J x there.
         fall: of twice the quadratic model, as it is by recurrence.
-        depth: of twice the quadratic model there, 2 g^T x - x^T A x.
+        to: where it leads.
         gamma: of x there.
     """
 
     step: Step
     alpha: Tensor
-    x: Tensor
-    jx: Tensor
     fall: Tensor
-    depth: float
+    to: _Point
     gamma: float
+
+
+@dataclass(frozen=True, eq=False)
+class _End:
+    """Where CG stopped, and why.
+
+    Attributes:
+        at: the last point.
+        status: as :class:`evalkit.solvers.solved.Solved` has it.
+        square: |res|^2, computed from x where the status is ``"residual"``.
+        gammas: of each iterate.
+    """
+
+    at: _Point
+    status: Status
+    square: float
+    gammas: tuple[float, ...]
 
 
 def solve_by_cg(
@@ -86,8 +115,8 @@ def solve_by_cg(
         stopping: when to stop.
         on_iteration: called with the iteration and its gamma.
         preconditioner: maps a residual, (P,), to M^-1 res, (P,), with M^-1 symmetric and positive
-            definite; or ``"sketch"`` for :class:`evalkit.solvers.spaces.Sketched`. Without one and
-            with a sketch, no vector of P numbers is formed.
+            definite; or ``"sketch"`` for :class:`evalkit.solvers.sketched.Sketched`. Without one
+            and with a sketch, no vector of P numbers is formed.
         form: form the solution in any case.
 
     Raises:
@@ -95,91 +124,99 @@ def solve_by_cg(
     """
     damping = check_damping(damping)
     space = _space(lin, damping, preconditioner)
-    initial = checked = lin.gradient_norm**2
-    enough = stopping.tolerance**2 * initial
-    status: Status = "iteration limit" if initial > 0 else "residual"
-    res, found = space.gradient, space.first()
-    x, jx = torch.zeros_like(res), torch.zeros_like(lin.logit_gradients)
-    v, jv = found.z, found.jz
-    depth, slack = 0.0, torch.finfo(lin.logits.dtype).eps ** 0.5
-    held: Tensor | None = None  # x when the residual was last recomputed
-    gammas: list[float] = []
-    while status == "iteration limit" and len(gammas) < stopping.max_iterations:
-        taken = _take(space, damping, found, res, v, jv, x, jx)
-        if taken is None or taken.depth < (1 - slack) * depth:  # a step that rounding leads
-            status = "breakdown"
-            break
-        x, jx, depth = taken.x, taken.jx, max(depth, taken.depth)
-        gammas.append(taken.gamma)
-        if on_iteration is not None:
-            on_iteration(len(gammas), taken.gamma)
-        if taken.gamma <= stopping.goal(lin.gamma_floor):
-            status = "floor"
-            break
-        due, small = len(gammas) % REPLACEMENT_PERIOD == 0, False
-        if not due:
-            small = space.stalled(taken.fall)
-            res = res - taken.alpha * (space.lift(taken.step.sjv) + damping * v)
-            if not small:
-                found = space.search(res, recomputed=False)
-                small = found.square <= enough
-        if due or small:
-            jx = space.push(x)
-            res = space.residual(x, lin.output_fisher(jx), damping)
-            found = space.search(res, recomputed=True)
-            if found.square <= enough:
-                status = "residual"
-            elif small and found.square >= checked:
-                status = "breakdown"
-                x = x if held is None else held
-        # A recurrence that strayed is left behind: start again from the residual it missed.
-        checked, held = (found.square, x) if small else (checked, held)
-        v, jv = space.next(found, taken.step, x, jx, restart=small)
-    of_vectors = isinstance(space, Vectors)
+    end = _iterate(space, damping, stopping, on_iteration)
+    x, of_vectors = end.at.x, isinstance(space, Vectors)
     vector = x if of_vectors else lin.vjp(x) if form else None
-    if status == "residual":
-        length = math.sqrt(found.square)  # of the residual just recomputed
-    else:
+    length = math.sqrt(end.square)
+    if end.status != "residual":
         jx = space.push(x) if vector is None else lin.jvp(vector).double()
-        found_depth = float(_model(space, damping, x, jx)[2])
-        if isinstance(space, Sketched) and found_depth < (1 - STRAYED) * depth:
+        depth = float(_model(space, damping, x, jx)[2])
+        if isinstance(space, Sketched) and depth < (1 - STRAYED) * end.at.depth:
             return solve_by_cg(lin, damping, stopping, on_iteration, form=form)
         length = space.norm(space.residual(x, lin.output_fisher(jx), damping))
     return Solved(
         cotangents=None if of_vectors else x,
         vector=vector,
         solver="sketch" if isinstance(space, Sketched) else "cg",
-        iterations=len(gammas),
-        converged=status in ("residual", "floor"),
-        relative_residual=length / lin.gradient_norm if initial > 0 else 0.0,
-        gammas=tuple(gammas),
+        iterations=len(end.gammas),
+        converged=end.status in ("residual", "floor"),
+        relative_residual=length / lin.gradient_norm if lin.gradient_norm > 0 else 0.0,
+        gammas=end.gammas,
         gamma_floor=lin.gamma_floor,
-        status=status,
+        status=end.status,
     )
 
 
+def _iterate(
+    space: Space, damping: float, stopping: Stopping, on_iteration: OnIteration | None
+) -> _End:
+    """Run CG until it stops."""
+    lin = space.lin
+    initial = checked = lin.gradient_norm**2
+    enough, goal = stopping.tolerance**2 * initial, stopping.goal(lin.gamma_floor)
+    status: Status = "iteration limit" if initial > 0 else "residual"
+    res, found = space.gradient, space.first()
+    at = _Point(torch.zeros_like(res), torch.zeros_like(lin.logit_gradients), 0.0)
+    held: _Point | None = None  # where a residual that seemed small was last recomputed
+    way = Direction(found.z, found.jz)
+    gammas: list[float] = []
+    while status == "iteration limit" and len(gammas) < stopping.max_iterations:
+        taken = _take(space, damping, res, found, way, at)
+        if taken is None:
+            status = "breakdown"
+            break
+        at = taken.to
+        gammas.append(taken.gamma)
+        if on_iteration is not None:
+            on_iteration(len(gammas), taken.gamma)
+        if taken.gamma <= goal:
+            status = "floor"
+            break
+        due, small = len(gammas) % REPLACEMENT_PERIOD == 0, False
+        if not due:
+            small = space.stalled(taken.fall)
+            res = res - taken.alpha * (space.lift(taken.step.sjv) + damping * way.v)
+            if not small:
+                found = space.search(res, recomputed=False)
+                small = found.square <= enough
+        if due or small:
+            at = replace(at, jx=space.push(at.x))
+            res = space.residual(at.x, lin.output_fisher(at.jx), damping)
+            found = space.search(res, recomputed=True)
+            if found.square <= enough:
+                status = "residual"
+            elif small and found.square >= checked:
+                status, at = "breakdown", held or at
+        # A recurrence that strayed is left behind: start again from the residual it missed.
+        checked, held = (found.square, at) if small else (checked, held)
+        way = space.next(found, taken.step, at.x, at.jx, restart=small)
+    return _End(at, status, found.square, tuple(gammas))
+
+
 def _take(
-    space: Space,
-    damping: float,
-    found: Search,
-    res: Tensor,
-    v: Tensor,
-    jv: Tensor,
-    x: Tensor,
-    jx: Tensor,
+    space: Space, damping: float, res: Tensor, found: Search, way: Direction, at: _Point
 ) -> _Taken | None:
-    """Return the best step along v from x; None where rounding has left v without curvature."""
+    """Return the best step along a direction; None where rounding has taken it over.
+
+    Then no curvature is left along the direction, or the step would not deepen the model.
+    """
+    v, jv = way.v, way.jv
     sjv = space.lin.output_fisher(jv)
     curvature = (jv * sjv).sum() + damping * space.square(v, jv)
     alpha = space.descent(found, res, jv) / curvature
-    there, moved = x + alpha * v, jx + alpha * jv
-    decisive = torch.stack([curvature, *_model(space, damping, there, moved)])
+    x, jx = at.x + alpha * v, at.jx + alpha * jv
+    decisive = torch.stack([curvature, *_model(space, damping, x, jx)])
     bend, quadratic, slope, depth = decisive.tolist()
-    if not (bend > 0 and math.isfinite(bend)):
+    rounding = torch.finfo(space.lin.logits.dtype).eps ** 0.5
+    if not 0 < bend < math.inf or depth < (1 - rounding) * at.depth:
         return None
-    gamma = Indicator(math.sqrt(quadratic), slope).gamma
-    step = Step(v, jv, sjv, curvature, found.rho)
-    return _Taken(step, alpha, there, moved, alpha * alpha * bend, depth, gamma)
+    return _Taken(
+        step=Step(v, jv, sjv, curvature, found.rho),
+        alpha=alpha,
+        fall=alpha * alpha * bend,
+        to=_Point(x, jx, max(at.depth, depth)),
+        gamma=Indicator(math.sqrt(quadratic), slope).gamma,
+    )
 
 
 def _model(space: Space, damping: float, x: Tensor, jx: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,13 +13,12 @@ from torch import Tensor
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
 from evalkit.reductions import norm
-from evalkit.solvers.logit_space import LogitSpace
 
 Preconditioner = Callable[[Tensor], Tensor]
 """Maps a residual, (P,), to M^-1 res, (P,)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Search:
     """Where a residual leads: z = M^-1 res.
 
@@ -36,20 +35,29 @@ class Search:
     square: float
 
 
-@dataclass(frozen=True)
-class Step:
-    """A direction v that CG went along, and the search that led to it.
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A direction v for CG to go along.
 
     Attributes:
         v: like the residual.
         jv: J v, like logits.
+    """
+
+    v: Tensor
+    jv: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Step(Direction):
+    """A direction that CG went along, and the search that led to it.
+
+    Attributes:
         sjv: S J v, like logits.
         curvature: v^T (F + lambda I) v.
         rho: res^T z of the search.
     """
 
-    v: Tensor
-    jv: Tensor
     sjv: Tensor
     curvature: Tensor
     rho: float
@@ -83,10 +91,8 @@ class Space(ABC):
             recomputed: it is not from a recurrence, and its length is to be exact.
         """
 
-    def next(
-        self, found: Search, last: Step, x: Tensor, jx: Tensor, restart: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return the next v = z + beta v, beta = res_new^T z_new / res^T z, and J v.
+    def next(self, found: Search, last: Step, x: Tensor, jx: Tensor, restart: bool) -> Direction:
+        """Return the next v = z + beta v, beta = res_new^T z_new / res^T z.
 
         Args:
             found: the search direction.
@@ -96,7 +102,7 @@ class Space(ABC):
             restart: forget the steps so far.
         """
         beta = 0.0 if restart else found.rho / last.rho
-        return found.z + beta * last.v, found.jz + beta * last.jv
+        return Direction(found.z + beta * last.v, found.jz + beta * last.jv)
 
     def descent(self, found: Search, res: Tensor, jv: Tensor) -> Tensor | float:
         """Return res^T v, which is res^T z where the residual is orthogonal to all before."""
@@ -168,90 +174,6 @@ class Cotangents(Space):
     def norm(self, res: Tensor) -> float:
         """Return sqrt(q . (J J^T q))."""
         return self.lin.pulled_norm(res, self.lin.kernel_product(res))
-
-
-class Sketched(Cotangents):
-    """Cotangents, preconditioned by a solve with a sketch of the tangent kernel.
-
-    With H = B^T (J J^T) B and H~ its sketch (:mod:`evalkit.solvers.logit_space`), the residual
-    J^T q leads to z = J^T B H~^-1 rho, q = B rho: along J^T B H^-1 rho CG would end at once. This
-    map of the residual is not symmetric, so each direction is made conjugate to all before, not to
-    the last alone; they are as many numbers as there are logits.
-
-    Solutions stay J^T of something, so they are those of plain CG. Its first step is g, too, whose
-    product scoring needs anyway.
-
-    Args:
-        lin: the model and batch.
-        damping: lambda.
-    """
-
-    def __init__(self, lin: Linearization, damping: float) -> None:
-        super().__init__(lin)
-        self._damping = damping
-        space = lin.shared("sketched space", lambda: LogitSpace(lin, lin.sketched_kernel))
-        self._solve = lin.shared(("sketched space", damping), lambda: space.preconditioner(damping))
-        self._steps: list[Step] = []
-        self._falls: list[float] = []
-
-    def stalled(self, fall: Tensor) -> bool:
-        """Return whether three steps in a row were within rounding of all steps together.
-
-        A step along rounding is as long as it likes; a tolerance that cannot be met would let such
-        steps go on.
-        """
-        self._falls.append(float(fall))
-        least = (10 * torch.finfo(self.lin.logits.dtype).eps) ** 2
-        if len(self._falls) < 4 or max(self._falls[-3:]) > least * sum(self._falls):
-            return False
-        self._falls = [sum(self._falls)]
-        return True
-
-    def search(self, res: Tensor, recomputed: bool) -> Search:
-        """Return the solution with the sketch, or the residual where that is no descent."""
-        z = self._solve(res)
-        jz = self.lin.kernel_product(z)
-        estimate = (res.flatten() @ self.lin.sketched_kernel @ res.flatten()).clamp_min(0)
-        rho, square = torch.stack([(res * jz).sum(), estimate]).tolist()
-        if not 0 < rho < math.inf:
-            return super().search(res, recomputed)
-        return Search(z, jz, rho, self.norm(res) ** 2 if recomputed else square)
-
-    def next(
-        self, found: Search, last: Step, x: Tensor, jx: Tensor, restart: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return z without its parts along all steps so far, in the inner product of A.
-
-        Where rounding is all that remains, the steps have reached everything: they start anew. Of
-        a restart x remains, so that gamma, which knows no length of x, keeps falling.
-        """
-        if not restart:
-            self._steps.append(last)
-            v, jv = self._conjugate(found)
-            if bool(self._curvature(v, jv) > 1e-12 * self._curvature(found.z, found.jz)):
-                return v, jv
-        self._steps = [Step(x, jx, self.lin.output_fisher(jx), self._curvature(x, jx), 0.0)]
-        return self._conjugate(found)
-
-    def _conjugate(self, found: Search) -> tuple[Tensor, Tensor]:
-        v, jv = found.z, found.jz
-        for step in self._steps:
-            inner = (jv * step.sjv).sum() + self._damping * (step.v * jv).sum()
-            part = inner / step.curvature
-            v, jv = v - part * step.v, jv - part * step.jv
-        return v, jv
-
-    def _curvature(self, v: Tensor, jv: Tensor) -> Tensor:
-        """Return v^T (F + lambda I) v."""
-        return (jv * self.lin.output_fisher(jv)).sum() + self._damping * (v * jv).sum()
-
-    def descent(self, found: Search, res: Tensor, jv: Tensor) -> Tensor:
-        """Return q . (J v): the step along v is the best one whatever rounding left in v."""
-        return (res * jv).sum()
-
-    def norm(self, res: Tensor) -> float:
-        """Return |J^T q|, formed: the product has no other use here."""
-        return norm(self.lin.vjp(res))
 
 
 class Vectors(Space):
