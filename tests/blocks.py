@@ -15,4 +15,4 @@ def shrink(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
         monkeypatch.setattr(evalkit.layers.rows, name, elements)
     monkeypatch.setattr(evalkit.layers.convolution, "FORMED_AT_ONCE", elements)
     monkeypatch.setattr(evalkit.layers.convolution, "CHANNELS_TOGETHER", 1)
-    monkeypatch.setattr(evalkit.linearization.per_sample, "FORMED_AT_ONCE", elements)
+    monkeypatch.setattr(evalkit.linearization.per_sample, "HELD_AT_ONCE", elements)

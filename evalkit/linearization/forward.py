@@ -36,7 +36,7 @@ from evalkit.linearization.recorder import (
     ruled_parameters,
 )
 
-FORMED_AT_ONCE = 1 << 27
+HELD_AT_ONCE = 1 << 27
 """Numbers in per-sample gradients that are formed and held at once: 512 MiB in float32."""
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -84,7 +84,7 @@ class Recording:
         found = {
             name: places
             for name, places in self.broadcasts.items()
-            if self.parameters[name].numel() * len(self.logits) <= FORMED_AT_ONCE
+            if self.parameters[name].numel() * len(self.logits) <= HELD_AT_ONCE
         }
         chosen = dict.fromkeys(place for places in found.values() for place in places)
         with differentiable():

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from evalkit.linearization.forward import FORMED_AT_ONCE, Recording, differentiable
+from evalkit.linearization.forward import HELD_AT_ONCE, Recording, differentiable
 
 
 class CannotVectorizeError(RuntimeError):
@@ -43,7 +43,7 @@ def inner_products(
     same = left[1] is right[1]
     size = sum(left[0].parameters[name].numel() for name in names)
     rows, columns = (
-        torch.arange(c.shape[:2].numel(), device=c.device).split(max(1, FORMED_AT_ONCE // size))
+        torch.arange(c.shape[:2].numel(), device=c.device).split(max(1, HELD_AT_ONCE // size))
         for _, c in (left, right)
     )
     blocks = [[torch.empty(0)] * len(columns) for _ in rows]
