@@ -119,6 +119,33 @@ def test_weights_and_biases_that_depend_on_each_other(rule: Rule) -> None:
     agrees_with_dense(model, sequences())
 
 
+@pytest.mark.parametrize("first", [nn.LayerNorm(4), nn.GroupNorm(2, 4)])
+def test_a_weight_of_one_layer_that_is_the_bias_of_another(first: nn.Module) -> None:
+    def rule(net: Any, x: Tensor) -> Tensor:
+        h = net.first(net.conv(x).mean(2))
+        return net.out(torch.tanh(F.group_norm(h, 2, net.weight, net.first.weight)))
+
+    model = Net(
+        rule,
+        conv=nn.Conv1d(2, 4, 3),
+        first=first,
+        weight=nn.Parameter(torch.zeros(4)),
+        out=nn.Linear(4, 3),
+    )
+    agrees_with_dense(model, sequences())
+
+
+def test_a_convolution_used_in_a_row_and_elsewhere() -> None:
+    """Inputs of the second call depend on its weight: the gradient in the weight alone counts."""
+
+    def rule(net: Any, x: Tensor) -> Tensor:
+        h = net.conv(torch.tanh(net.conv(x))).flatten(1)
+        return net.out(torch.tanh(h * net.conv.weight.square().sum()))
+
+    model = Net(rule, conv=nn.Conv1d(2, 2, 3, padding=1), out=nn.Linear(12, 3))
+    agrees_with_dense(model, sequences())
+
+
 def test_a_convolution_whose_weight_depends_on_its_inputs() -> None:
     """And a derivative in these inputs inside the forward, which may not go through the weight."""
 
@@ -136,6 +163,41 @@ def test_a_convolution_whose_weight_depends_on_its_inputs() -> None:
         out=nn.Linear(24, 3),
     )
     agrees_with_dense(model, sequences(), quiet=False)
+
+
+# --- memory formats and layers without inputs -------------------------------------------------
+
+
+def test_a_view_of_group_norm_with_channels_last() -> None:
+    """The layer keeps its inputs' strides, as torch's does; with others the view is refused."""
+    model = Net(
+        lambda net, x: net.out(net.norm(net.conv(x)).permute(0, 2, 3, 1).view(len(x), -1)),
+        conv=nn.Conv2d(2, 4, 3),
+        norm=nn.GroupNorm(2, 4),
+        out=nn.Linear(16, 3),
+    )
+    images = Draw(2).normal(5, 2, 4, 4)
+    agrees_with_dense(model, images.contiguous(memory_format=torch.channels_last))
+
+
+def test_experts_that_no_sample_chose() -> None:
+    def rule(net: Any, x: Tensor) -> Tensor:
+        chosen, total = x[:, 0] > 0, torch.zeros(len(x), 5, dtype=x.dtype)
+        for expert, here in ((net.one, chosen), (net.other, ~chosen)):
+            total = total.index_put((here,), expert(x[here]))
+        return net.out(torch.tanh(total))
+
+    model = Net(rule, one=nn.Linear(4, 5), other=nn.Linear(4, 5), out=nn.Linear(5, 3))
+    agrees_with_dense(model, Draw(2).normal(4, 4).abs(), quiet=False)
+
+
+def test_a_layer_over_no_positions() -> None:
+    model = Net(
+        lambda net, x: net.out(torch.cat([x, net.none(x[:, :0])], 1).sum(1)),
+        none=nn.Linear(6, 6),
+        out=nn.Linear(6, 3),
+    )
+    agrees_with_dense(model, sequences())
 
 
 # --- derivatives, steps and recomputation inside the forward ---------------------------------

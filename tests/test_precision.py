@@ -53,6 +53,30 @@ def confident(wrong: int) -> Batch:
     return Batch(model, inputs, targets, "categorical")
 
 
+@pytest.mark.parametrize("damping", [1e-12, 1e-6, 1e-2])
+@pytest.mark.parametrize("wrong", [0, 1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_direct_solve_with_labels_that_are_confidently_wrong(
+    damping: float, wrong: int, dtype: str
+) -> None:
+    """Their part of x is so long that rounding leaves residuals longer than g; gamma is right."""
+    batch = confident(wrong)
+    exact = evalkit.linearize(*batch)
+    best = evalkit.natural_gradient(exact, damping, solver="cg", max_iterations=2000, tolerance=0)
+    lin = evalkit.linearize(*batch, dtype=dtype)
+    found = evalkit.natural_gradient(lin, damping, solver="direct")
+    assert found.solver == "direct"
+
+    def depth(x: torch.Tensor) -> float:
+        """Of the quadratic model at the best multiple of x."""
+        indicator = evalkit.gamma(exact, x.double()), float(exact.gradient @ x.double())
+        curvature = (indicator[0] * indicator[1]) ** 2 + damping * float(x.double().square().sum())
+        return indicator[1] ** 2 / curvature
+
+    lost = 0.1 if (dtype, damping) == ("float32", 1e-12) else 1e-3
+    assert depth(found.solution) >= (1 - lost) * depth(best.solution)
+
+
 @pytest.mark.parametrize("damping", [1e-5, 1e-3, 10.0])
 @pytest.mark.parametrize("wrong", [0, 1, 8])
 @pytest.mark.parametrize("draws", [1, 3])

@@ -335,3 +335,24 @@ def test_solvers_agree_where_outputs_depend_on_each_other(
     if damping == 0:
         rises = [b / a - 1 for a, b in itertools.pairwise(found.gammas)]
         assert max(rises, default=0.0) <= 1e-3
+
+
+def test_a_last_micro_batch_of_one_sample() -> None:
+    """Positions looked up once are shared by several samples, and of the only one alone."""
+    torch.manual_seed(0)
+
+    class Bert(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = torch.nn.Embedding(50, 8), torch.nn.Embedding(6, 8)
+            self.out = torch.nn.Linear(8, 3)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            h = self.words(tokens) + self.places(torch.arange(6)[None])
+            return self.out(torch.tanh(h).mean(1))
+
+    batch = Bert().double(), torch.randint(50, (9, 6)), torch.randint(3, (9,))
+    whole, split = (evalkit.linearize(*batch, micro_batch_size=size) for size in (None, 4))
+    found = evalkit.natural_gradient(split, 1e-3, solver="sketch", tolerance=1e-9)
+    exact = evalkit.natural_gradient(whole, 1e-3, solver="direct", tolerance=1e-9)
+    torch.testing.assert_close(found.solution, exact.solution, rtol=1e-6, atol=1e-9)

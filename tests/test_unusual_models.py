@@ -172,6 +172,67 @@ def test_half_precision_is_evaluated_in_float32(dtype: torch.dtype) -> None:
     assert all(value.dtype == dtype for value in model.state_dict().values())
 
 
+def test_parameters_of_two_precisions_are_evaluated_in_the_higher() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    exact = evalkit.linearize(deepcopy(model).double(), inputs(), TARGETS)
+    model[2].double()
+    lin = evalkit.linearize(model, inputs(), TARGETS)
+    torch.testing.assert_close(lin.gradient, exact.gradient, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(lin.gram, exact.gram, rtol=1e-12, atol=1e-12)
+
+
+def test_outputs_cast_by_the_forward() -> None:
+    model = Rule(lambda net, x: net.a(x).double(), a=nn.Linear(4, 3))
+    exact = evalkit.linearize(model, inputs(), TARGETS)
+    lin = evalkit.linearize(deepcopy(model).float(), inputs().float(), TARGETS)
+    assert lin.gradient.dtype == torch.float32
+    torch.testing.assert_close(lin.gradient, exact.gradient.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(lin.fvp(lin.gradient), exact.fvp(exact.gradient).float())
+
+
+def test_float64_of_forwards_that_make_tensors_by_themselves() -> None:
+    def written(net: Any, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), 6)
+        h[:, torch.arange(3)] = torch.tanh(net.a(x))
+        h[:, 3:] = torch.full((3,), 0.1)
+        return net.out(h)
+
+    model = Rule(written, a=nn.Linear(4, 3), out=nn.Linear(6, 3)).float()
+    default, x = torch.get_default_dtype(), inputs().float()
+    lin = evalkit.linearize(model, x, TARGETS, dtype="float64")
+    assert torch.get_default_dtype() is default
+    torch.set_default_dtype(torch.float64)
+    try:
+        expected = dense.dense(deepcopy(model).double(), x.double(), TARGETS, "categorical")
+    finally:
+        torch.set_default_dtype(default)
+    torch.testing.assert_close(lin.gradient, expected.gradient, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_one_number_per_sample_without_an_axis_of_its_own(likelihood: str) -> None:
+    targets = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
+    with_axis = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    without = nn.Sequential(with_axis, nn.Flatten(0))
+    methods = ("sgd", "ief", "ngd")
+    tables = [
+        evalkit.score(model, inputs(), targets, likelihood=likelihood, methods=methods)
+        for model in (with_axis, without)
+    ]
+    assert list(tables[0]["gamma"]) == list(tables[1]["gamma"])
+
+
+def test_outputs_so_saturated_that_their_fisher_vanishes() -> None:
+    model = nn.Linear(4, 3).double()
+    targets = model(1e6 * inputs()).argmin(1)
+    lin = evalkit.linearize(model, 1e6 * inputs(), targets)
+    for solver in ("auto", "cg", "direct"):
+        found = evalkit.natural_gradient(lin, 1.0, solver=solver)
+        torch.testing.assert_close(found.solution, lin.gradient)
+        assert (found.converged, found.status) == (True, "residual")
+    assert evalkit.score(model, 1e6 * inputs(), targets, methods="ngd")["gamma"][0] >= 0
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-25, 1.0, 1e25])
 def test_norms_of_extreme_vectors(size: float) -> None:
     vector = torch.full((8192,), size)

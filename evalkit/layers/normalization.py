@@ -133,7 +133,8 @@ class GroupNorm(Normalization):
     def call(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Return the normalised inputs."""
         # With channels last, torch's backward crashes where the inputs need no gradient.
-        return functional.group_norm(inputs.contiguous(), self.groups, weight, bias, self.eps)
+        outputs = functional.group_norm(inputs.contiguous(), self.groups, weight, bias, self.eps)
+        return outputs if inputs.is_contiguous() else torch.empty_like(inputs).copy_(outputs)
 
     def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Sequence[Tensor]:
         samples, channels, *rest = self.inputs.shape

@@ -30,9 +30,17 @@ class Sketch(ABC):
 
     size: int
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, rows: GradientRows, generator: torch.Generator) -> None:
+        self._kind = type(rows)
         self._generator = generator
         self._signs: Tensor | None = None
+
+    def takes(self, rows: GradientRows) -> bool:
+        """Return whether rows are of the kind that the sketch was drawn for.
+
+        A micro-batch of one sample may reach a parameter in another way than the others.
+        """
+        return type(rows) is self._kind
 
     @abstractmethod
     def _formed(self, rows: Any) -> Tensor:
@@ -61,7 +69,7 @@ class FormedSketch(Sketch):
     """Of rows given as they are."""
 
     def __init__(self, rows: Formed, generator: torch.Generator) -> None:
-        super().__init__(generator)
+        super().__init__(rows, generator)
         self.size = rows.values.shape[-1]
 
     def _formed(self, rows: Formed) -> Tensor:
@@ -72,7 +80,7 @@ class OuterProductsSketch(Sketch):
     """Of rows sum_t d_t a_t^T in each group."""
 
     def __init__(self, rows: OuterProducts, generator: torch.Generator) -> None:
-        super().__init__(generator)
+        super().__init__(rows, generator)
         groups, _, _, inside = rows.a.shape
         self.size = groups * rows.d.shape[-1] * (inside + rows.bias)
         self._seen: tuple[Tensor, Tensor] | None = None
@@ -96,7 +104,7 @@ class LookupsSketch(Sketch):
     """Of rows that add d_t to an entry of a table: outer products with unit vectors as inputs."""
 
     def __init__(self, rows: Lookups, generator: torch.Generator) -> None:
-        super().__init__(generator)
+        super().__init__(rows, generator)
         self._omega = input_map(rows.entries, generator, rows.d)
         self.size = rows.d.shape[-1] * self._omega.shape[1]
 

@@ -99,12 +99,26 @@ def replaced(layer: ReplacedLayer, inputs: Tensor, backward: Backward) -> Tensor
 
 
 def _native(
-    layer: ReplacedLayer, inputs: Tensor, places: Sequence[Tensor], u: Tensor
+    layer: ReplacedLayer, inputs: Tensor, wanted: Sequence[bool], u: Tensor
 ) -> tuple[Tensor, ...]:
-    """Return torch's own gradients; under grad mode, differentiable in everything."""
+    """Return torch's own gradients; under grad mode, differentiable in everything.
+
+    Args:
+        layer: the call.
+        inputs: its inputs with their graph.
+        wanted: which of inputs, weight and bias.
+        u: like the outputs.
+    """
     graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        outputs = layer.call(inputs if graph else inputs.detach(), layer.weight, layer.bias)
+        values = (inputs if graph else inputs.detach(), layer.weight, layer.bias)
+        # Aliases: inputs that depend on the weight, or a bias that is another's, count apart.
+        aliases = [None if value is None else value.view_as(value) for value in values]
+        assert aliases[0] is not None
+        outputs = layer.call(aliases[0], *aliases[1:])
+    places = [
+        alias for alias, one in zip(aliases, wanted, strict=True) if one and alias is not None
+    ]
     return torch.autograd.grad(outputs, places, u, create_graph=graph)
 
 
@@ -134,7 +148,7 @@ class _Call(Function):
             elif ctx.how.linear:
                 pulled = _Pull.apply(ctx.layer, ctx.how, u)
             else:
-                (pulled,) = _native(ctx.layer, inputs, [inputs], u)
+                (pulled,) = _native(ctx.layer, inputs, [True, False, False], u)
         return None, None, pulled, u if ctx.needs_input_grad[3] else None, None
 
 
@@ -171,8 +185,6 @@ class _Parameters(Function):
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         (inputs,) = ctx.inputs
-        places = (ctx.layer.weight, ctx.layer.bias)
-        wanted = [value for value in places if value is not None and value.requires_grad]
-        gradients = iter(_native(ctx.layer, inputs, wanted, u))
+        gradients = iter(_native(ctx.layer, inputs, [False, *ctx.needs_input_grad[3:]], u))
         found = (next(gradients) if needed else None for needed in ctx.needs_input_grad[3:])
         return None, None, None, *found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -95,6 +95,8 @@ class Recording:
 def forward(model: nn.Module, inputs: Inputs) -> Tensor:
     """Return the logits of a model: its output tensor, or the ``logits`` of its output object.
 
+    A single number per sample, (N,), is returned as (N, 1).
+
     Raises:
         EvalkitError: the output is neither.
     """
@@ -110,7 +112,7 @@ def _logits(output: Any) -> Tensor:
             "expected a model that returns a tensor or an object with .logits, found "
             f"{type(output).__name__}; wrap the model so that it returns its logits"
         )
-    return logits
+    return logits.unsqueeze(1) if logits.dim() == 1 else logits
 
 
 @contextmanager
@@ -155,7 +157,8 @@ def record(
         inputs: what its forward takes.
         samples: N.
         dtype: of the evaluation: parameters, buffers and inputs are cast. None keeps each as it
-            is, but for half precision, which is evaluated in float32.
+            is, but for half precision, which is evaluated in float32, and for trainable parameters
+            of several precisions, where all is evaluated in the highest.
 
     Raises:
         EvalkitError: nothing is trainable, or the forward is not deterministic.
@@ -173,6 +176,7 @@ def record(
     _refuse_complex(trainable)
     refuse_batch_statistics(model)
     changed = _changed_by_forward(model)
+    dtype = _highest(trainable) if dtype is None else dtype
     parameters = {
         name: cast(value.detach(), dtype, id(value) in changed).requires_grad_()
         for name, value in trainable.items()
@@ -194,7 +198,8 @@ def record(
         double = all(value.dtype == torch.float64 for value in values.values())
         with AllDouble() if double else nullcontext():
             logits = functional_call(_Logits(model), swapped, (arguments,), tie_weights=False)
-        return cast(logits, None)  # half precision under autocast
+        # Another precision comes from autocast, or from a forward that casts its output.
+        return cast(logits, next(iter(values.values())).dtype)
 
     backward = Backward()
     recorder = Recorder({id(value): name for name, value in parameters.items()}, backward, samples)
@@ -225,9 +230,18 @@ def cast(value: Tensor, dtype: torch.dtype | None, copy: bool = False) -> Tensor
     """
     if not value.is_floating_point():
         return value.clone() if copy else value
-    if dtype is None:
-        dtype = torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
-    return value.to(dtype, copy=copy)
+    return value.to(_precision(value) if dtype is None else dtype, copy=copy)
+
+
+def _precision(value: Tensor) -> torch.dtype:
+    """Return the precision that a value is evaluated in by itself."""
+    return torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
+
+
+def _highest(parameters: Mapping[str, Tensor]) -> torch.dtype | None:
+    """Return the highest precision of parameters, None where all have the same."""
+    found = {_precision(value) for value in parameters.values()}
+    return reduce(torch.promote_types, found) if len(found) > 1 else None
 
 
 def _refuse_kept_references(graph: Graph, trainable: Mapping[str, Tensor]) -> None:

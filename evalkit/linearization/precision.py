@@ -10,11 +10,27 @@ from torch.overrides import TorchFunctionMode
 
 
 class AllDouble(TorchFunctionMode):
-    """Takes float64 wherever a call asks for float32, and where float32 meets float64.
+    """Takes float64 wherever a call asks for float32 or for nothing, and where the two meet.
 
     Norms and softmaxes of some models ask for float32, to gain digits over half precision; in an
     evaluation in float64 they would lose eight of them.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._default = torch.get_default_dtype()
+
+    def __enter__(self) -> AllDouble:
+        """Let new tensors be float64."""
+        self._default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """Let new tensors be what they were before."""
+        super().__exit__(*raised)
+        torch.set_default_dtype(self._default)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -114,6 +114,8 @@ class Recorder(TorchFunctionMode):
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not torch.is_grad_enabled() or not any(leaf.requires_grad for leaf in leaves):
             return None
+        if not all(leaf.numel() for leaf in leaves):  # as of an expert that no token chose
+            return None
         # Autocast multiplies copies of another precision, unseen by a rule.
         if _transformed() or torch.is_autocast_enabled(leaves[0].device.type):
             return None
@@ -197,7 +199,8 @@ def ruled_parameters(
 
     The graph is the witness: each use of a parameter, seen by the recorder or not (custom
     autograd functions, C++, gradients taken inside the forward), ends in the node that accumulates
-    its gradient. A recorded call may reach it through other nodes, such as a transposition.
+    its gradient. A recorded call may reach it through other nodes, such as a transposition. What is
+    a weight here and a bias there has no one rule.
     """
     users = graph.users
     recorded = {use.outputs.node for use in recorder.uses}
@@ -218,4 +221,5 @@ def ruled_parameters(
 
     found = graph.accumulators_of(parameters)
     reached = {name for name, node in found.items() if count(node) == calls[name]}
-    return frozenset(reached - recorder.other)
+    weights, biases = ({getattr(u, role) for u in recorder.uses} for role in ("weight", "bias"))
+    return frozenset(reached - recorder.other - (weights & biases))

@@ -34,14 +34,15 @@ from evalkit.linearization.ruled_rows import gradient_rows, row_kinds
 COLUMNS_PER_OUTPUT = 48
 """Columns over N M: an error of 0.14, with which each iteration of CG gains about a digit."""
 
-MOST_OUTPUTS = 2048
+MOST_SKETCHED = 2048
 """N M, at most: 512 MiB of columns in float32."""
 
 
 def sketched_kernel(batches: MicroBatches, seed: int = 0) -> Tensor:
     """Return a random matrix that is J J^T on average, (N M, N M) float64, in the logits' order.
 
-    Parameters without per-sample gradients from one backward are left out. One backward for each of
+    Parameters without per-sample gradients from one backward are left out, those of a micro-batch
+    where they are had in another way than in the first likewise. One backward for each of
     M outputs, whose gradients are formed with few inputs and folded to few columns.
 
     Args:
@@ -98,7 +99,7 @@ class _Sketcher:
             if columns is None:
                 columns = units.new_zeros(units.shape[1], len(units), sum(widths))
             for (name, sketch), here in zip(self._sketches.items(), slices(widths), strict=True):
-                if name in rows:
+                if name in rows and sketch.takes(rows[name]):
                     sketch.write(rows[name], columns[:, output, here])
         assert columns is not None
         return columns
@@ -135,7 +136,7 @@ def sketch_work(batches: MicroBatches) -> float:
     samples, outputs = len(batches.logits), batches.logits[0].numel()
     size, recording = samples * outputs, batches[0].recording
     covered = sum(recording.parameters[name].numel() for name in row_kinds(recording))
-    if size > MOST_OUTPUTS or 2 * covered < recording.num_params:
+    if size > MOST_SKETCHED or 2 * covered < recording.num_params:
         return math.inf
     total = outputs * (PRODUCT_OVERHEAD + pass_work(batches))
     for use in recording.uses:

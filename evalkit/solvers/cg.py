@@ -152,13 +152,13 @@ def _iterate(
 ) -> _End:
     """Run CG until it stops."""
     lin = space.lin
-    initial = checked = lin.gradient_norm**2
+    initial = lin.gradient_norm**2
     enough, goal = stopping.tolerance**2 * initial, stopping.goal(lin.gamma_floor)
     status: Status = "iteration limit" if initial > 0 else "residual"
     res, found = space.gradient, space.first()
     at = _Point(torch.zeros_like(res), torch.zeros_like(lin.logit_gradients), 0.0)
-    held: _Point | None = None  # where a residual that seemed small was last recomputed
     way = Direction(found.z, found.jz)
+    square, depth = initial, 0.0  # when a residual that seemed small was last recomputed
     gammas: list[float] = []
     while status == "iteration limit" and len(gammas) < stopping.max_iterations:
         taken = _take(space, damping, res, found, way, at)
@@ -169,7 +169,7 @@ def _iterate(
         gammas.append(taken.gamma)
         if on_iteration is not None:
             on_iteration(len(gammas), taken.gamma)
-        if taken.gamma <= goal:
+        if goal is not None and taken.gamma <= goal:
             status = "floor"
             break
         due, small = len(gammas) % REPLACEMENT_PERIOD == 0, False
@@ -183,13 +183,14 @@ def _iterate(
             at = replace(at, jx=space.push(at.x))
             res = space.residual(at.x, lin.output_fisher(at.jx), damping)
             found = space.search(res, recomputed=True)
-            if found.square <= enough:
-                status = "residual"
-            elif small and found.square >= checked:
-                status, at = "breakdown", held or at
-        # A recurrence that strayed is left behind: start again from the residual it missed.
-        checked, held = (found.square, at) if small else (checked, held)
-        way = space.next(found, taken.step, at.x, at.jx, restart=small)
+        if (due or small) and found.square <= enough:
+            status = "residual"
+        elif small and found.square >= square and at.depth <= (1 + _rounding(lin)) * depth:
+            status = "breakdown"
+        else:
+            # A recurrence that strayed is left behind: start again from the residual it missed.
+            square, depth = (found.square, at.depth) if small else (square, depth)
+            way = space.next(found, taken.step, at.x, at.jx, restart=small)
     return _End(at, status, found.square, tuple(gammas))
 
 
@@ -207,8 +208,7 @@ def _take(
     x, jx = at.x + alpha * v, at.jx + alpha * jv
     decisive = torch.stack([curvature, *_model(space, damping, x, jx)])
     bend, quadratic, slope, depth = decisive.tolist()
-    rounding = torch.finfo(space.lin.logits.dtype).eps ** 0.5
-    if not 0 < bend < math.inf or depth < (1 - rounding) * at.depth:
+    if not 0 < bend < math.inf or depth < (1 - _rounding(space.lin)) * at.depth:
         return None
     return _Taken(
         step=Step(v, jv, sjv, curvature, found.rho),
@@ -217,6 +217,11 @@ def _take(
         to=_Point(x, jx, max(at.depth, depth)),
         gamma=Indicator(math.sqrt(quadratic), slope).gamma,
     )
+
+
+def _rounding(lin: Linearization) -> float:
+    """Return the part of the depth that is not told from rounding."""
+    return torch.finfo(lin.logits.dtype).eps ** 0.5
 
 
 def _model(space: Space, damping: float, x: Tensor, jx: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -71,6 +71,8 @@ def solve(
 ) -> Solved:
     """Solve (F + lambda I) x = g by a solver of :data:`CHOICES`; as :func:`natural_gradient`.
 
+    Where a direct solve finds nothing, CG takes its place.
+
     Args:
         form: form the solution, (P,), too.
     """
@@ -81,8 +83,9 @@ def solve(
         )
     if solver == "auto":
         solver = cheapest(lin, stopping)
-    if solver == "direct":
-        return solve_directly(lin, damping, stopping.tolerance)
+    direct = solve_directly(lin, damping, stopping.tolerance) if solver == "direct" else None
+    if direct is not None:
+        return direct
     return solve_by_cg(
         lin,
         damping,
@@ -120,9 +123,10 @@ def expected_iterations(lin: Linearization, error: float) -> float:
         lin: the model and batch.
         error: e, between 0 and 1.
     """
-    if lin.gradient_norm == 0:
+    gamma = indicator(lin, lin.gradient_jvp).gamma
+    if lin.gradient_norm == 0 or gamma == 0:
         return 0.0
-    ratio = lin.gamma_floor / indicator(lin, lin.gradient_jvp).gamma
+    ratio = lin.gamma_floor / gamma
     first = math.sqrt(max(0.0, 1 - ratio**2))
     inverse_root = math.sqrt((1 - first) / (1 + first))  # of kappa
     gain = 4 * math.atanh(min(inverse_root, 1 - 1e-16))  # of the bound's logarithm, an iteration

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from evalkit.indicator import indicator_terms
 from evalkit.linearization import Linearization
 from evalkit.reductions import norm
 from evalkit.settings import check_damping
@@ -14,16 +18,47 @@ REFINEMENTS = 4
 """Solves with the recomputed residual, at most."""
 
 
-def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solved:
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A solution, as the model's own products see it.
+
+    Attributes:
+        y: like logits.
+        x: J^T y, (P,).
+        depth: of twice the quadratic model there, 2 g^T x - x^T A x.
+        residual: q with J^T q = g - A x, like logits.
+        length: |g - A x|.
+    """
+
+    y: Tensor
+    x: Tensor
+    depth: float
+    residual: Tensor
+    length: float
+
+    def better(self, than: _Candidate, rounding: float) -> bool:
+        """Return whether it is deeper, or within rounding as deep and nearer to the equations."""
+        if self.depth > (1 + rounding) * than.depth:
+            return True
+        return self.depth >= (1 - rounding) * than.depth and self.length < than.length
+
+
+def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solved | None:
     """Solve (F + lambda I) x = g in logit space, with the matrix of :class:`LogitSpace`.
 
-    The residual is recomputed from x with products of the model's graph, and solved for while that
-    lowers it.
+    The residual is recomputed from x with products of the model's graph and solved for again, while
+    that deepens 2 g^T x - x^T A x, A = F + lambda I, or lowers the residual. Depth comes first:
+    where a sample is confidently wrong, its part of x is long enough to leave rounding in the
+    others' residuals that exceeds g, and x is near the best all the same. Each x is taken times
+    the number that deepens it most, g^T x / x^T A x, which is one but for rounding.
 
     Args:
         lin: the model and batch; J J^T and H are computed once for all dampings.
         damping: lambda >= 0; 0 gives the pseudo-inverse.
         tolerance: converged when |g - (F + lambda I) x| <= tolerance |g|.
+
+    Returns:
+        The solution, or None where S is too small to be seen and nothing leads down.
 
     Raises:
         EvalkitError: the damping is out of range.
@@ -31,25 +66,23 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
     damping = check_damping(damping)
     space = lin.shared("logit space", lambda: LogitSpace(lin, lin.tangent_kernel))
     solve = lin.shared(("logit space", damping), lambda: space.solver(damping))
-    y = torch.zeros_like(lin.logit_gradients)
+    y, r = torch.zeros_like(lin.logit_gradients), lin.logit_gradients
+    best = _Candidate(y, lin.vjp(y), 0.0, r, lin.gradient_norm)
+    rounding = torch.finfo(lin.logits.dtype).eps ** 0.5
     iterations = 0
-    x, residual, remaining = lin.vjp(y), lin.logit_gradients, lin.gradient_norm
-    for _ in range(REFINEMENTS):
-        if remaining <= tolerance * lin.gradient_norm:
-            break
+    while iterations < REFINEMENTS and best.length > tolerance * lin.gradient_norm:
         iterations += 1
-        refined = y + solve(residual)
-        vector = lin.vjp(refined)
-        left = lin.logit_gradients - lin.output_fisher(lin.jvp(vector)) - damping * refined
-        length = norm(lin.vjp(left))
-        if not length < remaining:
+        found = _scaled(lin, damping, best.y + solve(best.residual))
+        if found is None or not found.better(best, rounding):
             break
-        y, x, residual, remaining = refined, vector, left, length
-    relative = remaining / lin.gradient_norm if lin.gradient_norm > 0 else 0.0
+        best = found
+    if best.depth == 0 and lin.gradient_norm > 0:
+        return None
+    relative = best.length / lin.gradient_norm if lin.gradient_norm > 0 else 0.0
     converged = relative <= tolerance
     return Solved(
-        cotangents=y,
-        vector=x,
+        cotangents=best.y,
+        vector=best.x,
         solver="direct",
         iterations=iterations,
         converged=converged,
@@ -58,3 +91,16 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         gamma_floor=lin.gamma_floor,
         status="residual" if converged else "breakdown",
     )
+
+
+def _scaled(lin: Linearization, damping: float, y: Tensor) -> _Candidate | None:
+    """Return the multiple of x = J^T y that is deepest, None where none leads down."""
+    x = lin.vjp(y)
+    jx = lin.jvp(x).double()
+    quadratic, slope = (float(term) for term in indicator_terms(lin, jx))
+    curvature = quadratic + damping * norm(x) ** 2
+    if not (slope > 0 and curvature > 0):
+        return None
+    scale = slope / curvature
+    residual = lin.logit_gradients - scale * (lin.output_fisher(jx) + damping * y)
+    return _Candidate(scale * y, scale * x, scale * slope, residual, length=norm(lin.vjp(residual)))

@@ -43,9 +43,9 @@ class Stopping:
                     "one"
                 )
 
-    def goal(self, gamma_floor: float) -> float:
-        """Return the gamma that is near enough to the floor, 0 where none is."""
-        return (1 + self.floor_tolerance) * gamma_floor if self.floor_tolerance > 0 else 0.0
+    def goal(self, gamma_floor: float) -> float | None:
+        """Return the gamma that is near enough to the floor, None where none is."""
+        return (1 + self.floor_tolerance) * gamma_floor if self.floor_tolerance > 0 else None
 
     @property
     def error(self) -> float:
