@@ -41,7 +41,7 @@ class GramFactor:
         return self.vectors @ ((self.vectors.T @ right) / (self.eigenvalues + damping))
 
 
-def factorize(gram: Tensor) -> GramFactor:
+def factorize(gram: Tensor, tolerance: float = 0.0) -> GramFactor:
     """Factorise a positive semi-definite Gram matrix whose rows may differ by many magnitudes.
 
     With s = sqrt(diag K), the correlation matrix K / (s s^T) is factorised by Cholesky with
@@ -51,6 +51,8 @@ def factorize(gram: Tensor) -> GramFactor:
 
     Args:
         gram: K, (M, M) float64.
+        tolerance: part of a row's squared norm, left after all rows before it, below which it
+            counts as a combination of them; rounding in float64 always does.
 
     Returns:
         The factor; samples with zero gradient, duplicates and linear combinations of other
@@ -60,8 +62,8 @@ def factorize(gram: Tensor) -> GramFactor:
     scale = np.sqrt(np.clip(np.diag(matrix), 0.0, None))
     safe = np.where(scale > 0, scale, 1.0)
     correlation = matrix / safe / safe[:, None]
-    tolerance = len(matrix) * np.finfo(np.float64).eps
-    lower, pivots, rank, _ = dpstrf(correlation, tol=tolerance, lower=1)
+    rounding = len(matrix) * float(np.finfo(np.float64).eps)
+    lower, pivots, rank, _ = dpstrf(correlation, tol=max(tolerance, rounding), lower=1)
     cholesky = np.empty((len(matrix), rank))
     cholesky[pivots - 1] = np.tril(lower)[:, :rank]
     vectors, singular, _ = torch.linalg.svd(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajec
 from evalkit.checkpoints.adapters import model_for
 from evalkit.errors import EvalkitError, reason, shortened
 from evalkit.linearization.forward import Inputs
+from evalkit.machine import sources
 from evalkit.run import (
     PROVENANCE_FILE,
     append_rows,
@@ -31,6 +33,7 @@ from evalkit.run import (
 from evalkit.scoring import check_request
 from evalkit.settings import Settings
 from evalkit.tasks import Samples, Task
+from evalkit.updates.registry import function_of
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,17 @@ def run_study(
             done.add((checkpoint.name, batch))
             report(checkpoint.name)
     sort_tables(folder)
-    update_provenance(folder, finished=now(), seconds=round(time.monotonic() - seconds, 3))
+    _finish(folder, done, time.monotonic() - seconds)
+
+
+def _finish(folder: Path, done: set[tuple[str, int]], seconds: float) -> None:
+    """Mark a run as finished that was not, if it has every batch that it was ever asked for."""
+    provenance = read_provenance(folder)
+    names = [item["name"] for item in provenance["checkpoints"]]
+    wanted = itertools.product(names, range(provenance["settings"]["batches"]))
+    if not provenance.get("finished") and done.issuperset(wanted):
+        seconds += provenance.get("seconds") or 0.0
+        update_provenance(folder, finished=now(), seconds=round(seconds, 3))
 
 
 def _iterated(report: Callable[[str, int], None], name: str, iteration: int, _: float) -> None:
@@ -140,7 +153,7 @@ def check_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(1, dtype=torch.float64, device=device)
+        torch.empty(1, dtype=torch.float64, device=device).tolist()
     except (RuntimeError, AssertionError, TypeError) as error:
         raise EvalkitError(
             f"expected a device that torch can use with float64, found '{name}' ({reason(error)}); "
@@ -163,9 +176,10 @@ def _provenance(
     described = describe_run(
         model, task.name, task.likelihood, settings, trajectory.folder, checkpoints
     )
-    manifest = trajectory.manifest or {}
+    manifest, methods = trajectory.manifest or {}, settings.methods
     origin = {
         "task_settings": dict(task.settings),
+        "code": sources((task.build_model, task.training_samples, *map(function_of, methods))),
         "base_model": trajectory.base_model,
         "training": manifest.get("recipe"),
     }
@@ -199,7 +213,13 @@ def check_same_run(folder: Path, earlier: dict[str, Any], provenance: dict[str, 
     Raises:
         EvalkitError: it differs in another respect.
     """
-    before = _identity(earlier)
+    try:
+        before = _identity(earlier)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise EvalkitError(
+            f"expected the {PROVENANCE_FILE} of a run in '{folder}', found one that does not list "
+            "its settings and checkpoints; choose another folder"
+        ) from error
     for name, found in _identity(provenance).items():
         if before[name] != found:
             raise EvalkitError(
@@ -212,12 +232,15 @@ def check_same_run(folder: Path, earlier: dict[str, Any], provenance: dict[str, 
 def _identity(provenance: dict[str, Any]) -> dict[str, Any]:
     """Return what makes two studies the same, but for the number of batches."""
     settings = provenance.get("settings", {})
+    if type(settings["batches"]) is not int:
+        raise TypeError("batches")
     identity = {name: settings.get(name) for name in ("batch_size", "seed", "likelihood", "dtype")}
     for name in ("methods", "dampings"):
         identity[name] = list(settings.get(name, ()))
     identity["evalkit"] = provenance.get("evalkit")
     identity["task"] = provenance.get("task")
     identity["task_settings"] = provenance.get("task_settings")
+    identity["code"] = provenance.get("code")
     identity["checkpoints"] = [
         [item.get(key) for key in ("name", "step", "progress", "sha256")]
         for item in provenance.get("checkpoints", ())

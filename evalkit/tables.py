@@ -195,6 +195,18 @@ def _number(text: str, column: str) -> float:
     return value
 
 
+def whole_number(text: str) -> int:
+    """Return a number of things, as tables have it.
+
+    Raises:
+        ValueError: it is not whole, negative, or too large for 64 bits.
+    """
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise ValueError(text)
+    return value
+
+
 def _parsed(column: str, texts: list[str], path: Path) -> pd.Series:
     """Return one column from its texts; Python's own float keeps every digit."""
     if column in _OPTIONAL:
@@ -209,7 +221,7 @@ def _parsed(column: str, texts: list[str], path: Path) -> pd.Series:
             elif column in _FLAG:
                 values.append({"True": True, "False": False}[text])
             else:
-                values.append(int(text) if column in _WHOLE else _number(text, column))
+                values.append(whole_number(text) if column in _WHOLE else _number(text, column))
         except (ValueError, KeyError):
             kind = "True or False" if column in _FLAG else "a number"
             raise EvalkitError(

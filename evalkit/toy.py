@@ -203,7 +203,9 @@ def _trajectory(
         if loss <= REACHED or not problem.contains(point):
             return
         d = update(method, lin, tracing.damping)
-        found = indicator(lin, lin.jvp(d))
-        eta = min(tracing.step_length / norm(d), found.slope / found.fisher_norm**2)
+        found, length = indicator(lin, lin.jvp(d)), norm(d)
+        if not (length and found.fisher_norm**2):  # a damping so large that nothing moves
+            return
+        eta = min(tracing.step_length / length, found.slope / found.fisher_norm**2)
         weight, bias = d.tolist()
         point = (point[0] - eta * weight, point[1] - eta * bias)

@@ -123,6 +123,8 @@ BAD: dict[str, tuple[Callable[[str], str], str]] = {
     "a field too few": (lambda text: text.replace(",yes,0.5\n", "\n", 1), "8 fields in line 12"),
     "no number": (lambda text: text.replace("0.33333333", "high", 1), "ratio in line 12"),
     "no batch": (lambda text: text.replace("1e-12,0", "1e-12,", 1), "batch in line 12"),
+    "nan damping": (lambda text: text.replace("1e-12", "nan", 1), "damping in line 12"),
+    "batch below 0": (lambda text: text.replace("1e-12,0", "1e-12,-1", 1), "batch in line 12"),
     "no flag": (lambda text: text.replace("yes", "maybe", 1), "descends in line 12"),
     "a row twice": (lambda text: text.replace(ROW, ROW * 2), "line 13 again"),
     "no rows": (lambda text: text[: text.index("zero,ef")], "rows"),

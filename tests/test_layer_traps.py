@@ -168,6 +168,17 @@ def test_a_convolution_whose_weight_depends_on_its_inputs() -> None:
 # --- memory formats and layers without inputs -------------------------------------------------
 
 
+def test_a_view_of_group_norm_after_a_transposition() -> None:
+    """Torch's layer returns contiguous outputs for strides of no memory format."""
+    model = Net(
+        lambda net, x: net.out(net.norm(net.linear(x).transpose(1, 2)).view(len(x), -1)),
+        linear=nn.Linear(6, 4),
+        norm=nn.GroupNorm(2, 4),
+        out=nn.Linear(8, 3),
+    )
+    agrees_with_dense(model, sequences())
+
+
 def test_a_view_of_group_norm_with_channels_last() -> None:
     """The layer keeps its inputs' strides, as torch's does; with others the view is refused."""
     model = Net(
@@ -236,6 +247,19 @@ def test_recomputed_convolutions_and_norms(norm: nn.Module) -> None:
         out=nn.Linear(16, 3),
     )
     agrees_with_dense(model, sequences())
+
+
+def test_recomputation_in_another_precision_is_refused() -> None:
+    """The backward runs the caller's module, in its own precision."""
+    model = Net(
+        lambda net, x: net.out(checkpoint(net.body, x, use_reentrant=False)),
+        body=nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
+        out=nn.Linear(4, 3),
+    ).float()
+    inputs, targets = Draw(2).normal(5, 4).float(), Draw(3).integers(3, 5)
+    assert evalkit.linearize(model, inputs, targets).gradient.isfinite().all()
+    with pytest.raises(evalkit.EvalkitError, match="activation checkpointing"):
+        evalkit.linearize(model, inputs, targets, dtype="float64")
 
 
 def test_forward_mode_without_a_function_transform() -> None:

@@ -77,6 +77,27 @@ def test_direct_solve_with_labels_that_are_confidently_wrong(
     assert depth(found.solution) >= (1 - lost) * depth(best.solution)
 
 
+@pytest.mark.parametrize("damping", [0.0, 1e-12, 1e-8])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_scores_of_the_natural_gradient_are_those_of_its_update(damping: float, seed: int) -> None:
+    """Half of the samples are nearly copies: eigenvalues of J J^T below rounding say nothing."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(12, 40), nn.Tanh(), nn.Linear(40, 5))
+    inputs, targets = torch.randn(40, 12), torch.randint(5, (40,))
+    inputs[20:] = inputs[:20] + 1e-3 * torch.randn(20, 12)
+    exact = evalkit.linearize(model, inputs, targets, dtype="float64")
+    found = {}
+    for name in ("sgd", "ngd:solver=cg", "ngd:solver=direct"):
+        table = evalkit.score(model, inputs, targets, methods=name, damping=damping)
+        lin = evalkit.linearize(model, inputs, targets)
+        found[name] = evalkit.gamma(exact, compute(name, lin, damping).direction(lin).double())
+        assert table["gamma"][0] == pytest.approx(found[name], rel=1e-3)
+    assert max(found["ngd:solver=cg"], found["ngd:solver=direct"]) < 0.8 * found["sgd"]
+    plain = evalkit.natural_gradient(evalkit.linearize(model, inputs, targets), damping)
+    assert plain.gammas[-1] == pytest.approx(evalkit.gamma(exact, plain.solution.double()), 1e-3)
+    assert plain.relative_residual < 0.1
+
+
 @pytest.mark.parametrize("damping", [1e-5, 1e-3, 10.0])
 @pytest.mark.parametrize("wrong", [0, 1, 8])
 @pytest.mark.parametrize("draws", [1, 3])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,6 +20,8 @@ from evalkit.scoring import score
 from evalkit.settings import Settings
 from evalkit.study import run_study
 from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
+from evalkit.tasks.loading import load_code
+from evalkit.updates import registry
 from tests.folders import BUNDLED
 
 SMALL = Settings(methods=("sgd", "ief", "sf"), batches=2, batch_size=12)
@@ -97,6 +102,59 @@ def test_more_batches_extend_a_run(tmp_path: Path) -> None:
     scores = study(tmp_path / "run", Settings(methods=("sgd",), batches=3, batch_size=12))
     assert sorted(scores["batch"].unique()) == [0, 1, 2]
     assert read_run(tmp_path / "run").provenance["settings"]["batches"] == 3
+
+
+def test_fewer_batches_do_not_finish_a_run_that_was_interrupted(tmp_path: Path) -> None:
+    """Some checkpoints have batches that others lack: means over them would not be comparable."""
+    settings = Settings(methods=("sgd",), batches=3, batch_size=12)
+    with pytest.raises(StopError):
+        study(tmp_path / "run", settings, stop_after=4)
+    study(tmp_path / "run", replace(settings, batches=1))
+    assert read_run(tmp_path / "run").provenance["finished"] is None
+    study(tmp_path / "run", settings)
+    assert read_run(tmp_path / "run").provenance["finished"] is not None
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    study(tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    study(tmp_path / "run")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_methods_of_another_text_do_not_go_on_with_a_run(tmp_path: Path) -> None:
+    code, name = tmp_path / "methods.py", "test_study_scaled"
+    text = f"import evalkit\n\n@evalkit.method('{name}')\ndef scaled(lin, damping):\n"
+    settings = Settings(methods=("sgd", name), batches=1, batch_size=12)
+    try:
+        code.write_text(f"{text}    return lin.gradient\n")
+        load_code(str(code))
+        study(tmp_path / "run", settings)
+        provenance = read_run(tmp_path / "run").provenance
+        assert provenance["code"] == {"methods.py": sha256(code.read_bytes()).hexdigest()}
+        code.write_text(f"{text}    return 2 * lin.gradient\n")
+        with pytest.raises(EvalkitError, match="another code"):
+            study(tmp_path / "run", replace(settings, batches=2))
+    finally:
+        registry._METHODS._entries.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"settings": None},
+        {"settings": {"batches": "9"}},
+        {"settings": {}},
+        {"checkpoints": 5},
+        {"checkpoints": ["x"]},
+    ],
+)
+def test_a_damaged_run_is_refused_in_one_sentence(tmp_path: Path, damage: dict[str, Any]) -> None:
+    study(tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(EvalkitError, match="choose another folder"):
+        study(tmp_path / "run")
 
 
 def test_a_folder_with_another_run_is_refused_and_kept(tmp_path: Path) -> None:

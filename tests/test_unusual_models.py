@@ -15,9 +15,11 @@ import evalkit
 from evalkit.likelihoods import get
 from evalkit.metrics import efficiency
 from evalkit.reductions import norm
+from evalkit.updates.registry import accept
 from tests import dense
 
 TARGETS = torch.tensor([0, 1, 2, 0, 1])
+METHODS = ("sgd", "ief", "ngd")
 
 
 class Rule(nn.Module):
@@ -213,13 +215,37 @@ def test_float64_of_forwards_that_make_tensors_by_themselves() -> None:
 def test_one_number_per_sample_without_an_axis_of_its_own(likelihood: str) -> None:
     targets = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
     with_axis = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()
-    without = nn.Sequential(with_axis, nn.Flatten(0))
-    methods = ("sgd", "ief", "ngd")
-    tables = [
-        evalkit.score(model, inputs(), targets, likelihood=likelihood, methods=methods)
-        for model in (with_axis, without)
-    ]
-    assert list(tables[0]["gamma"]) == list(tables[1]["gamma"])
+    without = Rule(lambda net, x: net.inner(x).squeeze(), inner=with_axis)
+    for size in (None, 2):
+        tables = [
+            evalkit.score(model, inputs(), targets, likelihood, METHODS, micro_batch_size=size)
+            for model in (with_axis, without)
+        ]
+        assert list(tables[0]["gamma"]) == list(tables[1]["gamma"])
+
+
+def test_inference_mode_is_refused() -> None:
+    model = nn.Linear(4, 3).double()
+    with torch.inference_mode(), pytest.raises(evalkit.EvalkitError, match="inference_mode"):
+        evalkit.linearize(model, inputs(), TARGETS)
+
+
+@pytest.mark.parametrize("name", ["gram", "gradient", "logit_gradients", "gradient_norms"])
+def test_methods_that_change_what_others_see_are_refused(name: str) -> None:
+    lin = evalkit.linearize(nn.Linear(4, 3).double(), inputs(), TARGETS)
+
+    def careless(lin: evalkit.Linearization, damping: float) -> Tensor:
+        getattr(lin, name).mul_(2)
+        return lin.gradient
+
+    with pytest.raises(evalkit.EvalkitError, match=rf"lin\.{name} changed in place"):
+        accept("careless", careless(lin, 0.0), lin)
+
+
+def test_complex_directions_are_refused() -> None:
+    lin = evalkit.linearize(nn.Linear(4, 3).double(), inputs(), TARGETS)
+    with pytest.raises(evalkit.EvalkitError, match="real numbers"):
+        accept("turned", 1j * lin.gradient, lin)
 
 
 def test_outputs_so_saturated_that_their_fisher_vanishes() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from evalkit.errors import EvalkitError
-from evalkit.tables import csv_line
+from evalkit.tables import csv_line, whole_number
 
 FORMAT = "1"
 IDENTITY = ("task", "likelihood", "seed", "batch size")
@@ -159,11 +159,18 @@ def _number(text: str) -> float:
     return float(text) if text else math.nan
 
 
+def _damping(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(text)
+    return value
+
+
 _CONVERT: dict[str, Callable[[str], Any]] = {
     "checkpoint": str,
     "method": str,
-    "damping": float,
-    "batch": int,
+    "damping": _damping,
+    "batch": whole_number,
     "ratio": _number,
     "efficiency": _number,
     "descends": _DESCENDS.__getitem__,

@@ -43,7 +43,7 @@ def plot_differences(table: pd.DataFrame, ax: Axes, metric: Metric, tolerance: f
     reach = np.abs(finite[np.isfinite(finite)]).max(initial=0)
     limit = 1.3 * max(reach, 2 * tolerance, 1e-3)
     ax.set_yscale("symlog", linthresh=max(2 * tolerance, 1e-3))
-    ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(-limit, limit))
+    ax.set(xlim=(-0.5, max(len(names), 1) - 0.5), ylim=(-limit, limit))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
     ax.axhspan(-tolerance, tolerance, color=_BAND.color, alpha=0.16, linewidth=0, zorder=1)
     ax.axhline(0, **line_style(_BAND), zorder=1)

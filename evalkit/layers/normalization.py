@@ -134,7 +134,7 @@ class GroupNorm(Normalization):
         """Return the normalised inputs."""
         # With channels last, torch's backward crashes where the inputs need no gradient.
         outputs = functional.group_norm(inputs.contiguous(), self.groups, weight, bias, self.eps)
-        return outputs if inputs.is_contiguous() else torch.empty_like(inputs).copy_(outputs)
+        return outputs.contiguous(memory_format=_memory_format(inputs))
 
     def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Sequence[Tensor]:
         samples, channels, *rest = self.inputs.shape
@@ -160,6 +160,15 @@ class GroupNorm(Normalization):
 
     def _channel_sums(self, values: Tensor) -> Tensor:
         return values.flatten(3).sum(3) if values.dim() > 3 else values
+
+
+def _memory_format(inputs: Tensor) -> torch.memory_format:
+    """Return the memory format that torch's group norm keeps."""
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(inputs.dim())
+    if channels_last is None or inputs.is_contiguous():
+        return torch.contiguous_format
+    kept = inputs.is_contiguous(memory_format=channels_last)
+    return channels_last if kept else torch.contiguous_format
 
 
 def layer_norm(

@@ -6,7 +6,7 @@ model keeps its mode, gradients, hooks, parameters and buffers whatever the forw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -112,7 +112,7 @@ def _logits(output: Any) -> Tensor:
             "expected a model that returns a tensor or an object with .logits, found "
             f"{type(output).__name__}; wrap the model so that it returns its logits"
         )
-    return logits.unsqueeze(1) if logits.dim() == 1 else logits
+    return logits.reshape(-1, 1) if logits.dim() < 2 else logits
 
 
 @contextmanager
@@ -176,7 +176,9 @@ def record(
     _refuse_complex(trainable)
     refuse_batch_statistics(model)
     changed = _changed_by_forward(model)
-    dtype = _highest(trainable) if dtype is None else dtype
+    found = _precisions(trainable.values())
+    precision = reduce(torch.promote_types, found) if dtype is None else dtype
+    dtype = precision if len(found) > 1 else dtype
     parameters = {
         name: cast(value.detach(), dtype, id(value) in changed).requires_grad_()
         for name, value in trainable.items()
@@ -199,7 +201,7 @@ def record(
         with AllDouble() if double else nullcontext():
             logits = functional_call(_Logits(model), swapped, (arguments,), tie_weights=False)
         # Another precision comes from autocast, or from a forward that casts its output.
-        return cast(logits, next(iter(values.values())).dtype)
+        return cast(logits, precision)
 
     backward = Backward()
     recorder = Recorder({id(value): name for name, value in parameters.items()}, backward, samples)
@@ -209,6 +211,12 @@ def record(
         random = any(not torch.equal(a, b) for a, b in zip(state, random_state(), strict=True))
     if random:
         refuse_random_forward(model, lambda: call(parameters, inputs))
+    if recorder.recomputed and any(parameters[n].dtype != p.dtype for n, p in trainable.items()):
+        raise EvalkitError(
+            "expected a forward that its backward does not run again, since that would be in the "
+            "model's own precision, found activation checkpointing; switch it off for the "
+            "evaluation, or convert the model"
+        )
     graph = graph_of(logits)
     _refuse_kept_references(graph, trainable)
     ruled = ruled_parameters(graph, parameters, recorder)
@@ -238,10 +246,11 @@ def _precision(value: Tensor) -> torch.dtype:
     return torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
 
 
-def _highest(parameters: Mapping[str, Tensor]) -> torch.dtype | None:
-    """Return the highest precision of parameters, None where all have the same."""
-    found = {_precision(value) for value in parameters.values()}
-    return reduce(torch.promote_types, found) if len(found) > 1 else None
+def _precisions(parameters: Iterable[Tensor]) -> set[torch.dtype]:
+    """Return what parameters are evaluated in; as for torch, a number has no say beside arrays."""
+    found = [(value.dim() > 0, _precision(value)) for value in parameters]
+    arrays = any(is_array for is_array, _ in found)
+    return {precision for is_array, precision in found if is_array or not arrays}
 
 
 def _refuse_kept_references(graph: Graph, trainable: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evalkit import likelihoods
+from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.forward import Inputs, check_batch
@@ -29,6 +30,16 @@ from evalkit.linearization.sketch import sketch_work, sketched_kernel
 from evalkit.settings import check_dtype
 
 T = TypeVar("T")
+
+
+class _Shared(cached_property[Tensor]):
+    """A tensor that all methods see, computed once; its version then tells whether it changed."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        value = super().__get__(instance, owner)
+        if instance is not None:
+            instance.versions[self.attrname] = value._version
+        return value
 
 
 def linearize(
@@ -57,8 +68,13 @@ def linearize(
 
     Raises:
         EvalkitError: the inputs do not fit together, the forward is not deterministic, samples
-            have no label, or the logits are not finite.
+            have no label, the logits are not finite, or torch is in inference mode.
     """
+    if torch.is_inference_mode_enabled():
+        raise EvalkitError(
+            "expected to be called outside of torch.inference_mode(), whose tensors have no "
+            "gradients; leave it for the evaluation"
+        )
     meaning = likelihoods.get(likelihood)
     # A plain dict, so that other mappings (a tokenizer's output) are seen through too.
     inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
@@ -81,21 +97,33 @@ class Linearization(LinearMaps):
     sums, never means.
 
     Attributes:
-        logit_gradients: r, like logits, float64.
+        versions: of the tensors that all methods see, by name, as they were computed.
     """
 
     def __init__(self, batches: MicroBatches, likelihood: Likelihood, targets: Tensor) -> None:
         super().__init__(batches, likelihood, targets)
-        self.logit_gradients = likelihood.logit_gradients(self.logits, self.targets)
+        self.versions: dict[str, int] = {}
         self._shared: dict[Hashable, Any] = {}
         self._route: PerSample | None = None
 
-    @cached_property
+    def changed(self) -> str | None:
+        """Return the name of a tensor that was changed in place since it was computed, if any."""
+        here = vars(self)
+        return next(
+            (n for n, version in self.versions.items() if here[n]._version != version), None
+        )
+
+    @_Shared
+    def logit_gradients(self) -> Tensor:
+        """r_n = d l_n / d z_n: like logits, float64."""
+        return self.likelihood.logit_gradients(self.logits, self.targets)
+
+    @_Shared
     def losses(self) -> Tensor:
         """l_n, summed over a sample's positions: (N,) float64."""
         return self.likelihood.losses(self.logits, self.targets)
 
-    @cached_property
+    @_Shared
     def gradient(self) -> Tensor:
         """g = sum_n J_n^T r_n, the gradient of the summed loss: (P,)."""
         return self.vjp(self.logit_gradients)
@@ -105,28 +133,13 @@ class Linearization(LinearMaps):
         """|g|."""
         return self.pulled_norm(self.logit_gradients, self.gradient_jvp)
 
-    def kernel_product(self, cotangents: Tensor, formed: bool = True) -> Tensor:
-        """Return J J^T c as :meth:`LinearMaps.kernel_product`: like logits, float64.
-
-        Args:
-            cotangents: c, like logits.
-            formed: multiply by the matrix J J^T if it has been formed.
-        """
-        if formed and "tangent_kernel" in self.__dict__:
-            checked = self._checked(cotangents)
-            return (self.tangent_kernel @ checked.double().flatten()).view_as(checked)
-        return super().kernel_product(cotangents)
-
-    @cached_property
+    @_Shared
     def tangent_kernel(self) -> Tensor:
-        """J J^T, (N M, N M) float64 for M outputs per sample, in the order of the logits.
-
-        Once formed, every product J J^T c is one with this matrix.
-        """
+        """J J^T, (N M, N M) float64 for M outputs per sample, in the order of the logits."""
         _ = self.gram  # settles the route
         return tangent_kernel(self._batches, self._route)
 
-    @cached_property
+    @_Shared
     def sketched_kernel(self) -> Tensor:
         """A random matrix that is J J^T on average, (N M, N M) float64: a preconditioner."""
         return sketched_kernel(self._batches)
@@ -163,12 +176,12 @@ class Linearization(LinearMaps):
         _ = self.gram  # settles the route
         return sample_products(self._batches, cotangents, self._route)
 
-    @cached_property
+    @_Shared
     def gradient_jvp(self) -> Tensor:
         """J g: like logits, float64. r_n . (J g)_n = G_n . g is the slope of each loss along g."""
         return self.kernel_product(self.logit_gradients)
 
-    @cached_property
+    @_Shared
     def gram(self) -> Tensor:
         """K_nm = G_n . G_m for the per-sample gradients G_n = J_n^T r_n: (N, N) float64.
 
@@ -233,12 +246,12 @@ class Linearization(LinearMaps):
         """Return alpha_n r_n, which J^T maps to G^T alpha: (N,) -> like logits."""
         return weights.view(-1, *([1] * (self.logits.dim() - 1))) * self.logit_gradients
 
-    @cached_property
+    @_Shared
     def gradient_norms(self) -> Tensor:
         """|G_n|, the norms of the per-sample gradients: (N,) float64."""
         return self.gram.diagonal().clamp_min(0).sqrt()
 
-    @cached_property
+    @_Shared
     def logit_gradient_norms(self) -> Tensor:
         """|r_n|, over all positions of a sample: (N,) float64."""
         return self.sample_dots(self.logit_gradients, self.logit_gradients).sqrt()

@@ -66,6 +66,7 @@ class Recorder(TorchFunctionMode):
         self.broadcasts: list[Broadcast] = []
         self.other: set[str] = set()
         self.pass_work = 0
+        self.recomputed = False
         self._names = names
         self._backward = backward
         self._samples = samples
@@ -99,7 +100,9 @@ class Recorder(TorchFunctionMode):
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a call, and note what it broadcasts over the samples."""
         found = None
-        if not _transformed() and not _saved_elsewhere():
+        if _saved_elsewhere():
+            self.recomputed = True
+        elif not _transformed():
             found = broadcast_call(func, args, kwargs, self._samples)
         if found is None:
             return func(*args, **kwargs)

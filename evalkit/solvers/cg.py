@@ -102,8 +102,9 @@ def solve_by_cg(
     res -= alpha A v; z = M^-1 res; beta = res_new^T z_new / res^T z; v = z + beta v.
 
     In exact arithmetic each step deepens 2 g^T x - x^T A x; one that does not is not taken. Where
-    equations depend on each other a sketch can lead x far along what J^T maps to zero, so that only
-    rounding is left of it: if x is not as deep as its recurrence says, CG starts without a sketch.
+    equations nearly depend on each other, x = J^T y can be led far along y that J^T maps to nothing
+    but rounding: if x is not as deep as its recurrence says, CG starts again on vectors of P
+    numbers, where x keeps its digits.
 
     Every :data:`REPLACEMENT_PERIOD` iterations, and before a residual is believed to meet the
     tolerance, J x and the residual are computed from x instead of by recurrence. Numbers that
@@ -116,7 +117,7 @@ def solve_by_cg(
         on_iteration: called with the iteration and its gamma.
         preconditioner: maps a residual, (P,), to M^-1 res, (P,), with M^-1 symmetric and positive
             definite; or ``"sketch"`` for :class:`evalkit.solvers.sketched.Sketched`. Without one
-            and with a sketch, no vector of P numbers is formed.
+            and with a sketch, no vector of P numbers is formed as long as rounding allows.
         form: form the solution in any case.
 
     Raises:
@@ -131,8 +132,8 @@ def solve_by_cg(
     if end.status != "residual":
         jx = space.push(x) if vector is None else lin.jvp(vector).double()
         depth = float(_model(space, damping, x, jx)[2])
-        if isinstance(space, Sketched) and depth < (1 - STRAYED) * end.at.depth:
-            return solve_by_cg(lin, damping, stopping, on_iteration, form=form)
+        if not of_vectors and depth < (1 - STRAYED) * end.at.depth:
+            return solve_by_cg(lin, damping, stopping, on_iteration, preconditioner=_identity)
         length = space.norm(space.residual(x, lin.output_fisher(jx), damping))
     return Solved(
         cotangents=None if of_vectors else x,
@@ -145,6 +146,10 @@ def solve_by_cg(
         gamma_floor=lin.gamma_floor,
         status=end.status,
     )
+
+
+def _identity(residual: Tensor) -> Tensor:
+    return residual
 
 
 def _iterate(

@@ -58,7 +58,7 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         tolerance: converged when |g - (F + lambda I) x| <= tolerance |g|.
 
     Returns:
-        The solution, or None where S is too small to be seen and nothing leads down.
+        The solution, or None where a step along g is deeper: S may be too small to be seen.
 
     Raises:
         EvalkitError: the damping is out of range.
@@ -76,7 +76,8 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         if found is None or not found.better(best, rounding):
             break
         best = found
-    if best.depth == 0 and lin.gradient_norm > 0:
+    along_g, slope = (float(term) for term in indicator_terms(lin, lin.gradient_jvp))
+    if best.depth * (along_g + damping * slope) < slope**2:
         return None
     relative = best.length / lin.gradient_norm if lin.gradient_norm > 0 else 0.0
     converged = relative <= tolerance

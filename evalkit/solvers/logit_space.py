@@ -64,7 +64,8 @@ class LogitSpace:
         """Return the exact solve.
 
         Where Cholesky's method meets a small pivot, the eigenvalues are taken: of dependent
-        equations it would return a y with large parts that J^T maps to zero, but for rounding.
+        equations it would return a y with large parts that J^T maps to zero, but for rounding. So
+        would eigenvalues that are rounding of the model's own backward: its precision is the bound.
         """
         matrix, scale, seen = self._scaled(damping)
         factor, failed = torch.linalg.cholesky_ex(matrix)
@@ -75,8 +76,10 @@ class LogitSpace:
                 scaled = (right / scale).unsqueeze(1)
                 return torch.cholesky_solve(scaled, factor).squeeze(1) / scale
         else:
+            rounding = 10 * torch.finfo(self._lin.logits.dtype).eps
             eigen = self._lin.shared(
-                "logit space, eigenvalues", lambda: factorize(self._matrix[seen[:, None], seen])
+                "logit space, eigenvalues",
+                lambda: factorize(self._matrix[seen[:, None], seen], rounding),
             )
 
             def solve(right: Tensor) -> Tensor:

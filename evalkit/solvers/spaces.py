@@ -168,8 +168,8 @@ class Cotangents(Space):
         return sjv
 
     def push(self, x: Tensor) -> Tensor:
-        """Return J J^T y, by the model's own product."""
-        return self.lin.kernel_product(x, formed=False)
+        """Return J J^T y."""
+        return self.lin.kernel_product(x)
 
     def norm(self, res: Tensor) -> float:
         """Return sqrt(q . (J J^T q))."""

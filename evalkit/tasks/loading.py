@@ -104,6 +104,10 @@ def _import_file(location: str) -> ModuleType:
 
 
 def _import_module(location: str) -> ModuleType:
+    if not location or location.startswith("."):
+        raise EvalkitError(
+            f"expected a file.py or a package.module, found '{location}'; write its name in full"
+        )
     _make_importable(Path.cwd())
     try:
         with user_code(f"the module '{location}'"):

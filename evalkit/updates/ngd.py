@@ -34,6 +34,7 @@ def ngd(
     stopping = Stopping(max_iterations, tolerance, floor_tolerance)
     result = solve(lin, damping, stopping, solver, on_iteration)
     return Update(
+        vector=result.vector if result.cotangents is None else None,
         cotangents=result.cotangents,
         iterations=result.iterations,
         relative_residual=result.relative_residual,

@@ -107,6 +107,11 @@ def describe(name: str) -> str:
     return (inspect.getdoc(_METHODS.get(name)) or "").split("\n")[0]
 
 
+def function_of(text: str) -> Method:
+    """Return the function of a method, settings left aside."""
+    return _METHODS.get(parse(text)[0])
+
+
 def parse(text: str) -> tuple[str, dict[str, Any]]:
     """Split ``"sf:labels_per_sample=4"`` into a method's name and its settings.
 
@@ -193,8 +198,14 @@ def accept(name: str, result: Any, lin: Linearization) -> Update:
         lin: the model and batch.
 
     Raises:
-        EvalkitError: it is not a finite vector of length P.
+        EvalkitError: it is not a finite vector of length P, or the method changed what others see.
     """
+    changed = lin.changed()
+    if changed is not None:
+        raise EvalkitError(
+            f"expected method '{name}' to leave the linearization as it is, found lin.{changed} "
+            "changed in place; work on a clone"
+        )
     if not isinstance(result, Update):
         result = Update(vector=result)
     if result.cotangents is None:
@@ -226,5 +237,10 @@ def _checked(name: str, direction: Any, lin: Linearization) -> Tensor:
         raise EvalkitError(
             f"expected method '{name}' to return a vector of length {lin.num_params}, found "
             f"{found}; return one number per trainable parameter"
+        )
+    if direction.is_complex():
+        raise EvalkitError(
+            f"expected method '{name}' to return real numbers, found {direction.dtype}; return the "
+            "real part if that is what is meant"
         )
     return direction.detach().to(lin.logits)
