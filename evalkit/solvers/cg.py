@@ -14,7 +14,7 @@ from evalkit.indicator import Indicator, indicator_terms
 from evalkit.linearization import Linearization
 from evalkit.settings import check_damping
 from evalkit.solvers.sketched import Sketched
-from evalkit.solvers.solved import Solved, Status
+from evalkit.solvers.solved import Solved, Status, rounding
 from evalkit.solvers.spaces import (
     Cotangents,
     Direction,
@@ -190,7 +190,7 @@ def _iterate(
             found = space.search(res, recomputed=True)
         if (due or small) and found.square <= enough:
             status = "residual"
-        elif small and found.square >= square and at.depth <= (1 + _rounding(lin)) * depth:
+        elif small and found.square >= square and at.depth <= (1 + rounding(lin)) * depth:
             status = "breakdown"
         else:
             # A recurrence that strayed is left behind: start again from the residual it missed.
@@ -213,7 +213,7 @@ def _take(
     x, jx = at.x + alpha * v, at.jx + alpha * jv
     decisive = torch.stack([curvature, *_model(space, damping, x, jx)])
     bend, quadratic, slope, depth = decisive.tolist()
-    if not 0 < bend < math.inf or depth < (1 - _rounding(space.lin)) * at.depth:
+    if not 0 < bend < math.inf or depth < (1 - rounding(space.lin)) * at.depth:
         return None
     return _Taken(
         step=Step(v, jv, sjv, curvature, found.rho),
@@ -222,11 +222,6 @@ def _take(
         to=_Point(x, jx, max(at.depth, depth)),
         gamma=Indicator(math.sqrt(quadratic), slope).gamma,
     )
-
-
-def _rounding(lin: Linearization) -> float:
-    """Return the part of the depth that is not told from rounding."""
-    return torch.finfo(lin.logits.dtype).eps ** 0.5
 
 
 def _model(space: Space, damping: float, x: Tensor, jx: Tensor) -> tuple[Tensor, Tensor, Tensor]:

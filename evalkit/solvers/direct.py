@@ -11,11 +11,14 @@ from evalkit.indicator import indicator_terms
 from evalkit.linearization import Linearization
 from evalkit.reductions import norm
 from evalkit.settings import check_damping
-from evalkit.solvers.logit_space import LogitSpace
-from evalkit.solvers.solved import Solved
+from evalkit.solvers.logit_space import LogitSpace, Solve
+from evalkit.solvers.solved import Solved, rounding
 
 REFINEMENTS = 4
 """Solves with the recomputed residual, at most."""
+
+SHORT = 1e-3
+"""Part of the depth that may be lost to rounding before another way is tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +39,11 @@ class _Candidate:
     residual: Tensor
     length: float
 
-    def better(self, than: _Candidate, rounding: float) -> bool:
+    def better(self, than: _Candidate, within: float) -> bool:
         """Return whether it is deeper, or within rounding as deep and nearer to the equations."""
-        if self.depth > (1 + rounding) * than.depth:
+        if self.depth > (1 + within) * than.depth:
             return True
-        return self.depth >= (1 - rounding) * than.depth and self.length < than.length
+        return self.depth >= (1 - within) * than.depth and self.length < than.length
 
 
 def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solved | None:
@@ -51,6 +54,9 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
     where a sample is confidently wrong, its part of x is long enough to leave rounding in the
     others' residuals that exceeds g, and x is near the best all the same. Each x is taken times
     the number that deepens it most, g^T x / x^T A x, which is one but for rounding.
+
+    Where x is not as deep as the matrix has it, y has large parts that J^T maps to nothing but
+    rounding; the eigenvalues, which take longer, then tell which.
 
     Args:
         lin: the model and batch; J J^T and H are computed once for all dampings.
@@ -65,17 +71,19 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
     """
     damping = check_damping(damping)
     space = lin.shared("logit space", lambda: LogitSpace(lin, lin.tangent_kernel))
-    solve = lin.shared(("logit space", damping), lambda: space.solver(damping))
     y, r = torch.zeros_like(lin.logit_gradients), lin.logit_gradients
-    best = _Candidate(y, lin.vjp(y), 0.0, r, lin.gradient_norm)
-    rounding = torch.finfo(lin.logits.dtype).eps ** 0.5
-    iterations = 0
-    while iterations < REFINEMENTS and best.length > tolerance * lin.gradient_norm:
-        iterations += 1
-        found = _scaled(lin, damping, best.y + solve(best.residual))
-        if found is None or not found.better(best, rounding):
+    best = start = _Candidate(y, lin.vjp(y), 0.0, r, lin.gradient_norm)
+    enough, iterations = tolerance * lin.gradient_norm, 0
+    for way in (space.by_cholesky, space.by_eigenvalues):
+        solve = way(damping)
+        if solve is None:
+            continue
+        found, count = _refined(lin, damping, solve, start, enough)
+        iterations += count
+        best = found if found.better(best, rounding(lin)) else best
+        depth = float(r.flatten() @ lin.tangent_kernel @ solve(r).flatten())
+        if best.length <= enough or best.depth >= (1 - SHORT) * depth:
             break
-        best = found
     along_g, slope = (float(term) for term in indicator_terms(lin, lin.gradient_jvp))
     if best.depth * (along_g + damping * slope) < slope**2:
         return None
@@ -94,6 +102,20 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
     )
 
 
+def _refined(
+    lin: Linearization, damping: float, solve: Solve, best: _Candidate, enough: float
+) -> tuple[_Candidate, int]:
+    """Return the best of a few solutions, each corrected by its residual, and their number."""
+    for count in range(REFINEMENTS):
+        if best.length <= enough:
+            return best, count
+        found = _scaled(lin, damping, best.y + solve(best.residual))
+        if found is None or not found.better(best, rounding(lin)):
+            return best, count + 1
+        best = found
+    return best, REFINEMENTS
+
+
 def _scaled(lin: Linearization, damping: float, y: Tensor) -> _Candidate | None:
     """Return the multiple of x = J^T y that is deepest, None where none leads down."""
     x = lin.vjp(y)
@@ -103,5 +125,8 @@ def _scaled(lin: Linearization, damping: float, y: Tensor) -> _Candidate | None:
     if not (slope > 0 and curvature > 0):
         return None
     scale = slope / curvature
+    if abs(scale - 1) <= rounding(lin):  # so that y, x and the residual stay what was computed
+        scale = 1.0
+    depth = scale * (2 * slope - scale * curvature)
     residual = lin.logit_gradients - scale * (lin.output_fisher(jx) + damping * y)
-    return _Candidate(scale * y, scale * x, scale * slope, residual, length=norm(lin.vjp(residual)))
+    return _Candidate(scale * y, scale * x, depth, residual, length=norm(lin.vjp(residual)))

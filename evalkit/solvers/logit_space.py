@@ -20,10 +20,8 @@ from evalkit.linearization import Linearization
 Solve = Callable[[Tensor], Tensor]
 """Maps a residual q, like logits, to B (H + lambda I)^-1 rho with q = B rho: like logits."""
 
-SMALL_PIVOT = 1e-4
-"""Part of an equation's diagonal, left after all before it, below which it counts as dependent.
-
-With 1e-6, gamma in float32 is 2% off where outputs depend on each other and lambda = 1e-6."""
+SMALL_PIVOT = 1e-6
+"""Part of an equation's diagonal, left after all before it, below which it counts as dependent."""
 
 SKETCH_FLOOR = 1e-6
 """Eigenvalues of the sketched H, scaled to a unit diagonal, below which they are rounding."""
@@ -51,41 +49,46 @@ class LogitSpace:
         blocks = values.reshape(*self._root.shape[:2], -1)
         return (self._root.transpose(1, 2) @ blocks).reshape(values.shape)
 
+    def _seen(self) -> Tensor:
+        """Return the rows that are not zero."""
+        return (self._matrix.diagonal() > 0).nonzero().flatten()
+
     def _scaled(self, damping: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return H + lambda I scaled to a unit diagonal, the scales, and the rows that are seen."""
-        diagonal = self._matrix.diagonal()
-        seen = (diagonal > 0).nonzero().flatten()
-        scale = (diagonal[seen] + damping).sqrt()
+        seen = self._seen()
+        scale = (self._matrix.diagonal()[seen] + damping).sqrt()
         matrix = self._matrix[seen[:, None], seen]
         matrix = (matrix + damping * torch.eye(len(seen)).to(matrix)) / scale / scale[:, None]
         return matrix, scale, seen
 
-    def solver(self, damping: float) -> Solve:
-        """Return the exact solve.
+    def by_cholesky(self, damping: float) -> Solve | None:
+        """Return the exact solve by Cholesky's method, None where equations depend on each other.
 
-        Where Cholesky's method meets a small pivot, the eigenvalues are taken: of dependent
-        equations it would return a y with large parts that J^T maps to zero, but for rounding. So
-        would eigenvalues that are rounding of the model's own backward: its precision is the bound.
+        It would then return a y with large parts that J^T maps to zero, but for rounding.
         """
         matrix, scale, seen = self._scaled(damping)
         factor, failed = torch.linalg.cholesky_ex(matrix)
         pivots = factor.diagonal().square()
-        if int(failed) == 0 and len(seen) and float(pivots.min()) > SMALL_PIVOT:
+        if int(failed) != 0 or not len(seen) or float(pivots.min()) <= SMALL_PIVOT:
+            return None
 
-            def solve(right: Tensor) -> Tensor:
-                scaled = (right / scale).unsqueeze(1)
-                return torch.cholesky_solve(scaled, factor).squeeze(1) / scale
-        else:
-            rounding = 10 * torch.finfo(self._lin.logits.dtype).eps
-            eigen = self._lin.shared(
-                "logit space, eigenvalues",
-                lambda: factorize(self._matrix[seen[:, None], seen], rounding),
-            )
-
-            def solve(right: Tensor) -> Tensor:
-                return eigen.solve(right, damping)
+        def solve(right: Tensor) -> Tensor:
+            scaled = (right / scale).unsqueeze(1)
+            return torch.cholesky_solve(scaled, factor).squeeze(1) / scale
 
         return lambda residual: self._solved(residual, seen, solve)
+
+    def by_eigenvalues(self, damping: float) -> Solve:
+        """Return the solve without what H maps to zero, within rounding of the model's backward."""
+        seen = self._seen()
+        rounding = 10 * torch.finfo(self._lin.logits.dtype).eps
+        eigen = self._lin.shared(
+            "logit space, eigenvalues",
+            lambda: factorize(self._matrix[seen[:, None], seen], rounding),
+        )
+        return lambda residual: self._solved(
+            residual, seen, lambda right: eigen.solve(right, damping)
+        )
 
     def preconditioner(self, damping: float) -> Solve:
         """Return an approximate solve, for a sketch of H in float32.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from evalkit.linearization import Linearization
@@ -62,3 +63,8 @@ def formed(lin: Linearization, solved: Solved) -> NaturalGradient:
         assert solved.cotangents is not None
         vector = lin.vjp(solved.cotangents)
     return NaturalGradient(**vars(solved), solution=vector)
+
+
+def rounding(lin: Linearization) -> float:
+    """Return the part of the quadratic model's depth that solvers cannot tell from rounding."""
+    return torch.finfo(lin.logits.dtype).eps ** 0.5
