@@ -179,7 +179,7 @@ def _provenance(
     manifest, methods = trajectory.manifest or {}, settings.methods
     origin = {
         "task_settings": dict(task.settings),
-        "code": sources((task.build_model, task.training_samples, *map(function_of, methods))),
+        "code": sources((task.model, task.data, *map(function_of, methods))),
         "base_model": trajectory.base_model,
         "training": manifest.get("recipe"),
     }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import warnings
 
 import pytest
 import torch
@@ -15,11 +13,7 @@ import evalkit.linearization.sketch
 from evalkit.layers import sketches
 from evalkit.layers.rows import Formed, GradientRows
 from evalkit.linearization.ruled_rows import row_kinds
-from evalkit.solvers.choice import Choice, cheapest, expected_iterations
 from evalkit.solvers.direct import solve_directly
-from evalkit.solvers.stopping import Stopping
-from evalkit.updates import compute
-from tests.benchmarks.problems import PROBLEMS
 from tests.cases import CASES
 from tests.table import Draw
 from tests.test_accuracy import SECOND_ROUTE_NEEDED
@@ -208,11 +202,6 @@ def test_the_sketch_needs_few_iterations(name: str) -> None:
     assert found.iterations <= max(5, plain.iterations)
 
 
-def wide() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(400, 64), nn.Tanh(), nn.Linear(64, 8)).double()
-
-
 def convolutional() -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3), nn.ReLU(), nn.Flatten()]
@@ -274,67 +263,6 @@ def test_a_model_without_rules_cannot_be_sketched() -> None:
     with pytest.raises(evalkit.EvalkitError, match="solver 'cg'"):
         evalkit.natural_gradient(lin, solver="sketch")
     assert evalkit.natural_gradient(lin, solver="auto").solver in ("cg", "direct")
-
-
-def test_the_cheapest_solver() -> None:
-    """Rows of an MLP are cheap to multiply in full, those of a convolution are not."""
-    x, y = Draw(0).normal(20, 400), torch.arange(20) % 8
-    lin = evalkit.linearize(wide(), x, y)
-    assert cheapest(lin, Stopping(tolerance=1e-9)) == "direct"
-    assert cheapest(lin, Stopping(max_iterations=1, tolerance=1e-9)) == "cg"
-    assert compute("ngd", lin, 1e-12).solver == "direct"
-    problem = next(problem for problem in PROBLEMS if "CNN" in problem.name)
-    lin = evalkit.linearize(*problem.make())
-    assert cheapest(lin, Stopping()) == cheapest(lin, Stopping(floor_tolerance=0.01)) == "sketch"
-    assert cheapest(lin, Stopping(max_iterations=3)) == "cg"
-    found = evalkit.natural_gradient(lin, floor_tolerance=0.01, solver="auto")
-    assert (found.solver, found.status) == ("sketch", "floor")
-    assert found.iterations < 0.5 * expected_iterations(lin, 0.02)
-
-
-@pytest.mark.parametrize("name", ["mlp_categorical", "convolution_group_norm"])
-@pytest.mark.parametrize("error", [1e-2, 1e-6])
-def test_iterations_are_foreseen_from_the_first(name: str, error: float) -> None:
-    """The condition number is estimated from below, so rarely too many are expected."""
-    lin = evalkit.linearize(*CASES[name].make())
-    found = evalkit.natural_gradient(
-        lin, max_iterations=1000, tolerance=0.0, floor_tolerance=(1 - error) ** -0.5 - 1
-    )
-    assert found.status == "floor"
-    assert 0.1 * found.iterations <= expected_iterations(lin, error) <= 2 * found.iterations
-    assert expected_iterations(lin, error**2) > expected_iterations(lin, error)
-
-
-def test_wrong_choices_are_refused() -> None:
-    lin = evalkit.linearize(wide(), Draw(0).normal(20, 400), torch.arange(20) % 8)
-    with pytest.raises(evalkit.EvalkitError, match="auto, cg, sketch, direct"):
-        evalkit.natural_gradient(lin, solver="best")  # type: ignore[arg-type]
-    with pytest.raises(evalkit.EvalkitError, match="preconditioner"):
-        evalkit.natural_gradient(lin, solver="sketch", preconditioner=lambda v: v)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("damping", [0.0, 1e-12, 1e-6, 1e-2])
-@pytest.mark.parametrize("solver", ["cg", "sketch", "direct", "auto"])
-def test_solvers_agree_where_outputs_depend_on_each_other(
-    solver: Choice, damping: float, dtype: str
-) -> None:
-    """More outputs than parameters, and labels that no direction can fit: J J^T is singular."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(13, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
-    inputs, targets = torch.randn(160, 13), torch.randint(3, (160,))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        lin = evalkit.linearize(model, inputs, targets, dtype=dtype)
-        exact = evalkit.linearize(model, inputs, targets, dtype="float64")
-    best = evalkit.gamma(exact, solve_directly(exact, damping, 1e-9).vector)
-    found = evalkit.natural_gradient(lin, damping, solver=solver)
-    assert float(found.solution @ lin.gradient) > 0
-    near = 1e-4 if solver == "direct" else 0.03  # CG ends at its limit
-    assert evalkit.gamma(lin, found.solution) == pytest.approx(best, rel=near)
-    if damping == 0:
-        rises = [b / a - 1 for a, b in itertools.pairwise(found.gammas)]
-        assert max(rises, default=0.0) <= 1e-3
 
 
 def test_a_last_micro_batch_of_one_sample() -> None:

@@ -20,7 +20,7 @@ from evalkit.scoring import score
 from evalkit.settings import Settings
 from evalkit.study import run_study
 from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
-from evalkit.tasks.loading import load_code
+from evalkit.tasks.loading import load_code, load_task
 from evalkit.updates import registry
 from tests.folders import BUNDLED
 
@@ -137,6 +137,24 @@ def test_methods_of_another_text_do_not_go_on_with_a_run(tmp_path: Path) -> None
             study(tmp_path / "run", replace(settings, batches=2))
     finally:
         registry._METHODS._entries.pop(name, None)
+
+
+def test_a_task_of_another_text_does_not_go_on_with_a_run(tmp_path: Path) -> None:
+    code, settings = tmp_path / "mine.py", Settings(methods=("sgd",), batches=1, batch_size=12)
+    code.write_text(
+        "import evalkit\nfrom evalkit.tasks import load_task\n"
+        "bundled = load_task('digits-mlp')\n\n"
+        "def model():\n    return bundled.model()\n\n"
+        "def data():\n    return bundled.data()\n\n"
+        "task = evalkit.Task(model=model, data=data, likelihood='categorical')\n"
+    )
+    trajectory, task = open_trajectory(BUNDLED), load_task(f"{code}:task")
+    run_study(trajectory, task, settings, tmp_path / "run")
+    recorded = read_run(tmp_path / "run").provenance["code"]
+    assert recorded == {"mine.py": sha256(code.read_bytes()).hexdigest()}
+    code.write_text(code.read_text() + "# edited\n")
+    with pytest.raises(EvalkitError, match="another code"):
+        run_study(trajectory, task, settings, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ def sketched_kernel(batches: MicroBatches, seed: int = 0) -> Tensor:
     """Return a random matrix that is J J^T on average, (N M, N M) float64, in the logits' order.
 
     Parameters without per-sample gradients from one backward are left out, those of a micro-batch
-    where they are had in another way than in the first likewise. One backward for each of
-    M outputs, whose gradients are formed with few inputs and folded to few columns.
+    where they are had in another way than in the first likewise. One backward for each of M
+    outputs, whose gradients are formed with few inputs and folded to few columns.
 
     Args:
         batches: the forward passes.

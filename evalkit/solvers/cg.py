@@ -14,7 +14,7 @@ from evalkit.indicator import Indicator, indicator_terms
 from evalkit.linearization import Linearization
 from evalkit.settings import check_damping
 from evalkit.solvers.sketched import Sketched
-from evalkit.solvers.solved import Solved, Status, rounding
+from evalkit.solvers.solved import SHORT, Solved, Status, rounding
 from evalkit.solvers.spaces import (
     Cotangents,
     Direction,
@@ -28,9 +28,6 @@ from evalkit.solvers.stopping import Stopping
 
 REPLACEMENT_PERIOD = 50
 """Iterations after which the residual is computed afresh, so that rounding cannot pile up."""
-
-STRAYED = 1e-3
-"""Part of the depth that a recurrence may have lost to rounding."""
 
 OnIteration = Callable[[int, float], None]
 """Called with each iteration and its gamma."""
@@ -132,7 +129,7 @@ def solve_by_cg(
     if end.status != "residual":
         jx = space.push(x) if vector is None else lin.jvp(vector).double()
         depth = float(_model(space, damping, x, jx)[2])
-        if not of_vectors and depth < (1 - STRAYED) * end.at.depth:
+        if not of_vectors and depth < (1 - SHORT) * end.at.depth:
             return solve_by_cg(lin, damping, stopping, on_iteration, preconditioner=_identity)
         length = space.norm(space.residual(x, lin.output_fisher(jx), damping))
     return Solved(

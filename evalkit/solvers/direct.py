@@ -12,13 +12,10 @@ from evalkit.linearization import Linearization
 from evalkit.reductions import norm
 from evalkit.settings import check_damping
 from evalkit.solvers.logit_space import LogitSpace, Solve
-from evalkit.solvers.solved import Solved, rounding
+from evalkit.solvers.solved import SHORT, Solved, rounding
 
 REFINEMENTS = 4
 """Solves with the recomputed residual, at most."""
-
-SHORT = 1e-3
-"""Part of the depth that may be lost to rounding before another way is tried."""
 
 
 @dataclass(frozen=True, eq=False)

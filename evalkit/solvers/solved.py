@@ -10,6 +10,9 @@ from torch import Tensor
 
 from evalkit.linearization import Linearization
 
+SHORT = 1e-3
+"""Part of the quadratic model's depth that may be lost to rounding before another way is tried."""
+
 Solver = Literal["cg", "sketch", "direct"]
 Status = Literal["residual", "floor", "iteration limit", "breakdown"]
 
