@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,6 @@ def power_of_two(values: Tensor, dim: int | None = None) -> Tensor:
         values: any shape.
         dim: take the largest magnitude along this axis; default: of all.
     """
-    largest = values.abs().amax() if dim is None else values.abs().amax(dim)
-    _, exponents = torch.frexp(largest)
-    return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponents), 1.0)
+    largest = torch.linalg.vector_norm(values, math.inf, dim)
+    _, exponents = torch.frexp(largest)  # of zero: zero
+    return torch.ldexp(torch.ones_like(largest), exponents)

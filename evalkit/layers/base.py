@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -104,6 +105,12 @@ class ReplacedLayer(Layer):
 
     With B the Jacobian of the outputs in the inputs, ``pull`` is u -> B^T u and ``push`` v -> B v.
     """
+
+    @cached_property
+    def constants(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias without their graph."""
+        weight, bias = (None if p is None else p.detach() for p in (self.weight, self.bias))
+        return weight, bias
 
     @abstractmethod
     def call(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -79,8 +79,9 @@ class Convolution(ReplacedLayer):
 
     def native(self, d: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
         """Return the transposed convolution of d, the correlation with x and the sums of d."""
-        assert self.weight is not None
-        return self.gradients(d, self.inputs, self.weight.detach(), self.groups, wanted)
+        weight = self.constants[0]
+        assert weight is not None
+        return self.gradients(d, self.inputs, weight, self.groups, wanted)
 
     def gradients(
         self, d: Tensor, inputs: Tensor, weight: Tensor, groups: int, wanted: list[bool]
@@ -93,8 +94,7 @@ class Convolution(ReplacedLayer):
 
     def push(self, v: Tensor) -> Tensor:
         """Return the convolution of v, without the bias."""
-        assert self.weight is not None
-        return self.call(v, self.weight.detach(), None)
+        return self.call(v, self.constants[0], None)
 
     def bias_gradient(self, d: Tensor) -> Tensor:
         """Return the sums of d over samples and positions."""

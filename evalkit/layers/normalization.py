@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,9 +39,6 @@ class Normalization(ReplacedLayer):
     def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Sequence[Tensor]:
         """Return torch's gradients in inputs, weight and bias, as far as wanted."""
 
-    def _bias(self) -> Tensor | None:
-        return None if self.bias is None else self.bias.detach()
-
     @abstractmethod
     def _per_channel(self, values: Tensor) -> Tensor:
         """Return a value of each channel so that it multiplies the outputs."""
@@ -58,14 +56,13 @@ class Normalization(ReplacedLayer):
 
     def native(self, d: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
         """Return M diag(w) d, the sums of d x_hat and those of d."""
-        return self._backward(d, None if self.weight is None else self.weight.detach(), wanted)
+        return self._backward(d, self.constants[0], wanted)
 
     def push(self, v: Tensor) -> Tensor:
         """Return diag(w) M v."""
         pushed = self._backward(v, None, [True, False, False])[0]
-        if self.weight is not None:
-            pushed.mul_(self._per_channel(self.weight.detach()))
-        return pushed
+        weight = self.constants[0]
+        return pushed if weight is None else pushed.mul_(self._per_channel(weight))
 
     def bias_gradient(self, d: Tensor) -> Tensor:
         """Return the sums of d."""
@@ -109,7 +106,7 @@ class LayerNorm(Normalization):
             self.mean,
             self.rstd,
             weight,
-            self._bias(),
+            self.constants[1],
             wanted,
         )
 
@@ -148,12 +145,19 @@ class GroupNorm(Normalization):
         pushed = self.push(v)
         if weight is None:
             return pushed if bias is None else pushed.add_(self._per_channel(bias))
-        samples, axes = len(self.inputs), [1] * (self.inputs.dim() - 2)
-        rstd, mean = (one.view(samples, -1, 1) for one in (self.rstd, self.mean))
-        scale = weight.view(1, self.groups, -1) * rstd
-        shift = -scale * mean if bias is None else bias.view(1, self.groups, -1) - scale * mean
-        pushed.addcmul_(self.inputs, scale.view(samples, -1, *axes))
-        return pushed.add_(shift.view(samples, -1, *axes))
+        scale, shift = self._standardization
+        weight = self._per_channel(weight)
+        moved = weight * shift
+        pushed.addcmul_(self.inputs, weight * scale)
+        return pushed.add_(moved if bias is None else moved.add_(self._per_channel(bias)))
+
+    @cached_property
+    def _standardization(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each channel with x_hat = scale x + shift: (N, channels, 1, ...)."""
+        shape = *self.inputs.shape[:2], *[1] * (self.inputs.dim() - 2)
+        size = shape[1] // self.groups
+        rstd, mean = (one.repeat_interleave(size).view(shape) for one in (self.rstd, self.mean))
+        return rstd, -rstd * mean
 
     def _per_channel(self, values: Tensor) -> Tensor:
         return values.view(1, -1, *[1] * (self.inputs.dim() - 2))

@@ -141,6 +141,4 @@ class LinearMaps:
                 f"parameters, found {describe(vector)}; flatten the parameters in the "
                 "order of named_parameters()"
             )
-        values = self._batches.parameters.values()
-        parts = vector.detach().to(self.logits).split([value.numel() for value in values])
-        return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
+        return self._batches.split(vector.detach().to(self.logits))

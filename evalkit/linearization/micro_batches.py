@@ -105,6 +105,10 @@ class MicroBatches:
 
         return tree_map(take, self._inputs)
 
+    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """Return views of a vector, (P,), in the shapes of the parameters."""
+        return self._last().tangents.split(vector)
+
     def jvp(self, values: tuple[Tensor, ...]) -> Tensor:
         """Return J v for v in the shapes of the parameters: like logits."""
         return torch.cat([batch.tangents.push(values) for batch in self])
@@ -123,7 +127,7 @@ class MicroBatches:
         if len(self.slices) == 1:
             return self[0].tangents.kernel_product(cotangents)
         pulled = self.vjp(cotangents, torch.ones((), device=cotangents.device))
-        return self.jvp(self._last().tangents.split(pulled))
+        return self.jvp(self.split(pulled))
 
 
 def _check(batch: MicroBatch, part: slice) -> Tensor:

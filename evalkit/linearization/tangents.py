@@ -121,7 +121,10 @@ class Tangents:
         """Return views of a vector, (P,), in the shapes of the parameters."""
         values = self._recording.parameters.values()
         parts = vector.split([value.numel() for value in values])
-        return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
+        return tuple(
+            part if value.dim() == 1 else part.view_as(value)
+            for part, value in zip(parts, values, strict=True)
+        )
 
     def push(self, values: Sequence[Tensor]) -> Tensor:
         """Return J v for v in the shapes of the parameters: like logits."""
