@@ -1,10 +1,10 @@
 """Cost of the engine beside its peers, in training steps, on four problems.
 
 Run ``make bench``. A training step is one forward and backward of the same model on the same batch;
-each figure is a median of ratios measured in turns in one process. ``--write`` puts the table into
-``reports/benchmarks.md``. Only ratios count: times depend on the machine and on its other load.
-Each problem has a process of its own, which keeps freed memory as the command line does, for our
-work, the peers' and the step.
+each figure is a median of ratios measured in turns in one process, for products the median of
+several processes. ``--write`` puts the table into ``reports/benchmarks.md``. Only ratios count:
+times depend on the machine and on its other load. The processes are fresh and keep freed memory as
+the command line does, for our work, the peers' and the step.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import argparse
 from pathlib import Path
 
 from tests.benchmarks.marks import verdicts
-from tests.benchmarks.measure import Memory, Row, measure_named, memory
+from tests.benchmarks.measure import Memory, Row, measure, memory
 from tests.benchmarks.problems import PROBLEMS
 from tests.benchmarks.table import as_markdown, machine
-from tests.benchmarks.timing import in_fresh_process
 
 REPORT = Path(__file__).parents[2] / "reports" / "benchmarks.md"
 
@@ -33,7 +32,7 @@ def main() -> None:
     memories: list[Memory] = []
     for problem in chosen:
         print(f"measuring {problem.name} ...", flush=True)
-        rows += in_fresh_process(measure_named, problem.name, arguments.device)
+        rows += measure(problem, arguments.device)
         if arguments.device == "cpu":
             memories.append(memory(problem))
         print(*rows[-8:], *memories[-1:], sep="\n", flush=True)

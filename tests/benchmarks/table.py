@@ -16,7 +16,8 @@ from tests.benchmarks.measure import Memory, Row
 HEAD = """# Benchmarks
 
 `make bench` measures this table; costs are in training steps (one forward and backward of the same
-model on the same batch), medians of ratios measured in turns, in one process for each problem.
+model on the same batch), medians of ratios measured in turns, in one process for each problem;
+products in several, whose medians these are.
 Memory is the peak of a process above what it holds with model and batch loaded.
 
 """
