@@ -32,6 +32,7 @@ from evalkit.run import (
 )
 from evalkit.scoring import check_request
 from evalkit.settings import Settings
+from evalkit.tables import check_writable
 from evalkit.tasks import Samples, Task
 from evalkit.updates.registry import function_of
 
@@ -195,8 +196,10 @@ def _resume(folder: Path, provenance: dict[str, Any]) -> set[tuple[str, int]]:
     """Return the cells that an earlier start finished; it must have been the same study.
 
     Raises:
-        EvalkitError: the folder holds a run that differs in more than the number of batches.
+        EvalkitError: the folder holds a run that differs in more than the number of batches, or
+            cannot be written to.
     """
+    check_writable(folder)
     if not (folder / PROVENANCE_FILE).exists():
         return set()
     earlier = read_provenance(folder)

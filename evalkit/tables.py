@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,25 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
             "name another folder"
         ) from error
     return folder
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Check that files can be written to a folder, made for it when missing; nothing is left.
+
+    Raises:
+        EvalkitError: it cannot be made, or written to.
+    """
+    folder = Path(path)
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        with tempfile.TemporaryFile(dir=make_folder(folder)):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        for one in missing:
+            with contextlib.suppress(OSError):
+                one.rmdir()
 
 
 def unwritable(path: Path, error: OSError) -> EvalkitError:

@@ -183,6 +183,18 @@ def test_a_folder_with_another_run_is_refused_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "scores.csv").read_bytes() == before
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_score(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EvalkitError, match=r"made at .*run, found: Not a dir"):
+        study(tmp_path / "file" / "run", stop_after=0)
+
+
+def test_a_study_that_ends_before_the_first_score_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        study(tmp_path / "some" / "run", stop_after=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_batches_are_drawn_without_repeats_and_independently() -> None:
     first, second = (draw_batch(100, 40, 0, batch) for batch in (0, 1))
     assert len(set(first.tolist())) == 40

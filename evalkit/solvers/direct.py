@@ -69,7 +69,8 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
     damping = check_damping(damping)
     space = lin.shared("logit space", lambda: LogitSpace(lin, lin.tangent_kernel))
     y, r = torch.zeros_like(lin.logit_gradients), lin.logit_gradients
-    best = start = _Candidate(y, lin.vjp(y), 0.0, r, lin.gradient_norm)
+    x = torch.zeros_like(lin.gradient)
+    best = start = _Candidate(y, x, 0.0, r, lin.gradient_norm)
     enough, iterations = tolerance * lin.gradient_norm, 0
     for way in (space.by_cholesky, space.by_eigenvalues):
         solve = way(damping)
