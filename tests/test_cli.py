@@ -102,6 +102,10 @@ BAD = {
         ["score", "{bundled}", "--methods", 'ngd:tolerance="a"'],
         "tolerance",
     ),
+    "setting of another value": (
+        ["score", "{bundled}", "--methods", "ngd:solver=drect"],
+        "error: expected setting 'solver' of method 'ngd' to be one of cg, sketch, direct, auto",
+    ),
     "no method": (["score", "{bundled}", "--methods", ","], "at least one method"),
     "method twice": (["score", "{bundled}", "--methods", "sgd,sgd"], "once"),
     "negative damping": (["score", "{bundled}", "--damping", "-1"], "damping"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import evalkit
+from evalkit import EvalkitError
 from evalkit.updates.sf import sampled_logit_gradients
 from tests import dense
 from tests.cases import CASES, Batch
@@ -103,6 +105,29 @@ def test_unfinished_solve_says_so() -> None:
     assert not row["converged"]
     wanted = float(residual.norm() / expected.gradient.norm())
     assert row["relative_residual"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_settings_of_own_methods_take_what_their_hints_say() -> None:
+    @evalkit.method("own")
+    def own(
+        lin: evalkit.Linearization,
+        damping: float,
+        norm: Literal["none", "rows"] = "none",
+        power: Literal[1, 2] | Literal[3] = 1,
+    ) -> Tensor:
+        return lin.gradient**power
+
+    @evalkit.method("unknown-hints")
+    def unknown(lin, damping, norm: "nowhere.Known" = "none"):  # type: ignore # noqa: F821, UP037
+        return lin.gradient
+
+    batch = CASES["mlp_categorical"].make()
+    names = ("own:norm=rows:power=3", "unknown-hints:norm=rows")
+    assert list(evalkit.score(*batch, methods=names)["method"]) == list(names)
+    with pytest.raises(EvalkitError, match="'norm' of method 'own' to be one of none, rows, found"):
+        evalkit.score(*batch, methods="own:norm=columns")
+    with pytest.raises(EvalkitError, match="'power' of method 'own' to be one of 1, 2, 3, found"):
+        evalkit.score(*batch, methods="own:power=4")
 
 
 def test_score_defaults() -> None:

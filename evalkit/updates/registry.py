@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -153,6 +153,22 @@ def _check_settings(name: str, settings: dict[str, Any]) -> None:
                 f"expected setting '{key}' of method '{name}' to be of type {wanted.__name__}, "
                 f"found {value!r}; its default is {defaults[key]!r}"
             )
+        choices = _choices(name, key)
+        if choices and value not in choices:
+            raise EvalkitError(
+                f"expected setting '{key}' of method '{name}' to be one of "
+                f"{', '.join(map(str, choices))}, found '{value}'; its default is {defaults[key]!r}"
+            )
+
+
+def _choices(name: str, key: str) -> tuple[Any, ...]:
+    """Return the values that a method's type hint gives a setting, none where it names a type."""
+    try:
+        hint = get_type_hints(_METHODS.get(name)).get(key)
+    except (NameError, TypeError):  # of a user's method, which need not hold up
+        return ()
+    parts = get_args(hint) if get_origin(hint) is Union else (hint,)
+    return tuple(v for part in parts if get_origin(part) is Literal for v in get_args(part))
 
 
 def compute(
