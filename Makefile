@@ -58,8 +58,9 @@ finetune: $(INSTALLED) $(filter runs/models/minilm,$(MODEL)) ## Fine-tune TASK w
 	$(BIN)/evalkit score runs/checkpoints/$(FINETUNE) --batches 3 --batch-size 64 --out runs/$(FINETUNE)
 	$(BIN)/evalkit report runs/$(FINETUNE)
 
+# One thread a process: models as small as the tests' gain nothing from more.
 test: lint types gate ## Check format, types and scores, and run every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # One thread: small batches gain nothing from more.
 gate: $(INSTALLED) ## Check the scores of the bundled trajectory against their baseline
