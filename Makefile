@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_RUN := runs/digits-mlp
 GATE_RUN := runs/gate
+# Of each process: small models and batches gain nothing from more.
+ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo example finetune test gate lint format types bench accuracy clean
@@ -58,14 +60,12 @@ finetune: $(INSTALLED) $(filter runs/models/minilm,$(MODEL)) ## Fine-tune TASK w
 	$(BIN)/evalkit score runs/checkpoints/$(FINETUNE) --batches 3 --batch-size 64 --out runs/$(FINETUNE)
 	$(BIN)/evalkit report runs/$(FINETUNE)
 
-# One thread a process: models as small as the tests' gain nothing from more.
 test: lint types gate ## Check format, types and scores, and run every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-# One thread: small batches gain nothing from more.
 gate: $(INSTALLED) ## Check the scores of the bundled trajectory against their baseline
 	rm -rf $(GATE_RUN)
-	OMP_NUM_THREADS=1 $(BIN)/evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --batches 8 --batch-size 16 --out $(GATE_RUN)
+	$(ONE_THREAD) $(BIN)/evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --batches 8 --batch-size 16 --out $(GATE_RUN)
 	$(BIN)/evalkit check $(GATE_RUN) --baseline reports/baselines/digits-mlp.csv
 
 lint: $(INSTALLED) ## Check style and format

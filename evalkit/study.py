@@ -77,7 +77,7 @@ def run_study(
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
-            holds a run of other settings.
+            holds a run of other settings or cannot be written to.
     """
     folder = Path(folder)
     check_request(settings.methods, settings.dampings)
@@ -98,6 +98,7 @@ def run_study(
     for checkpoint in trajectory.checkpoints:
         missing = [b for b in range(settings.batches) if (checkpoint.name, b) not in done]
         if missing:
+            check_writable(folder)
             load_into(model, checkpoint)
         iterated = partial(_iterated, report, checkpoint.name)
         for batch in missing:
@@ -196,10 +197,8 @@ def _resume(folder: Path, provenance: dict[str, Any]) -> set[tuple[str, int]]:
     """Return the cells that an earlier start finished; it must have been the same study.
 
     Raises:
-        EvalkitError: the folder holds a run that differs in more than the number of batches, or
-            cannot be written to.
+        EvalkitError: the folder holds a run that differs in more than the number of batches.
     """
-    check_writable(folder)
     if not (folder / PROVENANCE_FILE).exists():
         return set()
     earlier = read_provenance(folder)

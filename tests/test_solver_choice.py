@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import evalkit
-import evalkit.linearization.sketch
 from evalkit.solvers.choice import Choice, cheapest, expected_iterations
 from evalkit.solvers.direct import solve_directly
 from evalkit.solvers.stopping import Stopping

@@ -186,12 +186,13 @@ def test_a_folder_with_another_run_is_refused_and_kept(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_told_before_the_first_score(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EvalkitError, match=r"made at .*run, found: Not a dir"):
-        study(tmp_path / "file" / "run", stop_after=0)
+        study(tmp_path / "file" / "run", stop_after=1)
 
 
 def test_a_study_that_ends_before_the_first_score_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(StopError):
-        study(tmp_path / "some" / "run", stop_after=0)
+    settings = replace(SMALL, methods=("ngd:solver=cg",))
+    with pytest.raises(EvalkitError, match="StopError"):  # at its first iteration
+        study(tmp_path / "some" / "run", settings, stop_after=1)
     assert not list(tmp_path.iterdir())
 
 

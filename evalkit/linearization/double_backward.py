@@ -89,8 +89,7 @@ def replaced(layer: ReplacedLayer, inputs: Tensor, backward: Backward) -> Tensor
         inputs: its inputs with their graph.
         backward: how its backward is run.
     """
-    constants = (None if p is None else p.detach() for p in (layer.weight, layer.bias))
-    outputs = layer.call(inputs.detach(), *constants)
+    outputs = layer.call(inputs.detach(), *layer.constants)
     anchor = None
     if any(value is not None and value.requires_grad for value in (layer.weight, layer.bias)):
         anchor = _Parameters.apply(layer, (inputs,), outputs.shape, layer.weight, layer.bias)

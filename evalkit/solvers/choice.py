@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 from evalkit.errors import EvalkitError
 from evalkit.indicator import indicator
@@ -15,7 +15,7 @@ from evalkit.solvers.spaces import Preconditioner
 from evalkit.solvers.stopping import FLOOR_TOLERANCE, MAX_ITERATIONS, TOLERANCE, Stopping
 
 Choice = Solver | Literal["auto"]
-CHOICES = ("auto", "cg", "sketch", "direct")
+CHOICES: tuple[Choice, ...] = ("auto", *get_args(Solver))
 SLOWER_THAN_PREDICTED = 1.5
 """Iterations that CG takes over those of :func:`expected_iterations`: 0.8 to 2 on the benchmark's
 models, a condition number being estimated from below."""

@@ -157,7 +157,7 @@ def _check_settings(name: str, settings: dict[str, Any]) -> None:
         if choices and value not in choices:
             raise EvalkitError(
                 f"expected setting '{key}' of method '{name}' to be one of "
-                f"{', '.join(map(str, choices))}, found '{value}'; its default is {defaults[key]!r}"
+                f"{', '.join(map(str, choices))}, found {value!r}; its default is {defaults[key]!r}"
             )
 
 

@@ -41,7 +41,7 @@ def verdicts(rows: Sequence[Row], memories: Sequence[Memory]) -> list[Verdict]:
                 found.append(Verdict(row.problem, text.format(limit), value, reached))
 
     def faster(row: Row) -> float:
-        return row.peer_steps / row.steps
+        return row.ratio
 
     every = (MLP, CNN, LORA, FULL)
     judge("F v", dict.fromkeys(every, 1.5), "F v in at most {} steps", lambda r: r.steps, True)
@@ -62,7 +62,7 @@ def verdicts(rows: Sequence[Row], memories: Sequence[Memory]) -> list[Verdict]:
         "10 dampings of ef, ief, sf",
         {MLP: 2},
         "ten dampings at most {}x one",
-        lambda r: r.steps / r.peer_steps,
+        lambda r: 1 / r.ratio,
         True,
     )
     for one in memories:

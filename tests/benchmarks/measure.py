@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -47,6 +47,11 @@ class Row:
     peer: str = ""
     peer_steps: float = float("nan")
     note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """How many times our cost the peer's is."""
+        return self.peer_steps / self.steps
 
 
 @dataclass(frozen=True)
@@ -99,15 +104,10 @@ def _product_rows(problem: str, found: Sequence[Mapping[str, float]]) -> list[Ro
     rows = [
         Row(problem, name, median(one[name] for one in found)) for name in ("J v", "Jᵀc", "J Jᵀc")
     ]
-    ordered = sorted(found, key=_ratio)
-    middle = ordered[len(found) // 2]
-    note = f"{len(found)} processes, {_ratio(ordered[0]):.2f} to {_ratio(ordered[-1]):.2f}"
-    return [*rows, Row(problem, "F v", middle["F v"], "curvlinops", middle["peer"], note)]
-
-
-def _ratio(costs: Mapping[str, float]) -> float:
-    """Return how many times F v takes the peer what it takes us."""
-    return costs["peer"] / costs["F v"]
+    beside = [Row(problem, "F v", one["F v"], "curvlinops", one["peer"]) for one in found]
+    beside.sort(key=lambda row: row.ratio)
+    note = f"{len(found)} processes, {beside[0].ratio:.2f} to {beside[-1].ratio:.2f}"
+    return [*rows, replace(beside[len(found) // 2], note=note)]
 
 
 def _others(name: str, device: str) -> list[Row]:

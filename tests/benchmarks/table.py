@@ -53,7 +53,7 @@ def as_markdown(
             f"{row.steps:.2f}",
             row.peer,
             f"{row.peer_steps:.2f}" if known else "",
-            f"{row.peer_steps / row.steps:.2f}" if known else "",
+            f"{row.ratio:.2f}" if known else "",
             row.note,
         )
     if memories:
