@@ -34,6 +34,8 @@ SCORE_COLUMNS = (
     "relative_residual",
     "converged",
     "solver",
+    "error",
+    "dtype",
 )
 BATCH_COLUMNS = (
     "num_samples",
@@ -48,10 +50,10 @@ TABLES = {
     SCORES_FILE: KEY_COLUMNS + SCORE_COLUMNS,
     BATCHES_FILE: KEY_COLUMNS + BATCH_COLUMNS,
 }
-_TEXT = frozenset({"checkpoint", "method", "solver"})
+_TEXT = frozenset({"checkpoint", "method", "solver", "dtype"})
 _WHOLE = frozenset({"step", "batch", "num_samples", "gram_rank", "iterations"})
 _FLAG = frozenset({"converged"})
-_OPTIONAL = frozenset({"solver"})
+_OPTIONAL = frozenset({"solver", "error", "dtype"})
 """Columns that a table may lack, and then is read and written with empty ones."""
 _REQUIRED = frozenset({*KEY_COLUMNS, "method", "damping", "num_samples"})
 SCORE_AGAIN = "score again into a new folder with 'evalkit score'"

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
-from evalkit.factor import GramFactor, factorize
+from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.forward import Inputs, check_batch
-from evalkit.linearization.gram import ROUTES, gram_matrix
+from evalkit.linearization.gram import ROUTES, gram_matrix, sample_gradients
 from evalkit.linearization.kernel import (
-    gram_from_kernel,
     kernel_work,
     product_work,
     sample_products,
@@ -26,10 +25,14 @@ from evalkit.linearization.kernel import (
 from evalkit.linearization.linear_maps import LinearMaps
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import CannotVectorizeError, PerSample, defining_gradients
+from evalkit.linearization.rounding import rounded_weights
 from evalkit.linearization.sketch import sketch_work, sketched_kernel
 from evalkit.settings import check_dtype
 
 T = TypeVar("T")
+
+MOST_ROW_NUMBERS = 1 << 22
+"""Numbers in per-sample gradients that a float64 evaluation forms to factorise them: 32 MiB."""
 
 
 class _Shared(cached_property[Tensor]):
@@ -102,6 +105,7 @@ class Linearization(LinearMaps):
 
     def __init__(self, batches: MicroBatches, likelihood: Likelihood, targets: Tensor) -> None:
         super().__init__(batches, likelihood, targets)
+        self._given = targets
         self.versions: dict[str, int] = {}
         self._shared: dict[Hashable, Any] = {}
         self._route: PerSample | None = None
@@ -159,22 +163,23 @@ class Linearization(LinearMaps):
         """Multiplications that form the sketched kernel."""
         return sketch_work(self._batches)
 
-    def sample_products(self, cotangents: Tensor, products: int) -> Tensor | None:
-        """Return J J_n^T c_kn for every one-sample cotangent, where that pays.
-
-        J d for a direction d = sum_kn w_kn J_n^T c_kn is then a sum of these with weights w.
+    def products_pay(self, draws: int, products: int) -> bool:
+        """Return whether J J_n^T c_kn of every sample cost less than so many products J J^T c.
 
         Args:
-            cotangents: c, (K, N, ..., C) float64.
-            products: number of such directions.
-
-        Returns:
-            (K N, N M) float64 for M outputs per sample; None where products one by one cost less.
+            draws: K, cotangents of a sample.
+            products: number of directions d = sum_kn w_kn J_n^T c_kn; J d are sums of the former.
         """
-        if kernel_work(self._batches, len(cotangents)) >= self.product_work * products:
-            return None
+        return kernel_work(self._batches, draws) < self.product_work * products
+
+    def sample_products(self, cotangents: Tensor) -> Tensor:
+        """Return J J_n^T c_n for every one-sample cotangent: (N, N M) float64, M outputs per sample.
+
+        Args:
+            cotangents: c, (N, ..., C) float64.
+        """
         _ = self.gram  # settles the route
-        return sample_products(self._batches, cotangents, self._route)
+        return sample_products(self._batches, cotangents.unsqueeze(0), self._route)
 
     @_Shared
     def gradient_jvp(self) -> Tensor:
@@ -208,7 +213,60 @@ class Linearization(LinearMaps):
     @cached_property
     def gram_factor(self) -> GramFactor:
         """The factorised Gram matrix, shared by every method and damping."""
-        return factorize(self.gram)
+        return self.factor_of(self.logit_gradients.unsqueeze(0))
+
+    def factor_of(self, cotangents: Tensor) -> GramFactor:
+        """Return the factorised matrix of the inner products of J_n^T c_kn.
+
+        Small float64 evaluations form the rows themselves, which keep twice the digits.
+
+        Args:
+            cotangents: c, (K, N, ..., C) float64.
+        """
+        size = cotangents.shape[:2].numel() * self.num_params
+        if self.logits.dtype == torch.float64 and size <= MOST_ROW_NUMBERS:
+            return factorize_rows(self.sample_gradients(cotangents))
+        known = len(cotangents) == 1 and cotangents[0] is self.logit_gradients
+        gram = self.gram if known else self.gram_of(cotangents)
+        return factorize(gram, unit=self.unit, columns=self.num_params)
+
+    def sample_gradients(self, cotangents: Tensor) -> Tensor:
+        """Return J_n^T c_kn, formed: (K N, P) float64; row k N + n belongs to cotangent k.
+
+        Args:
+            cotangents: c, (K, N, ..., C) float64.
+        """
+        _ = self.gram  # settles the route
+        return sample_gradients(self._batches, cotangents, self._route)
+
+    @property
+    def unit(self) -> float:
+        """The unit roundoff of the evaluation: half of the distance from 1 to the next number."""
+        return torch.finfo(self.logits.dtype).eps / 2
+
+    @_Shared
+    def gradient_noise(self) -> Tensor:
+        """How far rounding moves G_n, an estimate of |delta G_n|: (N,) float64.
+
+        Rounding in the forward and the backward is that of weights rounded to the next number:
+        delta z = J (u theta * signs) moves r_n by S_n delta z_n.
+        """
+        moved = self.jvp(rounded_weights(self._batches) * self.unit)
+        far = self.sample_dots(change := self.output_fisher(moved), change).sqrt()
+        relative = far / self.logit_gradient_norms.clamp_min(torch.finfo(far.dtype).tiny)
+        return self.gradient_norms * (self.unit + relative)
+
+    @cached_property
+    def fisher_trace(self) -> float:
+        """An estimate of tr F = sum_n tr(S_n J_n J_n^T), J_n taken to be as long as along r_n."""
+        root = self.likelihood.fisher_root(self.logits, self.targets)
+        norms = self.logit_gradient_norms
+        lengths = self.gradient_norms / norms.where(norms > 0, 1.0)
+        return float(lengths.square() @ root.square().flatten(1).sum(1))
+
+    def in_float64(self) -> Linearization:
+        """Return the same model and batch linearised in float64: about three times the work."""
+        return Linearization(self._batches.in_float64(), self.likelihood, self._given)
 
     def gram_of(self, cotangents: Tensor) -> Tensor:
         """Return the inner products of J_n^T c_kn for K cotangents per sample.
@@ -220,8 +278,6 @@ class Linearization(LinearMaps):
             (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
         """
         _ = self.gram  # settles the route
-        if "tangent_kernel" in self.__dict__:
-            return gram_from_kernel(self.tangent_kernel, cotangents)
         return gram_matrix(self._batches, cotangents, self._route)
 
     def _row_sums_agree(self, gram: Tensor) -> bool:

@@ -71,7 +71,7 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
     y, r = torch.zeros_like(lin.logit_gradients), lin.logit_gradients
     x = torch.zeros_like(lin.gradient)
     best = start = _Candidate(y, x, 0.0, r, lin.gradient_norm)
-    enough, iterations = tolerance * lin.gradient_norm, 0
+    enough, iterations, open_part, deepest = tolerance * lin.gradient_norm, 0, 0.0, 0.0
     for way in (space.by_cholesky, space.by_eigenvalues):
         solve = way(damping)
         if solve is None:
@@ -80,6 +80,9 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         iterations += count
         best = found if found.better(best, rounding(lin)) else best
         depth = float(r.flatten() @ lin.tangent_kernel @ solve(r).flatten())
+        deepest = max(deepest, depth)
+        if way == space.by_eigenvalues:
+            open_part = space.unresolved(damping)
         if best.length <= enough or best.depth >= (1 - SHORT) * depth:
             break
     along_g, slope = (float(term) for term in indicator_terms(lin, lin.gradient_jvp))
@@ -97,6 +100,7 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         gammas=(),
         gamma_floor=lin.gamma_floor,
         status="residual" if converged else "breakdown",
+        error=(abs(deepest / best.depth - 1) + open_part / best.depth) / 2 if best.depth else 0.0,
     )
 
 
