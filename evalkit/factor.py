@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -73,7 +72,7 @@ class GramFactor:
         return math.sqrt(float(noise.square() @ (self.vectors.square() @ spread)))
 
     def movement(self, right: Tensor, damping: float, noise: Tensor, unit: float) -> float:
-        """Return how far rounding moves d = G^T a, a = (K + lambda I)^-1 b: an estimate of |delta d|.
+        """Return an estimate of how far rounding moves d = G^T a, a = (K + lambda I)^-1 b.
 
         To first order a change delta G of the rows, of independent entries with lengths v_n, gives
 
@@ -81,7 +80,7 @@ class GramFactor:
 
         and a change of K by itself, of entries up to u |G_n| |G_m|,
 
-            |delta d|^2 = 2 u^2 sum_n a_n^2 |G_n|^2 sum_n |G_n|^2 [(K + lambda I)^-1 K (K + lambda I)^-1]_nn.
+            |delta d|^2 = 2 u^2 sum_n a_n^2 |G_n|^2 sum_n |G_n|^2 [K (K + lambda I)^-2]_nn.
 
         Parts of G of length s that rounding hides would add up to s / (s^2 + lambda) times the part
         of b that lies outside of the range of K.

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -218,10 +219,12 @@ def _shared_products(lin: Linearization, updates: Sequence[Update]) -> Iterator[
     Products of the cotangents themselves serve every damping, and every method with the same ones.
     """
     fixed = {id(term.cotangents): term.cotangents for one in updates for term in one.terms}
-    matrices = {}
+    matrices: dict[int, Tensor] = {}
     if fixed and lin.products_pay(len(fixed), len(updates)):
-        for key, c in fixed.items():
-            matrices[key] = lin.shared(("products", key), lambda c=c: lin.sample_products(c))
+        matrices = {
+            key: lin.shared(("products", key), partial(lin.sample_products, cotangents))
+            for key, cotangents in fixed.items()
+        }
     for update in updates:
         assert update.cotangents is not None
         if not matrices:

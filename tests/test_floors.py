@@ -26,7 +26,7 @@ linearization.forward
 linearization.ruled_rows linearization.per_sample linearization.pulled
 linearization.tangents
 linearization.micro_batches
-linearization.gram
+linearization.gram linearization.rounding
 linearization.kernel linearization.linear_maps
 linearization.sketch
 linearization.linearized
@@ -34,7 +34,7 @@ linearization
 indicator
 solvers
 updates
-metrics
+accuracy metrics
 scoring
 optimizers
 tasks

@@ -173,7 +173,9 @@ class Linearization(LinearMaps):
         return kernel_work(self._batches, draws) < self.product_work * products
 
     def sample_products(self, cotangents: Tensor) -> Tensor:
-        """Return J J_n^T c_n for every one-sample cotangent: (N, N M) float64, M outputs per sample.
+        """Return J J_n^T c_n for every one-sample cotangent: (N, N M) float64.
+
+        M is the number of outputs of a sample.
 
         Args:
             cotangents: c, (N, ..., C) float64.
