@@ -73,7 +73,7 @@ def gram_matrix(
     return rows[:, None] * gram.view(len(rows), len(columns)) * columns
 
 
-def sample_gradients(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> Tensor:
+def sample_gradients(batches: MicroBatches, cotangents: Tensor, route: PerSample) -> Tensor:
     """Return J_n^T c_kn, formed: (K N, P) float64; arguments as :func:`gram_matrix`."""
     scaled, scales = _scaled(cotangents, batches.dtype)
     draws = len(scaled)
@@ -81,10 +81,9 @@ def sample_gradients(batches: MicroBatches, cotangents: Tensor, route: PerSample
     for batch, here in zip(batches, batches.slices, strict=True):
         c = scaled[:, here]
         rows = torch.arange(c.shape[:2].numel(), device=c.device)
-        form = vectorized_gradients if route is None else route
         names = list(batch.recording.parameters)
         try:
-            formed = form(batch.recording, c, names, rows)
+            formed = route(batch.recording, c, names, rows)
         except CannotVectorizeError:
             formed = defining_gradients(batch.recording, c, names, rows)
         parts.append(torch.cat(formed, 1).double().view(draws, c.shape[1], -1))

@@ -24,7 +24,12 @@ from evalkit.linearization.kernel import (
 )
 from evalkit.linearization.linear_maps import LinearMaps
 from evalkit.linearization.micro_batches import MicroBatches
-from evalkit.linearization.per_sample import CannotVectorizeError, PerSample, defining_gradients
+from evalkit.linearization.per_sample import (
+    CannotVectorizeError,
+    PerSample,
+    defining_gradients,
+    vectorized_gradients,
+)
 from evalkit.linearization.rounding import rounded_weights
 from evalkit.linearization.sketch import sketch_work, sketched_kernel
 from evalkit.settings import check_dtype
@@ -239,7 +244,13 @@ class Linearization(LinearMaps):
             cotangents: c, (K, N, ..., C) float64.
         """
         _ = self.gram  # settles the route
-        return sample_gradients(self._batches, cotangents, self._route)
+        rows = sample_gradients(self._batches, cotangents, self._route or vectorized_gradients)
+        # One sample at a time, a model may do something else than in the batch.
+        along = torch.cat([self.sample_dots(draw, self.gradient_jvp) for draw in cotangents])
+        wrong = (rows @ self.gradient.double() - along).abs()
+        if (wrong > self.unit**0.6 * rows.norm(dim=1) * self.gradient_norm).any():
+            rows = sample_gradients(self._batches, cotangents, defining_gradients)
+        return rows
 
     @property
     def unit(self) -> float:
