@@ -132,7 +132,8 @@ def csv_line(fields: Sequence[str]) -> str:
 def csv_rows(frame: pd.DataFrame, name: str) -> str:
     """Return the rows as text: floats in full precision, missing values empty."""
     columns = TABLES[name]
-    frame = frame.assign(**dict.fromkeys(_OPTIONAL & set(columns) - set(frame.columns), ""))
+    absent = _OPTIONAL & set(columns) - set(frame.columns)
+    frame = frame.assign(**{name: "" if name in _TEXT else math.nan for name in absent})
     if set(frame.columns) != set(columns):
         difference = sorted(set(frame.columns) ^ set(columns))
         raise EvalkitError(
@@ -204,7 +205,7 @@ def read_table(path: Path) -> pd.DataFrame:
         {
             column: _parsed(column, [line[place[column]] for line in lines[1:]], path)
             if column in place
-            else pd.Series([None] * len(lines[1:]), dtype="str")
+            else _parsed(column, [""] * len(lines[1:]), path)
             for column in columns
         }
     )
@@ -231,7 +232,7 @@ def whole_number(text: str) -> int:
 
 def _parsed(column: str, texts: list[str], path: Path) -> pd.Series:
     """Return one column from its texts; Python's own float keeps every digit."""
-    if column in _OPTIONAL:
+    if column in _OPTIONAL & _TEXT:
         return pd.Series([text or None for text in texts], dtype="str")
     if column in _TEXT:
         return pd.Series(texts, dtype=str)

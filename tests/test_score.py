@@ -102,7 +102,7 @@ def test_solver_columns_are_empty_for_direct_methods_only() -> None:
 
 def test_unfinished_solve_says_so() -> None:
     batch, expected = CASES["mlp_categorical"].make(), reference("mlp_categorical")
-    name = "ngd:max_iterations=2:tolerance=1e-12"
+    name = "ngd:max_iterations=2:tolerance=1e-12:solver=cg"
     row = evalkit.score(*batch, methods=(name,), damping=1e-2).iloc[0]
     lin = linearized("mlp_categorical")
     d = evalkit.update(name, lin, damping=1e-2)
