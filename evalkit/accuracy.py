@@ -21,7 +21,7 @@ from evalkit.updates.registry import Rounding
 MARKED = 1e-3
 """Relative error of gamma beyond which a score is found again with more digits, or marked."""
 
-SAFETY = 3.0
+SAFETY = 2.0
 """What first-order estimates with random signs are multiplied by."""
 
 LEAST = 8.0

@@ -32,6 +32,10 @@ from evalkit.updates import Update, compute
 from evalkit.updates.registry import parse
 
 
+SHARERS = 2
+"""Methods that a sweep is taken to have with the same cotangents, so that no row depends on it."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One row: a method at one damping on one batch; the fields are the columns of ``score``.
@@ -220,7 +224,8 @@ def _shared_products(lin: Linearization, updates: Sequence[Update]) -> Iterator[
     """
     fixed = {id(term.cotangents): term.cotangents for one in updates for term in one.terms}
     matrices: dict[int, Tensor] = {}
-    if fixed and lin.products_pay(len(fixed), len(updates)):
+    several = SHARERS * len(updates) if len(updates) > 1 else 1
+    if fixed and lin.products_pay(len(fixed), several):
         matrices = {
             key: lin.shared(("products", key), partial(lin.sample_products, cotangents))
             for key, cotangents in fixed.items()

@@ -111,9 +111,9 @@ def cheapest(lin: Linearization, stopping: Stopping) -> Solver:
     product, size = lin.product_work, lin.logits.numel()
     factorised = 2 * size**3 / 3 + 8 * size**2  # in float64, which counts twice
     works: dict[Solver, float] = {
-        "cg": patience * product * min(slow, stopping.max_iterations),
+        "cg": product * min(slow, stopping.max_iterations),
         "sketch": lin.sketch_work + factorised + product * min(fast, stopping.max_iterations),
-        "direct": lin.kernel_work + factorised + 2 * product,
+        "direct": (lin.kernel_work + factorised + 2 * product) / patience,
     }
     return min(works, key=lambda name: works[name])
 
