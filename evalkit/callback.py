@@ -21,7 +21,7 @@ from torch import nn
 from evalkit.cells import Cell, describe_run, now, on_device, score_cell
 from evalkit.checkpoints import Checkpoint
 from evalkit.checkpoints.run_folders import whole_epoch
-from evalkit.checkpoints.saved import find_saved, holds_saved, saved_hash
+from evalkit.checkpoints.saved import find_saved, holds_saved, named_adapters, saved_hash
 from evalkit.errors import EvalkitError
 from evalkit.extras import missing
 from evalkit.next_token import base_model, check_shift
@@ -234,9 +234,15 @@ def _entry(args: Any, state: Any, model: nn.Module, name: str) -> dict[str, Any]
         step=state.global_step,
         epoch=whole_epoch(state.epoch or 0.0),
         progress=min(1.0, state.global_step / state.max_steps),
-        sha256=saved_hash(find_saved(path)) if holds_saved(path) else _parameters_hash(model),
+        sha256=saved_hash(find_saved(path)) if _is_saved(path) else _parameters_hash(model),
     )
     return checkpoint_entry(checkpoint)
+
+
+def _is_saved(path: Path) -> bool:
+    """Return whether a folder holds one saved model or adapter, not several."""
+    named = len(named_adapters(path))
+    return named == 1 if not holds_saved(path) else not named
 
 
 def _device(model: nn.Module) -> torch.device:

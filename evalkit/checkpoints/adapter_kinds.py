@@ -134,10 +134,10 @@ def _check_start(start: Any, saved: Saved) -> None:
     if not isinstance(start, str) or start.lower() in (*_PLAIN_STARTS, *_REPEATABLE_STARTS):
         return
     raise EvalkitError(
-        f"expected an adapter on an unchanged base model in '{saved.path}', found init_lora_weights "
-        f"'{start}', whose start changed the base model by what is not saved; save the adapter "
-        "again with save_pretrained(..., path_initial_model_for_weight_conversion=START), where "
-        "START is the adapter as it was before training"
+        f"expected an adapter on an unchanged base model in '{saved.path}', found "
+        f"init_lora_weights '{start}', whose start changed the base model by what is not saved; "
+        "save the adapter again with save_pretrained(..., path_initial_model_for_weight_conversion="
+        "START), where START is the adapter as it was before training"
     )
 
 
