@@ -153,6 +153,22 @@ def test_parameters_that_the_adapter_does_not_hold(tmp_path: Path) -> None:
     assert "freeze them in the task" in text
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [("merge_adapter", "merged into its base"), ("disable_adapter_layers", "switched off")],
+)
+def test_an_adapter_that_is_not_applied(tmp_path: Path, change: str, expected: str) -> None:
+    """Loaded values would change nothing that the model computes."""
+    save_adapter(tmp_path / "step-1", lora())
+
+    def build() -> nn.Module:
+        built = adapted(bert(), lora())
+        getattr(built.base_model, change)()
+        return built
+
+    assert expected in refused(tmp_path, Task(model=build, data=data, name="own"))
+
+
 def test_several_adapters_in_one_checkpoint(tmp_path: Path) -> None:
     """PEFT saves all of them, and does not say which was in use."""
     built = adapted(bert(), lora())

@@ -135,7 +135,7 @@ def _check_start(start: Any, saved: Saved) -> None:
         return
     raise EvalkitError(
         f"expected an adapter on an unchanged base model in '{saved.path}', found "
-        f"init_lora_weights '{start}', whose start changed the base model by what is not saved; "
+        f"init_lora_weights '{start}', which may have changed the base model by what is not saved; "
         "save the adapter again with save_pretrained(..., path_initial_model_for_weight_conversion="
         "START), where START is the adapter as it was before training"
     )

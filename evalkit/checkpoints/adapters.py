@@ -49,6 +49,7 @@ def model_for(trajectory: Trajectory, task: Task, seed: int) -> nn.Module:
             _check_same(saved[0], configs[0], item, config)
         if isinstance(model, peft.PeftModel):
             _check_agrees(model, configs[0], saved[0], task)
+            _check_in_use(peft, model, task)
             return model
         _check_bare(peft, model, task)
         model.requires_grad_(False)
@@ -118,6 +119,21 @@ def _check_agrees(model: Any, config: Any, saved: Saved, task: Task) -> None:
                 f"expected the model of task '{task.name}' to carry an adapter like that in "
                 f"'{saved.path}' with '{name}' {_short(theirs)}, found {_short(ours)}; correct the "
                 "task, or let it build the model without an adapter"
+            )
+
+
+def _check_in_use(peft: Any, model: nn.Module, task: Task) -> None:
+    """Refuse an adapter that is merged into its base or switched off: values do nothing there."""
+    for module in model.modules():
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer) and (
+            module.merged or module.disable_adapters
+        ):
+            found, undo = ("switched off", "enable_adapter_layers()")
+            if module.merged:
+                found, undo = ("merged into its base", "unmerge_adapter()")
+            raise EvalkitError(
+                f"expected the model of task '{task.name}' to apply its adapter, found it {found}; "
+                f"call {undo} on the model, or let the task build it without an adapter"
             )
 
 
