@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -76,6 +76,10 @@ def _are_integers(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
+def _are_tokens(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and targets.dim() == 2 and _are_integers(targets)
+
+
 def base_model(model: nn.Module) -> nn.Module:
     """Return the model of transformers inside the wrappers of peft."""
     unwrap = getattr(model, "get_base_model", None)
@@ -90,18 +94,32 @@ def predicts_next(model: nn.Module) -> bool:
         model: any; only those of transformers, in wrappers of peft or not, say so.
     """
     base = base_model(model)
-    transformers: Any = sys.modules.get("transformers")  # whoever built such a model imported it
-    if transformers is None or not isinstance(base, transformers.PreTrainedModel):
+    if not _is_of_transformers(base) or getattr(base.config, "is_encoder_decoder", False):
         return False
-    if getattr(base.config, "is_encoder_decoder", False):
-        return False
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
 
-    names = {kind.__name__ for kind in type(base).__mro__}
     # A model such as GPT2LMHeadModel has no loss_type of its own.
-    return getattr(base, "loss_type", None) in _SHIFTING or bool(
-        names & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    )
+    return getattr(base, "loss_type", None) in _SHIFTING or _is_one_of(base, NAMES.values())
+
+
+def answers_in_words(model: nn.Module) -> bool:
+    """Return whether a model is an encoder-decoder of transformers that answers in words."""
+    base = base_model(model)
+    if not _is_of_transformers(base):
+        return False
+    from transformers.models.auto import modeling_auto
+
+    names = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    return _is_one_of(base, names.values())
+
+
+def _is_of_transformers(base: nn.Module) -> bool:
+    transformers: Any = sys.modules.get("transformers")  # whoever built such a model imported it
+    return transformers is not None and isinstance(base, transformers.PreTrainedModel)
+
+
+def _is_one_of(base: nn.Module, names: Iterable[Any]) -> bool:
+    return not {kind.__name__ for kind in type(base).__mro__}.isdisjoint(map(str, names))
 
 
 def prompt_length(model: nn.Module) -> int:
@@ -120,7 +138,7 @@ def _are_own_tokens(inputs: Any, targets: Any) -> bool:
         inputs: what the model takes.
         targets: any targets.
     """
-    if not isinstance(targets, Tensor) or targets.dim() != 2 or not _are_integers(targets):
+    if not _are_tokens(targets):
         return False
     counts = targets != IGNORED_LABEL
     return bool(counts.any()) and any(
@@ -130,41 +148,67 @@ def _are_own_tokens(inputs: Any, targets: Any) -> bool:
     )
 
 
-def _copies_input(model: nn.Module, inputs: Any, targets: Any) -> bool:
-    """Return whether a model that predicts the next token is asked for the one that it is given."""
-    return _are_own_tokens(inputs, targets) and predicts_next(model)
+def _makes_decoder_inputs(model: nn.Module, inputs: Any, targets: Any) -> bool:
+    """Return whether a model that answers in words is not told the words before each position.
+
+    Some classes, such as BART's, then take the tokens of their *input* instead of failing. Where
+    the labels are those tokens, that is what was meant.
+    """
+    told = {"decoder_input_ids", "decoder_inputs_embeds"}
+    if not _are_tokens(targets) or (isinstance(inputs, Mapping) and told & inputs.keys()):
+        return False
+    # Given by position, the inputs of the decoder follow those of the encoder.
+    by_position = isinstance(inputs, tuple) and len(inputs) > 2
+    return answers_in_words(model) and not by_position and not _are_own_tokens(inputs, targets)
 
 
-def warn_of_copies(model: nn.Module, inputs: Any, targets: Any) -> None:
-    """Warn where a model that predicts the next token is asked for the token that it is given."""
-    if _copies_input(model, inputs, targets):
-        name = type(base_model(model)).__name__
+def warn_of_labels(model: nn.Module, inputs: Any, targets: Any) -> None:
+    """Warn where labels do not mean what the loss of a language model makes of them."""
+    name = type(base_model(model)).__name__
+    if _are_own_tokens(inputs, targets) and predicts_next(model):
         warnings.warn(
             f"evalkit: expected the label of the next token at each position for {name}, found the "
             "tokens of the input at their own positions, as the Trainer takes labels; pass "
             "evalkit.shifted_labels(labels), or Task(..., shift_labels=True)",
             stacklevel=3,
         )
+    if _makes_decoder_inputs(model, inputs, targets):
+        warnings.warn(f"evalkit: {_no_decoder_inputs(name)}", stacklevel=3)
 
 
-def refuse_copies(model: nn.Module, inputs: Any, targets: Any, task: str) -> None:
-    """Refuse a task whose model predicts the next token and is asked for the one that it is given.
+def refuse_labels(
+    model: nn.Module, inputs: Any, targets: Any, task: str, shift: bool | None
+) -> None:
+    """Refuse a task whose labels do not mean what the loss of its model makes of them.
 
     Args:
         model: that is scored or trained.
         inputs: of some samples.
         targets: of the same samples.
         task: what the sentence calls the task.
+        shift: what the task says about the shift of labels, None where it says nothing.
 
     Raises:
-        EvalkitError: every label is the input token at its own position.
+        EvalkitError: the model predicts the next token, and each label is the input token at its
+            own position while the task says nothing about a shift; or it answers in words, and is
+            not told the words before each position.
     """
-    if _copies_input(model, inputs, targets):
+    if shift is None and _are_own_tokens(inputs, targets) and predicts_next(model):
         raise EvalkitError(
             f"expected the label of the next token at each position in task '{task}', found the "
             "tokens of the input at their own positions; pass Task(..., shift_labels=True), as the "
             "Trainer shifts them, or False to score these"
         )
+    if _makes_decoder_inputs(model, inputs, targets):
+        raise EvalkitError(f"task '{task}': {_no_decoder_inputs(type(base_model(model)).__name__)}")
+
+
+def _no_decoder_inputs(name: str) -> str:
+    return (
+        f"expected 'decoder_input_ids' among the inputs of {name}, found none, for which it takes "
+        "the tokens of its input; pass model.prepare_decoder_input_ids_from_labels(labels), as the "
+        "Trainer does"
+    )
 
 
 def check_shift(value: Any) -> None:

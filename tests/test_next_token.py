@@ -13,6 +13,8 @@ from torch import Tensor, nn
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
+import transformers
+
 import evalkit
 from evalkit import EvalkitError, Task, linearize, shifted_labels
 from evalkit.callback import ScoreCallback
@@ -194,3 +196,32 @@ def test_the_callback_shifts_as_the_loss_of_the_model(tmp_path: Path) -> None:
     assert [run.provenance.get("shift_labels") for run in runs] == [True, None]
     losses = [float(run.batches["loss"].iloc[0]) for run in runs]
     assert losses[0] < losses[1]  # five positions are compared instead of six
+
+
+def test_a_decoder_that_is_not_told_the_words_before(tmp_path: Path) -> None:
+    """BART takes the tokens of its input instead, which no training does."""
+    sizes = {"d_model": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "vocab_size": 30}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    layers = {"encoder_layers": 1, "decoder_layers": 1}
+
+    def bart() -> nn.Module:
+        torch.manual_seed(0)
+        config = transformers.BartConfig(**sizes, **heads, **layers)
+        return transformers.BartForConditionalGeneration(config)
+
+    inputs, answers = {"input_ids": WORDS}, tokens(6, LENGTH).flip(0)
+    model = bart().eval()
+    with pytest.warns(UserWarning, match="'decoder_input_ids' among the inputs of BartForC"):
+        linearize(model, inputs, answers)
+    model.save_pretrained(tmp_path / "run" / "step-1")
+    task = Task(model=bart, data=lambda: (inputs, answers), name="answers")
+    with pytest.raises(EvalkitError, match="task 'answers': expected 'decoder_input_ids'"):
+        run_study(open_trajectory(tmp_path / "run"), task, SETTINGS, tmp_path / "out")
+    told = {**inputs, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(answers)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = float(linearize(model, told, answers).losses.sum()) / answers.numel()
+        linearize(model, inputs, WORDS)  # an autoencoder: what it makes is what was meant
+    with torch.no_grad():
+        expected = float(model(**inputs, labels=answers).loss)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)

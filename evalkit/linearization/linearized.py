@@ -27,7 +27,7 @@ from evalkit.linearization.linear_maps import LinearMaps
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import CannotVectorizeError, PerSample, defining_gradients
 from evalkit.linearization.sketch import sketch_work, sketched_kernel
-from evalkit.next_token import warn_of_copies
+from evalkit.next_token import warn_of_labels
 from evalkit.settings import check_dtype
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def linearize(
     # A plain dict, so that other mappings (a tokenizer's output) are seen through too.
     inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
     num_samples = check_batch(inputs, targets)
-    warn_of_copies(model, inputs, targets)
+    warn_of_labels(model, inputs, targets)
     name = check_dtype(dtype)
     precision = None if name is None else getattr(torch, name)
     batches = MicroBatches(model, inputs, num_samples, micro_batch_size, precision)

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from evalkit import likelihoods, optimizers
 from evalkit.errors import EvalkitError
 from evalkit.linearization.forward import Inputs
-from evalkit.next_token import check_shift, prompt_length, refuse_copies, shifting
+from evalkit.next_token import (
+    answers_in_words,
+    check_shift,
+    predicts_next,
+    prompt_length,
+    refuse_labels,
+    shifting,
+)
 
 _MESSAGE_LENGTH = 200
 
@@ -287,14 +294,12 @@ class Task:
         """Return the samples with labels that fit the logits of ``model``, its prompt included.
 
         Raises:
-            EvalkitError: see :func:`evalkit.next_token.refuse_copies`.
+            EvalkitError: see :func:`evalkit.next_token.refuse_labels`.
         """
-        prompt = prompt_length(model)
-        if self.shift_labels:
-            return replace(samples, collate=shifting(self.collate, prompt)) if prompt else samples
-        if self.shift_labels is None:
-            refuse_copies(model, *samples.take(slice(0, 2)), self.name)
-        return samples
+        if predicts_next(model) or answers_in_words(model):
+            refuse_labels(model, *samples.take(slice(0, 2)), self.name, self.shift_labels)
+        prompt = prompt_length(model) if self.shift_labels else 0
+        return replace(samples, collate=shifting(self.collate, prompt)) if prompt else samples
 
     def _samples(self, argument: str, load: Callable[[], tuple[Inputs, Tensor]]) -> Samples:
         what = f"the {argument} of task '{self.name}'"
