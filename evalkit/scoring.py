@@ -105,7 +105,9 @@ def score(
     Args:
         model: any deterministic module; it is left as it was.
         inputs: a tensor, tuple or dict, as the model's forward takes it.
-        targets: labels or values, sample axis first.
+        targets: labels or values, sample axis first; as in :func:`evalkit.linearize`, position t
+            of the logits is compared with position t of the targets: shift the labels of a causal
+            language model with :func:`evalkit.shifted_labels`.
         likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
         methods: names from ``evalkit.methods()``, with settings if wanted
             (``"sf:labels_per_sample=4"``).

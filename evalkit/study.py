@@ -84,6 +84,7 @@ def run_study(
     samples = samples_to_score(task, settings.batch_size)
     device = check_device(settings.device)
     model = model_for(trajectory, task, settings.seed).eval().to(device)
+    samples = task.fit_labels(samples, model)
     verify_trajectory(trajectory, model)
     provenance = _provenance(trajectory, task, settings, model)
     done = _resume(folder, provenance)

@@ -17,6 +17,7 @@ FLOORS = """
 errors version machine quiet
 registry extras json_files settings reductions paired
 likelihoods tables
+next_token
 run toy_tables timing memory
 layers factor
 linearization.determinism linearization.broadcasts linearization.precision

@@ -76,7 +76,7 @@ def _check_names(
     missing = [name for name in expected if name not in fitted]
     unexpected = [name for name in fitted if name not in expected]
     found = [
-        f"{kind} {_list_names(names)}"
+        f"{kind} {list_names(names)}"
         for kind, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ]
@@ -99,7 +99,8 @@ def _tied(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict
     }
 
 
-def _list_names(names: list[str]) -> str:
+def list_names(names: list[str]) -> str:
+    """Return what an error sentence says of names: how many, and the first of them."""
     listed = ", ".join(repr(name) for name in names[:_LISTED])
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"{len(names)} ({listed}{more})"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalkit.checkpoints.saved import holds_saved
+from evalkit.checkpoints.saved import holds_saved, named_adapters
 from evalkit.checkpoints.tensors import SUFFIXES
 from evalkit.errors import EvalkitError, shortened
 from evalkit.json_files import read_object
@@ -85,11 +85,13 @@ def _find(folder: Path) -> tuple[Found, ...]:
     files, folders = _children(folder)
     saved = [path for path in folders if _TRAINER_FOLDER.fullmatch(path.name)]
     if not saved:
-        saved = [path for path in folders if holds_saved(path)]
+        saved = [path for path in folders if holds_saved(path) or named_adapters(path)]
         numbered = [path for path in saved if _step_in(path.name) is not None]
         loose = [path for path in files if not _BESIDE.fullmatch(path.name)]
         if holds_saved(folder) and not loose and not numbered:
             return (_single(folder),)
+        if not loose and not numbered and (lone := _lone_adapter(folder)) is not None:
+            return (_single(lone),)
         if loose and numbered:
             raise EvalkitError(
                 f"expected checkpoints in '{folder}' that are all files or all folders, found "
@@ -100,6 +102,17 @@ def _find(folder: Path) -> tuple[Found, ...]:
     if saved:
         return _ordered(folder, saved, [_trainer_state(path) for path in saved])
     return _ordered(folder, files, [None] * len(files))
+
+
+def _lone_adapter(folder: Path) -> Path | None:
+    """Return the checkpoint that a folder with adapters of names of their own is, None for several.
+
+    The Trainer's state lies beside the folders of the adapters.
+    """
+    named = named_adapters(folder)
+    if named and (folder / TRAINER_STATE).is_file():
+        return folder
+    return named[0] if len(named) == 1 else None
 
 
 def _children(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -60,16 +60,34 @@ def holds_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (*names, *indices))
 
 
+def named_adapters(folder: Path) -> tuple[Path, ...]:
+    """Return the folders of adapters with a name of their own, which PEFT saves inside a folder.
+
+    PEFT saves the adapter ``default`` in the folder itself, and any other in a folder of its name.
+    """
+    return tuple(path.parent for path in sorted(folder.glob(f"*/{ADAPTER_CONFIG}")))
+
+
 def find_saved(path: Path) -> Saved:
     """Return what is saved at ``path``; where an adapter and a whole model lie, the adapter counts.
 
+    An adapter with a name of its own lies in a folder of that name inside ``path``.
+
     Raises:
-        EvalkitError: there is nothing, or a part of it is missing.
+        EvalkitError: there is nothing, a part of it is missing, or there are several adapters.
     """
     if path.is_file():
         return Saved(path, (path,))
-    if any((path / name).is_file() for name in (ADAPTER_CONFIG, *ADAPTER_FILES)):
-        return _adapter(path)
+    has_default = any((path / name).is_file() for name in (ADAPTER_CONFIG, *ADAPTER_FILES))
+    named = named_adapters(path)
+    if len(named) + has_default > 1:
+        found = ", ".join([*(["default"] if has_default else []), *(item.name for item in named)])
+        raise EvalkitError(
+            f"expected one adapter in '{path}', found {len(named) + has_default} ({found}), as "
+            "PEFT saves all of a model, in use or not; move the folders of all but one elsewhere"
+        )
+    if has_default or named:
+        return _adapter(path if has_default else named[0])
     for name in MODEL_FILES:
         if (path / name).is_file():
             return Saved(path, (path / name,))

@@ -32,6 +32,7 @@ from evalkit.linearization.per_sample import (
 )
 from evalkit.linearization.rounding import rounded_weights
 from evalkit.linearization.sketch import sketch_work, sketched_kernel
+from evalkit.next_token import warn_of_labels
 from evalkit.settings import check_dtype
 
 T = TypeVar("T")
@@ -66,7 +67,10 @@ def linearize(
             memory with it: linearize again after an optimiser step or another load.
         inputs: what its forward takes: a tensor, a tuple (positional) or a dict (keyword). Axis 0
             of the tensors is the sample axis.
-        targets: labels or values for the likelihood; see :mod:`evalkit.likelihoods`.
+        targets: labels or values for the likelihood; see :mod:`evalkit.likelihoods`. Position t of
+            the logits is compared with position t of the targets. The loss of a causal language
+            model compares it with the label at t + 1: labels as the Trainer takes them need a
+            shift to the left, ``evalkit.shifted_labels(labels)``.
         likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
         micro_batch_size: run the forward on so many samples at a time, and again for every
             product: results stay the same, memory is that of a micro-batch. None keeps the graph
@@ -87,6 +91,7 @@ def linearize(
     # A plain dict, so that other mappings (a tokenizer's output) are seen through too.
     inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
     num_samples = check_batch(inputs, targets)
+    warn_of_labels(model, inputs, targets)
     name = check_dtype(dtype)
     precision = None if name is None else getattr(torch, name)
     batches = MicroBatches(model, inputs, num_samples, micro_batch_size, precision)
