@@ -78,7 +78,7 @@ def _left_out(fitting: Match, path: Path) -> list[str]:
         return []
     under = f" under '{fitting.prefix.rstrip('.')}'" if fitting.prefix else ""
     return [
-        f"of '{path.name}' the model's weights{under} are scored; left out: {_list_names(names)}"
+        f"of '{path.name}' the model's weights{under} are scored; left out: {list_names(names)}"
     ]
 
 
@@ -87,7 +87,7 @@ def _several(matches: list[Match], path: Path) -> EvalkitError:
     if len(matches) > 1:
         found = f"{len(matches)} copies under {places}"
     else:
-        others = _list_names(list(matches[0].hindrance))
+        others = list_names(list(matches[0].hindrance))
         found = f"them under {places} beside {others} that no part of the model explains"
     key = next(one.prefix.rstrip(".") for one in matches if one.prefix)
     return EvalkitError(
@@ -103,7 +103,7 @@ def _refuse_names(found: Mapping[str, Any], expected: Mapping[str, Any], path: P
     if missing and not [name for name in expected if name not in found and name not in extra]:
         raise EvalkitError(
             f"expected what the model keeps beside its tensors in '{path}', found missing "
-            f"{_list_names(missing)}; save model.state_dict() with torch.save, which keeps it"
+            f"{list_names(missing)}; save model.state_dict() with torch.save, which keeps it"
         )
 
 
@@ -153,7 +153,7 @@ def _check_names(
     missing = [name for name in expected if name not in fitted]
     unexpected = [name for name in fitted if name not in expected]
     found = [
-        f"{kind} {_list_names(names)}"
+        f"{kind} {list_names(names)}"
         for kind, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ]
@@ -163,7 +163,8 @@ def _check_names(
         )
 
 
-def _list_names(names: list[str]) -> str:
+def list_names(names: list[str]) -> str:
+    """Return what an error sentence says of names: how many, and the first of them."""
     listed = ", ".join(repr(name) for name in names[:_LISTED])
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"{len(names)} ({listed}{more})"
