@@ -20,8 +20,8 @@ from torch import nn
 
 from evalkit.cells import Cell, describe_run, now, on_device, score_cell
 from evalkit.checkpoints import Checkpoint
-from evalkit.checkpoints.run_folders import whole_epoch
 from evalkit.checkpoints.saved import find_saved, holds_saved, named_adapters, saved_hash
+from evalkit.checkpoints.trainer_state import whole_epoch
 from evalkit.errors import EvalkitError
 from evalkit.extras import missing
 from evalkit.next_token import base_model, check_shift

@@ -31,7 +31,6 @@ from evalkit.tables import SCORE_COLUMNS
 from evalkit.updates import Update, compute
 from evalkit.updates.registry import parse
 
-
 SHARERS = 2
 """Methods that a sweep is taken to have with the same cotangents, so that no row depends on it."""
 

@@ -245,7 +245,7 @@ def _identity(provenance: dict[str, Any]) -> dict[str, Any]:
     identity["task_settings"] = provenance.get("task_settings")
     identity["code"] = provenance.get("code")
     identity["checkpoints"] = [
-        [item.get(key) for key in ("name", "step", "progress", "sha256")]
+        [item.get(key) for key in ("name", "step", "progress", "sha256", "key")]
         for item in provenance.get("checkpoints", ())
     ]
     return identity
