@@ -260,7 +260,7 @@ def test_damaged_weights_change_nothing(tmp_path: Path) -> None:
 def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_adapter(tmp_path / "step-1", lora())
     monkeypatch.setitem(sys.modules, "peft", None)  # what an absent package looks like to import
-    assert "pip install 'evalkit[hf]'" in refused(tmp_path)
+    assert "pip install '.[hf]' in the clone of evalkit" in refused(tmp_path)
 
 
 def test_adapters_need_a_model_that_carries_one(tmp_path: Path) -> None:

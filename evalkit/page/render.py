@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 
 from evalkit.page.bokeh_figures import document_json
-from evalkit.page.charts import draw_charts, imbalance_keys, method_keys, run_methods
+from evalkit.page.charts import draw_charts, method_keys, run_methods
 from evalkit.page.scripts import BOKEH_VERSION, chart_library, compressed, script_hash
 from evalkit.page.swatches import swatch
 from evalkit.page.tables import (
@@ -24,6 +24,7 @@ from evalkit.page.tables import (
     pairs_table,
     provenance_table,
     scores_table,
+    solver_sentences,
     solver_table,
 )
 from evalkit.results import headline, near_zero, summarize, summarize_batches
@@ -92,7 +93,7 @@ def render_page(run: Run, studies: Studies, files: Sequence[Path] = ()) -> str:
             *(download(path) for path in files if path.suffix == ".csv"),
         ],
         swatch=swatch,
-        **_charts(run),
+        **_charts(run, studies.pairs),
         **_summary(run),
         pairs=pairs_table(studies.pairs),
         best=best_table(studies.dampings),
@@ -108,9 +109,9 @@ def download(path: Path) -> Download:
     return Download(path.name, -(-len(content) // 1000), embedded)
 
 
-def _charts(run: Run) -> Mapping[str, Any]:
+def _charts(run: Run, pairs: pd.DataFrame) -> Mapping[str, Any]:
     """Return what the template says of charts."""
-    charts = draw_charts(run)
+    charts = draw_charts(run, pairs)
     content = document_json([chart.figure for chart in charts])
     roots = {
         root["id"]: f"chart-{chart.name}"
@@ -120,7 +121,7 @@ def _charts(run: Run) -> Mapping[str, Any]:
         "charts": charts,
         "chart_document": {"document": content, "roots": roots},
         "method_keys": method_keys(run_methods(run)),
-        "imbalance_keys": imbalance_keys(),
+        "spread": bool(summarize_batches(run)["batches"].max() > 1),
     }
 
 
@@ -142,6 +143,7 @@ def _summary(run: Run) -> Mapping[str, Any]:
         "damping_scores": damping_table(summary),
         "batch_means": batches_table(floors),
         "solver": solver_table(summary, run.scores),
+        "solver_sentences": solver_sentences(run.scores),
     }
 
 
