@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,35 @@ import torch
 from torch import nn
 
 from evalkit import likelihoods
-from evalkit.cells import Cell, describe_run, draw_batch, now, on_device, score_cell
+from evalkit.cells import Cell, data_hash, describe_run, draw, now, on_device, score_cell
 from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
-from evalkit.errors import EvalkitError, reason, shortened
+from evalkit.errors import EvalkitError, reason
+from evalkit.estimate import cell_seconds, free_outputs
+from evalkit.identity import check_same_data, check_same_run, extension, places
+from evalkit.linearization import Linearization
 from evalkit.linearization.forward import Inputs
-from evalkit.machine import sources
+from evalkit.lost_rows import scored_pairs
+from evalkit.notes import notes_on
 from evalkit.run import (
     PROVENANCE_FILE,
     append_rows,
+    asked_for,
     create_run,
-    finished_cells,
+    drawn_hashes,
+    place_checkpoints,
     read_provenance,
+    read_tables,
     repair,
     sort_tables,
     update_provenance,
 )
 from evalkit.scoring import check_request
 from evalkit.settings import Settings
-from evalkit.tables import check_writable
+from evalkit.source_files import sources
+from evalkit.tables import check_name, check_writable
 from evalkit.tasks import Samples, Task
+from evalkit.tasks.samples import ItemSamples
 from evalkit.updates.registry import function_of
 
 
@@ -54,18 +63,48 @@ class Progress:
     iteration: int = 0
 
 
+@dataclass(frozen=True)
+class Start:
+    """What is known before the first score.
+
+    Attributes:
+        cells: that are left to score.
+        seconds: that they are expected to take, a rough number.
+        notes: sentences about the request: what it can and cannot tell.
+    """
+
+    cells: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a folder holds of a run.
+
+    Attributes:
+        rows: the pairs (method, damping) that each finished cell has a row of.
+        data: SHA-256 of the data of each batch, where it is known.
+    """
+
+    rows: dict[tuple[str, int], set[tuple[str, float]]] = field(default_factory=dict)
+    data: dict[int, str] = field(default_factory=dict)
+
+
 def run_study(
     trajectory: Trajectory,
     task: Task,
     settings: Settings,
     folder: str | Path,
     on_progress: Callable[[Progress], None] | None = None,
+    on_start: Callable[[Start], None] | None = None,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
 
     Everything is verified before the first score, and the folder appears with the first finished
     cell. A study that was interrupted goes on where it stopped when it is called again with the
-    same arguments; more batches extend it.
+    same arguments; more methods, dampings, checkpoints and batches extend it. Rows that are there
+    are not scored again, and rows that were lost are.
 
     Args:
         trajectory: the checkpoints.
@@ -74,55 +113,97 @@ def run_study(
         folder: of the run; new, or one that these arguments started.
         on_progress: called when the study starts, at every iteration of a solver and after every
             cell.
+        on_start: called once, before the first score, unless there is nothing to score.
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
-            holds a run of other settings or cannot be written to.
+            holds a run of other settings, code or data, or cannot be written to.
     """
     folder = Path(folder)
     check_request(settings.methods, settings.dampings)
+    for checkpoint in trajectory.checkpoints:
+        check_name("checkpoint", checkpoint.name)
     samples = samples_to_score(task, settings.batch_size)
     device = check_device(settings.device)
     model = model_for(trajectory, task, settings.seed).eval().to(device)
     samples = task.fit_labels(samples, model)
     verify_trajectory(trajectory, model)
-    provenance = _provenance(trajectory, task, settings, model)
-    done = _resume(folder, provenance)
-    total = len(trajectory.checkpoints) * settings.batches
-    seconds = time.monotonic()
+    provenance = _provenance(trajectory, task, settings, model, len(samples))
+    held = _resume(folder, provenance, task, samples, settings)
+    wanted = set(itertools.product(settings.methods, settings.dampings))
+    names = {checkpoint.name for checkpoint in trajectory.checkpoints}
+    total = len(names) * settings.batches
+    finished = sum(
+        name in names and batch < settings.batches and wanted <= rows
+        for (name, batch), rows in held.rows.items()
+    )
+    started = time.monotonic()
 
     def report(checkpoint: str, iteration: int = 0) -> None:
         if on_progress is not None:
-            on_progress(Progress(len(done), total, checkpoint, iteration))
+            on_progress(Progress(finished, total, checkpoint, iteration))
+
+    def begin(since: float, lin: Linearization) -> None:
+        provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
+        if on_start is not None:
+            left = total - finished
+            passed = time.monotonic() - since
+            seconds = left * cell_seconds(passed, settings.methods, len(settings.dampings))
+            on_start(Start(left, seconds, notes_on(provenance)))
 
     report(trajectory.checkpoints[0].name)
+    begun = False
     for checkpoint in trajectory.checkpoints:
-        missing = [b for b in range(settings.batches) if (checkpoint.name, b) not in done]
-        if missing:
-            check_writable(folder)
-            load_into(model, checkpoint)
+        loaded = False
         iterated = partial(_iterated, report, checkpoint.name)
-        for batch in missing:
+        for batch in range(settings.batches):
+            rows = held.rows.get((checkpoint.name, batch))
+            missing = wanted - (rows or set())
+            if not missing:
+                continue
+            if not loaded:
+                check_writable(folder)
+                load_into(model, checkpoint)
+                loaded = True
             taken = take_batch(samples, settings, batch)
-            cell = Cell(checkpoint.name, checkpoint.step, checkpoint.progress, batch)
+            since = time.monotonic()
             scores, batches = score_cell(
-                model, taken, task.likelihood, settings, cell, task.name, iterated
+                model,
+                taken,
+                task.likelihood,
+                settings,
+                Cell(checkpoint.name, checkpoint.step, checkpoint.progress, batch),
+                task.name,
+                iterated,
+                missing,
+                None if begun else partial(begin, since),
             )
+            begun = True
+            digest = str(batches["data_sha256"].iloc[0])
+            check_same_data(folder, batch, held.data.setdefault(batch, digest), digest)
             if not (folder / PROVENANCE_FILE).exists():
                 create_run(folder, provenance)
-            append_rows(folder, scores, batches)
-            done.add((checkpoint.name, batch))
+            append_rows(folder, scores, batches if rows is None else batches.iloc[:0])
+            held.rows.setdefault((checkpoint.name, batch), set()).update(missing)
+            finished += 1
             report(checkpoint.name)
     sort_tables(folder)
-    _finish(folder, done, time.monotonic() - seconds)
+    _finish(folder, held, time.monotonic() - started)
 
 
-def _finish(folder: Path, done: set[tuple[str, int]], seconds: float) -> None:
-    """Mark a run as finished that was not, if it has every batch that it was ever asked for."""
+def _finish(folder: Path, held: _Held, seconds: float) -> None:
+    """Mark a run as finished that was not, if it has every row that it was ever asked for."""
     provenance = read_provenance(folder)
-    names = [item["name"] for item in provenance["checkpoints"]]
-    wanted = itertools.product(names, range(provenance["settings"]["batches"]))
-    if not provenance.get("finished") and done.issuperset(wanted):
+    if provenance.get("finished"):
+        return
+    names = {item["name"] for item in provenance["checkpoints"]}
+    batches = provenance["settings"]["batches"]
+    asked = set(itertools.product(*asked_for(provenance)))
+    done = sum(
+        name in names and batch < batches and asked <= rows
+        for (name, batch), rows in held.rows.items()
+    )
+    if done == len(names) * batches:
         seconds += provenance.get("seconds") or 0.0
         update_provenance(folder, finished=now(), seconds=round(seconds, 3))
 
@@ -131,7 +212,7 @@ def _iterated(report: Callable[[str, int], None], name: str, iteration: int, _: 
     report(name, iteration)
 
 
-def samples_to_score(task: Task, batch_size: int) -> Samples:
+def samples_to_score(task: Task, batch_size: int) -> Samples | ItemSamples:
     """Return the training samples of a task, checked.
 
     Raises:
@@ -143,7 +224,8 @@ def samples_to_score(task: Task, batch_size: int) -> Samples:
             f"expected a batch size of at most {len(samples)}, the training samples of task "
             f"'{task.name}', found {batch_size}; lower --batch-size"
         )
-    if likelihoods.get(task.likelihood).ignores_labels:
+    # A data set of single items is not read through; its batches are checked when they are drawn.
+    if isinstance(samples, Samples) and likelihoods.get(task.likelihood).ignores_labels:
         likelihoods.check_labels(samples.targets != likelihoods.IGNORED_LABEL)
     return samples
 
@@ -165,28 +247,37 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def take_batch(samples: Samples, settings: Settings, batch: int) -> tuple[Inputs, torch.Tensor]:
+def take_batch(
+    samples: Samples | ItemSamples, settings: Settings, batch: int
+) -> tuple[Inputs, torch.Tensor]:
     """Return inputs and targets of one batch, on the device of the evaluation."""
-    indices = draw_batch(len(samples), settings.batch_size, settings.seed, batch)
-    taken: tuple[Inputs, torch.Tensor] = on_device(samples.take(indices), settings.device)
+    drawn = draw(samples, settings.batch_size, settings.seed, batch)
+    taken: tuple[Inputs, torch.Tensor] = on_device(drawn, settings.device)
     return taken
 
 
 def _provenance(
-    trajectory: Trajectory, task: Task, settings: Settings, model: nn.Module
+    trajectory: Trajectory, task: Task, settings: Settings, model: nn.Module, training_samples: int
 ) -> dict[str, Any]:
     checkpoints = [checkpoint_entry(checkpoint) for checkpoint in trajectory.checkpoints]
     described = describe_run(
         model, task.name, task.likelihood, settings, trajectory.folder, checkpoints
     )
-    manifest, methods = trajectory.manifest or {}, settings.methods
+    manifest = trajectory.manifest or {}
     origin = {
+        "training_samples": training_samples,
         "task_settings": dict(task.settings),
-        "code": sources((task.model, task.data, *map(function_of, methods))),
+        "code": _code(task, settings.methods),
         "base_model": trajectory.base_model,
         "training": manifest.get("recipe"),
     }
     return {**described, **{key: value for key, value in origin.items() if value}}
+
+
+def _code(task: Task, methods: Iterable[str]) -> dict[str, str]:
+    """Return the user's files that rows of these methods depend on, by hash."""
+    parts = (*task.parts(), *map(function_of, methods))
+    return sources(parts)
 
 
 def checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -194,58 +285,33 @@ def checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:
     return {key: value for key, value in asdict(checkpoint).items() if key != "path"}
 
 
-def _resume(folder: Path, provenance: dict[str, Any]) -> set[tuple[str, int]]:
-    """Return the cells that an earlier start finished; it must have been the same study.
+def _resume(
+    folder: Path,
+    provenance: dict[str, Any],
+    task: Task,
+    samples: Samples | ItemSamples,
+    settings: Settings,
+) -> _Held:
+    """Return what an earlier start finished; it must have been the same study, on the same data.
 
     Raises:
-        EvalkitError: the folder holds a run that differs in more than the number of batches.
+        EvalkitError: the folder holds a run that differs in more than what may be added.
     """
     if not (folder / PROVENANCE_FILE).exists():
-        return set()
+        return _Held()
     earlier = read_provenance(folder)
-    check_same_run(folder, earlier, provenance)
+    known, code = asked_for(earlier)[0], provenance.get("code", {})
+    recorded = earlier.get("code")
+    both = {name: code[name] for name in code if isinstance(recorded, dict) and name in recorded}
+    needed = _code(task, [name for name in settings.methods if name in known])
+    check_same_run(folder, earlier, provenance, {**needed, **both})
+    data = drawn_hashes(folder)
+    for batch, digest in sorted(data.items()):
+        found = data_hash(*draw(samples, settings.batch_size, settings.seed, batch))
+        check_same_data(folder, batch, digest, found)
     repair(folder)
-    if earlier["settings"]["batches"] < provenance["settings"]["batches"]:
-        update_provenance(folder, settings=provenance["settings"], finished=None)
-    return finished_cells(folder)
-
-
-def check_same_run(folder: Path, earlier: dict[str, Any], provenance: dict[str, Any]) -> None:
-    """Check that a start goes on with what ``folder`` holds, but for the number of batches.
-
-    Raises:
-        EvalkitError: it differs in another respect.
-    """
-    try:
-        before = _identity(earlier)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise EvalkitError(
-            f"expected the {PROVENANCE_FILE} of a run in '{folder}', found one that does not list "
-            "its settings and checkpoints; choose another folder"
-        ) from error
-    for name, found in _identity(provenance).items():
-        if before[name] != found:
-            raise EvalkitError(
-                f"expected a new folder, or a run to go on with, found '{folder}' with another "
-                f"{name}: {shortened(str(before[name]), 60)} instead of "
-                f"{shortened(str(found), 60)}; choose another folder"
-            )
-
-
-def _identity(provenance: dict[str, Any]) -> dict[str, Any]:
-    """Return what makes two studies the same, but for the number of batches."""
-    settings = provenance.get("settings", {})
-    if type(settings["batches"]) is not int:
-        raise TypeError("batches")
-    identity = {name: settings.get(name) for name in ("batch_size", "seed", "likelihood", "dtype")}
-    for name in ("methods", "dampings"):
-        identity[name] = list(settings.get(name, ()))
-    identity["evalkit"] = provenance.get("evalkit")
-    identity["task"] = provenance.get("task")
-    identity["task_settings"] = provenance.get("task_settings")
-    identity["code"] = provenance.get("code")
-    identity["checkpoints"] = [
-        [item.get(key) for key in ("name", "step", "progress", "sha256", "key")]
-        for item in provenance.get("checkpoints", ())
-    ]
-    return identity
+    changes = extension(earlier, provenance)
+    if changes:
+        place_checkpoints(folder, places(provenance))
+        update_provenance(folder, **changes)
+    return _Held(scored_pairs(*read_tables(folder)), data)

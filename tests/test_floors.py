@@ -15,10 +15,12 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet
+plain_files
 registry extras json_files settings reductions paired
 likelihoods tables
 next_token
-run toy_tables timing memory
+run toy_tables timing memory overlap
+lost_rows identity source_files notes
 layers factor
 linearization.determinism linearization.broadcasts linearization.precision
 linearization.double_backward
@@ -38,7 +40,7 @@ updates
 accuracy metrics
 scoring
 optimizers
-tasks
+estimate tasks
 cells checkpoints
 trainer_batches
 training study
@@ -56,6 +58,13 @@ WITHOUT_TORCH = (
     "errors",
     "version",
     "extras",
+    "machine",
+    "identity",
+    "lost_rows",
+    "notes",
+    "overlap",
+    "plain_files",
+    "source_files",
     "machine",
     "registry",
     "settings",

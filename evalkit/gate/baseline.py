@@ -20,6 +20,7 @@ from evalkit.gate.baseline_file import (
     parse,
     render,
 )
+from evalkit.lost_rows import lost_rows
 from evalkit.run import PROVENANCE_FILE, Run
 from evalkit.tables import SCORE_AGAIN, unwritable, write_atomically
 
@@ -117,6 +118,9 @@ def _check_enough(run: Run, baseline: Baseline) -> None:
             f"expected a finished run as a baseline, found '{run.folder}' unfinished; run the same "
             "'evalkit score' command to the end first"
         )
+    lost = lost_rows(run)
+    if lost:
+        raise EvalkitError(f"expected every row of the run as a baseline, found that {lost}")
     fewest = int(baseline.rows.groupby("checkpoint")["batch"].nunique().min())
     if fewest < FEWEST_BATCHES:
         raise EvalkitError(
