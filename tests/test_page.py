@@ -204,6 +204,14 @@ def test_a_solver_that_stops_early_says_whether_it_matters(
     assert ("ngd:max_iterations=800, or with ngd:solver=direct" in text) == (gamma > 1.01)
 
 
+def test_a_direct_solve_that_falls_short_asks_for_digits(tmp_path: Path) -> None:
+    rows = [ngd_row(0.9, solver="direct") | {"converged": False}]
+    write_run(tmp_path, [cell("last", 1, 1.0, 0, rows)])
+    text, _ = page_of(tmp_path)
+    assert "80% above the floor" in text
+    assert "score again with --dtype float64." in text
+
+
 def test_a_solver_that_converges_needs_no_sentence(tmp_path: Path) -> None:
     write_run(tmp_path, cells_of([2.0, 4.0]))
     assert "stopped before its tolerance" not in page_of(tmp_path)[0]

@@ -239,10 +239,12 @@ def solver_sentences(scores: pd.DataFrame) -> list[str]:
                 "floor, and so at most that far above the gamma of the exact solution."
             )
         else:
+            direct = set(rows["solver"].dropna()) == {"direct"}
+            longer = f"{base}:max_iterations={_more_iterations(rows)}, or with {base}:solver=direct"
+            more = "--dtype float64" if direct else longer
             text += (
                 f"The largest of these gammas is {_share(above)} above the floor, which the exact "
-                f"solution need not reach: score again with {base}:max_iterations="
-                f"{_more_iterations(rows)}, or with {base}:solver=direct."
+                f"solution need not reach: score again with {more}."
             )
         sentences.append(text)
     return sentences
