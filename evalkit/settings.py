@@ -72,7 +72,7 @@ def check_damping(damping: Any) -> float:
     """
     try:
         value = float(damping)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not 0 <= value < math.inf:
         raise EvalkitError(
@@ -106,7 +106,7 @@ def check_seed(seed: Any) -> int:
     whole = isinstance(seed, Integral) and not isinstance(seed, bool)
     if not whole or not 0 <= int(seed) < 2**63:
         raise EvalkitError(
-            f"expected a seed that is a whole number from 0 to 2^63 - 1, found "
+            "expected a seed that is a whole number from 0 to 2^63 - 1, found "
             f"{shortened(repr(seed))}; choose one"
         )
     return int(seed)
