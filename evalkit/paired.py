@@ -1,21 +1,31 @@
-"""Comparisons paired by batch: differences, bootstrap intervals and what they allow to say.
+"""Comparisons paired by batch: differences, intervals of their mean and what they allow to say.
 
 Two numbers of the same batch share most of what varies between batches, so that their difference is
-far more certain than either.
+far more certain than either. What is said rests on the number of batches: below
+:data:`FEWEST_BATCHES` nothing is, and many statements at once are corrected for their number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import skew
+from scipy.stats import t as student
 
-RESAMPLES = 9999
 LEVEL = 0.95
+FEWEST_BATCHES = 3
+"""Fewer differences have no shape that could be told, and no statement rests on them."""
+CALIBRATION = 0.6
+"""Share of the misses that are asked of the two intervals whose hull is taken.
+
+Simulated (``tests/test_paired.py``): from 3 batches on, 95% intervals then cover the mean of normal
+differences in 97 to 98% and of exponential ones in 94 to 97% of cases, where Student's t alone
+covers the latter in 88 to 93%.
+"""
 
 Statement = Literal["better", "worse", "undecided"]
 
@@ -50,28 +60,37 @@ EFFICIENCY = Metric("efficiency", "efficiency", np.asarray, higher_is_better=Tru
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of paired differences with its bootstrap interval.
+    """A mean of paired differences with its 95% interval.
 
     Attributes:
         mean: of the differences.
         low: lower end.
         high: upper end.
         pairs: number of batches.
+        p_value: one minus the largest level at which the interval excludes zero.
     """
 
     mean: float
     low: float
     high: float
     pairs: int
+    p_value: float
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the sign of the mean is decided."""
+        """Whether the interval by itself decides the sign of the mean."""
         return self.low > 0 or self.high < 0
 
-    def statement(self, metric: Metric) -> Statement:
-        """Return what the interval says about the first of the two that were compared."""
-        if not self.excludes_zero:
+    def statement(self, metric: Metric, p_value: float | None = None) -> Statement:
+        """Return what the differences say about the first of the two that were compared.
+
+        Args:
+            metric: says which way is good.
+            p_value: of :func:`holm`, where other statements are made beside this one; by default
+                the statement stands alone.
+        """
+        p_value = self.p_value if p_value is None else p_value
+        if not p_value <= 1 - LEVEL:
             return "undecided"
         return "better" if (self.mean > 0) == metric.higher_is_better else "worse"
 
@@ -87,31 +106,80 @@ def differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.subtract(first, second, out=np.zeros_like(first), where=first != second)
 
 
-def interval(values: np.ndarray, generator: np.random.Generator) -> Interval:
-    """Return mean and bootstrap interval of paired differences (percentile, 95%).
+def interval(values: np.ndarray) -> Interval:
+    """Return mean, 95% interval and p-value of paired differences.
 
-    With a single pair there is nothing to resample: the interval is the whole line unless the
-    difference is 0. A mean that is infinite, since a method lost its descent in some batch, is
-    certain. NaN differences, of which nothing is known, make everything NaN.
+    The interval is the hull of Student's t interval and of the one that Hall's transformation
+    corrects for skewness (P. Hall, On the removal of skewness by transformation, JRSS B 54, 1992),
+    each at a level of 1 - 0.6 * 0.05, see :data:`CALIBRATION`.
+
+    Of fewer than three differences the interval is the whole line, unless they are all 0: nothing
+    is known of how they vary. A mean that is infinite, since a method lost its descent in some
+    batch, is certain, and so are three or more equal differences. NaN differences, of which nothing
+    is known, make everything NaN.
 
     Args:
         values: (B,), of :func:`differences`.
-        generator: of the resamples.
     """
     values = np.asarray(values, float)
+    pairs = len(values)
     with np.errstate(invalid="ignore"):
-        mean, pairs = float(values.mean()) if len(values) else math.nan, len(values)
-    if not math.isfinite(mean) or np.ptp(values) == 0:
-        if pairs == 1 and mean != 0 and math.isfinite(mean):
-            return Interval(mean, -math.inf, math.inf, pairs)
-        return Interval(mean, mean, mean, pairs)
-    found = bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        method="percentile",
-        vectorized=True,
-        rng=generator,
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), pairs)
+        mean = float(values.mean()) if pairs else math.nan
+    if math.isnan(mean):
+        return Interval(mean, mean, mean, pairs, math.nan)
+    if math.isinf(mean):
+        return Interval(mean, mean, mean, pairs, 0.0)
+    if not values.any():
+        return Interval(0.0, 0.0, 0.0, pairs, 1.0)
+    if pairs < FEWEST_BATCHES:
+        return Interval(mean, -math.inf, math.inf, pairs, 1.0)
+    error = float(values.std(ddof=1)) / math.sqrt(pairs)
+    if np.ptp(values) == 0 or error == 0:
+        return Interval(mean, mean, mean, pairs, 0.0)
+    lean = _lean(values)
+    tail = CALIBRATION * (1 - LEVEL) / 2
+    reach = float(student.isf(tail, pairs - 1))
+    low = mean - error * max(reach, _untransformed(reach, lean))
+    high = mean - error * min(-reach, _untransformed(-reach, lean))
+    statistics = np.array([mean / error, _transformed(mean / error, lean)])
+    tails = student.sf(np.abs(statistics), pairs - 1)
+    opposed = statistics[0] * statistics[1] < 0  # Hall's correction of the centre passes zero
+    p_value = 1.0 if opposed else min(1.0, 2 * float(tails.max()) / CALIBRATION)
+    return Interval(mean, low, high, pairs, p_value)
+
+
+def _lean(values: np.ndarray) -> float:
+    """Return the skewness over sqrt(B), on which Hall's transformation rests."""
+    share = (len(values) - 1) / len(values)
+    return float(skew(values)) * share**1.5 / math.sqrt(len(values))
+
+
+def _transformed(statistic: float, lean: float) -> float:
+    """Return Hall's g(T) = T + lean T^2 / 3 + lean^2 T^3 / 27 + lean / 6, which grows with T."""
+    return statistic + lean * statistic**2 / 3 + lean**2 * statistic**3 / 27 + lean / 6
+
+
+def _untransformed(value: float, lean: float) -> float:
+    """Return the T of which :func:`_transformed` makes ``value``."""
+    if abs(lean) < 1e-8:
+        return value
+    return 3 / lean * (float(np.cbrt(1 + lean * (value - lean / 6))) - 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, so that all statements hold at once.
+
+    Holm's step-down method (S. Holm, Scandinavian Journal of Statistics 6, 1979): the k-th smallest
+    of m is multiplied by m - k + 1, and none becomes smaller than one before it. With statements
+    where the result is at most 0.05, the chance that any of them is wrong is at most 5%, however
+    they depend on each other. NaN, of which nothing can be said, stays NaN and does not count.
+
+    Args:
+        p_values: one per statement.
+    """
+    found = np.asarray(p_values, float)
+    order = np.argsort(found, kind="stable")[: int((~np.isnan(found)).sum())]
+    corrected = np.full_like(found, np.nan)
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(found[order] * factors), 1)
+    return [float(value) for value in corrected]

@@ -1,17 +1,22 @@
-"""Numbers from the tables of a run: means and one sigma over batches, per checkpoint and method.
+"""Numbers from the tables of a run: means and spreads over batches, per checkpoint and method.
 
 The same batches are used at every checkpoint and for every method, so that means are paired.
+Gamma, the floor, and what is a quotient of them (ratio, efficiency) have geometric means: those of
+a / b and b / a are inverse, and a ratio of means is the mean of ratios. The rest has arithmetic
+means.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from evalkit.overlap import Overlap, overlap_of
 from evalkit.run import Run
 
 _NAMES = {
@@ -24,6 +29,8 @@ _NAMES = {
 }
 _CHECKPOINT = ["checkpoint", "step", "progress"]
 _CURVE_POINT = [*_CHECKPOINT, "method", "damping"]
+GEOMETRIC = frozenset({"gamma", "ratio", "efficiency", "gamma_floor", "floor_ratio"})
+"""Columns whose mean over batches is geometric, and whose spread is a factor."""
 _SCORES = ("gamma", "ratio", "efficiency", "cosine_sgd")
 _BATCHES = (
     "loss",
@@ -68,16 +75,107 @@ def format_spread(mean: float, sigma: float) -> str:
     return f"{text} ± {sigma:.{decimals}f}"
 
 
-def summarize(run: Run) -> pd.DataFrame:
-    """Return means and one sigma over batches, a row per checkpoint, method and damping.
+def format_factor(mean: float, factor: float) -> str:
+    """Return ``mean ×/÷ factor``, of one geometric sigma; the mean alone where it does not vary."""
+    text = format_number(mean)
+    if not (math.isfinite(mean) and math.isfinite(factor) and factor > 1):
+        return text
+    return f"{text} ×/÷ {factor:.2f}"
 
-    Infinite values stay infinite in the mean and leave sigma empty; undefined ones are left out.
-    Both are counted.
+
+def format_percent(share: float) -> str:
+    """Return an efficiency as it is written for people: 52%, 0.2%, n/a; tables hold the share."""
+    if math.isnan(share):
+        return format_number(share)
+    return f"{share:.0%}" if share >= 0.095 else f"{100 * share:.1g}%"
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Means of a column over batches, and one sigma around them.
+
+    Attributes:
+        mean: (R,), a value per row, geometric for the columns in ``GEOMETRIC``.
+        low: (R,), one sigma below: mean / factor or mean - sigma.
+        high: (R,), one sigma above: mean * factor or mean + sigma.
+        texts: what tables say of each.
+    """
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    texts: tuple[str, ...]
+
+
+def spread(rows: pd.DataFrame, column: str) -> Spread:
+    """Return mean and one sigma of a column of a summary, NaN where there is no sigma.
+
+    Args:
+        rows: of :func:`summarize`, :func:`summarize_batches` or ``pairs.compare``.
+        column: its name without ``_mean``.
+    """
+    mean = rows[f"{column}_mean"].to_numpy(float)
+    if column not in GEOMETRIC:
+        sigma = rows[f"{column}_std"].to_numpy(float)
+        written = [format_spread(*pair) for pair in zip(mean, sigma, strict=True)]
+        return Spread(mean, mean - sigma, mean + sigma, tuple(written))
+    factor = rows[f"{column}_factor"].to_numpy(float)
+    low, high = mean / factor, mean * factor
+    if column == "efficiency":
+        written = [
+            format_percent(value)
+            + (f" ×/÷ {by:.2f}" if math.isfinite(by) and by > 1 and value > 0 else "")
+            for value, by in zip(mean, factor, strict=True)
+        ]
+        high = np.maximum(mean, np.minimum(high, 1))  # No direction is better than the floor.
+    else:
+        written = [format_factor(*pair) for pair in zip(mean, factor, strict=True)]
+    return Spread(mean, low, high, tuple(written))
+
+
+def geometric_spread(values: np.ndarray) -> tuple[float, float]:
+    """Return geometric mean and geometric standard deviation, a factor of at least 1.
+
+    exp of mean and of standard deviation (divisor n - 1; factor 1 for one value) of the logarithms.
+    Zero or infinity among the values makes the mean so, and leaves the factor empty.
+
+    Args:
+        values: not negative, (n,).
+    """
+    if not values.size:
+        return math.nan, math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(values)
+        mean = float(np.exp(logs.mean()))
+    if not np.isfinite(logs).all():
+        return mean, math.nan
+    return mean, float(np.exp(logs.std(ddof=1))) if values.size > 1 else 1.0
+
+
+def overlap(run: Run, training_samples: int | None = None) -> Overlap | None:
+    """Return how far the batches of a run share their samples; None where that is unknown.
+
+    Args:
+        run: its tables.
+        training_samples: from which batches were drawn; by default what ``run.json`` says.
+    """
+    known = training_samples or run.provenance.get("training_samples")
+    if type(known) is not int or known < 1:
+        return None
+    counts = run.batches.groupby("checkpoint", sort=False)["batch"].nunique()
+    return overlap_of(int(counts.max()), int(run.batches["num_samples"].max()), known)
+
+
+def summarize(run: Run) -> pd.DataFrame:
+    """Return means and spreads over batches, a row per checkpoint, method and damping.
+
+    Infinite values stay infinite in the mean and leave the spread empty; undefined ones are left
+    out. Both are counted.
 
     Returns:
-        Columns checkpoint, step, progress, method, damping, batches; ``X_mean`` and ``X_std`` for
-        X = gamma, ratio, efficiency, cosine_sgd; infinite and undefined, the batches whose ratio
-        is so; ascents, the batches with slope < 0; converged (share), iterations (mean) and
+        Columns checkpoint, step, progress, method, damping, batches; ``X_mean`` (geometric) and
+        ``X_factor`` for X = gamma, ratio, efficiency; ``cosine_sgd_mean`` and ``cosine_sgd_std``;
+        infinite and undefined, the batches whose ratio is so; ascents, the batches with slope < 0; converged (share), iterations (mean) and
         relative_residual (largest) of the solver, empty for direct methods.
     """
     ordered = run.scores.sort_values(["step", "checkpoint", "batch"], kind="stable")
@@ -101,12 +199,13 @@ def summarize(run: Run) -> pd.DataFrame:
 
 
 def summarize_batches(run: Run) -> pd.DataFrame:
-    """Return means and one sigma over batches of what no method changes, a row per checkpoint.
+    """Return means and spreads over batches of what no method changes, a row per checkpoint.
 
     Returns:
         Columns checkpoint, step, progress, batches, num_samples (smallest), gram_rank (smallest);
-        ``X_mean`` and ``X_std`` for X = loss, target_probability, imbalance, logit_imbalance,
-        gamma_floor and floor_ratio = gamma_floor / gamma of SGD.
+        ``X_mean`` and ``X_std`` for X = loss, target_probability, imbalance, logit_imbalance;
+        ``X_mean`` (geometric) and ``X_factor`` for X = gamma_floor and floor_ratio = gamma_floor /
+        gamma of SGD.
     """
     ordered = run.batches.sort_values(["step", "checkpoint", "batch"], kind="stable")
     keys = pd.MultiIndex.from_frame(ordered[["checkpoint", "batch"]])
@@ -145,7 +244,8 @@ def stages(summary: pd.DataFrame) -> dict[str, str]:
 def final_table(run: Run) -> pd.DataFrame:
     """Return checkpoint by method, each cell ratio to SGD and efficiency, at near-zero damping.
 
-    Efficiency is in percent: ``0.623 85%``. That of SGD is the floor relative to SGD's gamma.
+    Both are geometric means over batches, efficiency in percent: ``0.623 85%``. That of SGD is the
+    floor relative to SGD's gamma.
 
     Returns:
         Text columns: checkpoint, progress, one per method under its display name.
@@ -157,7 +257,7 @@ def final_table(run: Run) -> pd.DataFrame:
     for method, group in summary.groupby("method", sort=False):
         columns = (group["checkpoint"], group["ratio_mean"], group["efficiency_mean"])
         cells = {
-            checkpoint: f"{format_number(ratio)} {_percent(efficiency)}"
+            checkpoint: f"{format_number(ratio)} {format_percent(efficiency)}"
             for checkpoint, ratio, efficiency in zip(*columns, strict=True)
         }
         table[display_name(str(method))] = [cells.get(name, "") for name in table["checkpoint"]]
@@ -190,12 +290,6 @@ def headline(run: Run) -> str:
     return text
 
 
-def _percent(share: float) -> str:
-    if math.isnan(share):
-        return format_number(share)
-    return f"{share:.0%}" if share >= 0.095 else f"{100 * share:.1g}%"
-
-
 def _times(value: float) -> str:
     return format_number(value) if math.isnan(value) else f"{format_number(value)}x"
 
@@ -224,7 +318,11 @@ def _spreads(group: pd.DataFrame, columns: tuple[str, ...]) -> dict[str, float]:
     spreads = {}
     for column in columns:
         values = group[column].to_numpy(float)
-        spreads[f"{column}_mean"], spreads[f"{column}_std"] = _spread(values[~np.isnan(values)])
+        values = values[~np.isnan(values)]
+        if column in GEOMETRIC:
+            spreads[f"{column}_mean"], spreads[f"{column}_factor"] = geometric_spread(values)
+        else:
+            spreads[f"{column}_mean"], spreads[f"{column}_std"] = _spread(values)
     return spreads
 
 
