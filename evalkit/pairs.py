@@ -126,7 +126,11 @@ def _stated(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return rows with the statements that hold for all of them at once."""
     corrected = holm([row["p_value"] for row in rows])
     return pd.DataFrame(
-        {**row, "corrected_p_value": p_value, "statement": _interval(row).statement(LOG_RATIO, p_value)}
+        {
+            **row,
+            "corrected_p_value": p_value,
+            "statement": _interval(row).statement(LOG_RATIO, p_value),
+        }
         for row, p_value in zip(rows, corrected, strict=True)
     )
 
@@ -207,7 +211,11 @@ def last_rows(table: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], pd.Series]
 
 def _why(row: pd.Series) -> str:
     """Return why a row whose interval may say more is undecided."""
-    if row["statement"] != "undecided" or not math.isfinite(row["log_ratio"]) or not row["log_ratio"]:
+    if (
+        row["statement"] != "undecided"
+        or not math.isfinite(row["log_ratio"])
+        or not row["log_ratio"]
+    ):
         return ""
     if row["batches"] < FEWEST_BATCHES:
         return f": a statement needs {FEWEST_BATCHES} batches"

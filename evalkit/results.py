@@ -166,6 +166,12 @@ def overlap(run: Run, training_samples: int | None = None) -> Overlap | None:
     return overlap_of(int(counts.max()), int(run.batches["num_samples"].max()), known)
 
 
+def overlap_note(run: Run) -> str:
+    """Return what overlapping batches mean for the intervals of a run; empty where they do not."""
+    found = overlap(run)
+    return found.note if found else ""
+
+
 def summarize(run: Run) -> pd.DataFrame:
     """Return means and spreads over batches, a row per checkpoint, method and damping.
 

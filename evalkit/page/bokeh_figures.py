@@ -87,7 +87,8 @@ class Curve:
         keys: what each point belongs to, such as a checkpoint.
         x: places of the points.
         mean: values of the points; infinite ones become triangles at the upper edge.
-        sigma: half lengths of the bars.
+        low: lower ends of the bars; NaN where there is none.
+        high: upper ends.
         texts: what the hover table says of each point.
     """
 
@@ -97,7 +98,8 @@ class Curve:
     keys: tuple[Any, ...]
     x: np.ndarray
     mean: np.ndarray
-    sigma: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
     texts: tuple[str, ...]
 
 
@@ -180,7 +182,7 @@ def _draw_curve(chart: figure, curve: Curve) -> None:
     means = np.where(finite, curve.mean, np.nan)
     points = ColumnDataSource({"x": curve.x.tolist(), "y": means.tolist()})
     line = chart.line("x", "y", source=points, name=curve.tag, **_line_style(curve.style))
-    parts = [line, *_draw_bars(chart, curve, finite & (curve.sigma > 0))]
+    parts = [line, *_draw_bars(chart, curve, finite & (curve.high > curve.low))]
     if curve.style.marker:
         marker, angle = _MARKERS[curve.style.marker]
         size = 8 if len(curve.x) <= 25 else 4
@@ -196,9 +198,14 @@ def _draw_bars(chart: figure, curve: Curve, drawn: np.ndarray) -> list[GlyphRend
     """Draw bars of one sigma at the points that ``drawn`` picks."""
     if not drawn.any():
         return []
-    x, mean, sigma = curve.x[drawn], curve.mean[drawn], curve.sigma[drawn]
-    low = bar_start(mean, sigma) if isinstance(chart.y_scale, LogScale) else mean - sigma
-    ends = {"x": x.tolist(), "low": low.tolist(), "high": (mean + sigma).tolist()}
+    low = curve.low[drawn]
+    if isinstance(chart.y_scale, LogScale):
+        low = bar_start(curve.mean[drawn], low)
+    ends = {
+        "x": curve.x[drawn].tolist(),
+        "low": low.tolist(),
+        "high": curve.high[drawn].tolist(),
+    }
     look = {"line_color": curve.style.color, "line_alpha": 0.55, "line_width": 1.4}
     source = ColumnDataSource(ends)
     return [chart.segment("x", "low", "x", "high", source=source, name=curve.tag, **look)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from bokeh.models import FixedTicker, Range1d
+from bokeh.models import FixedTicker, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
 from evalkit.figures.palette import FLOOR, IMBALANCE, Style, method_styles
@@ -21,8 +21,8 @@ from evalkit.page.bokeh_figures import (
 )
 from evalkit.results import (
     display_name,
-    format_spread,
     near_zero,
+    spread,
     stages,
     summarize,
     summarize_batches,
@@ -98,6 +98,7 @@ def progress_charts(
 
     efficiency = empty_figure((_PROGRESS, "Efficiency"), 320, span)
     efficiency.y_range = Range1d(-0.03, 1.03)
+    efficiency.yaxis.formatter = NumeralTickFormatter(format="0%")
     draw_curves(efficiency, stops, _method_curves(shown, "efficiency", axis, methods))
 
     imbalance = empty_figure((_PROGRESS, "Imbalance"), 260, span, y_axis_type="log")
@@ -187,8 +188,8 @@ def _curve(
         column: of ``rows``, less its ending.
         axis: the columns of ``rows`` that say where a point lies and what it belongs to.
     """
-    mean, sigma = (rows[f"{column}_{part}"].to_numpy(float) for part in ("mean", "std"))
-    texts = [format_spread(value, spread) for value, spread in zip(mean, sigma, strict=True)]
+    found = spread(rows, column)
+    texts = list(found.texts)
     if "infinite" in rows:
         counts = zip(texts, rows["infinite"], rows["batches"], strict=True)
         texts = [
@@ -196,4 +197,4 @@ def _curve(
             for text, count, batches in counts
         ]
     x, keys = rows[axis[0]].to_numpy(float), tuple(rows[axis[1]])
-    return Curve(tag, *named, keys, x, mean, sigma, tuple(texts))
+    return Curve(tag, *named, keys, x, found.mean, found.low, found.high, tuple(texts))

@@ -26,7 +26,8 @@ from evalkit.page.tables import (
     scores_table,
     solver_table,
 )
-from evalkit.results import headline, near_zero, summarize, summarize_batches
+from evalkit.paired import FEWEST_BATCHES
+from evalkit.results import headline, near_zero, overlap_note, summarize, summarize_batches
 from evalkit.run import REPORT_FILE, Run
 from evalkit.sweeps import is_sweep
 from evalkit.tables import BATCHES_FILE, SCORES_FILE
@@ -95,6 +96,9 @@ def render_page(run: Run, studies: Studies, files: Sequence[Path] = ()) -> str:
         **_charts(run),
         **_summary(run),
         pairs=pairs_table(studies.pairs),
+        statements=len(studies.pairs),
+        fewest=FEWEST_BATCHES,
+        overlap=overlap_note(run),
         best=best_table(studies.dampings),
         provenance=provenance_table(run.provenance),
         hashes=checkpoints_table(run.provenance),
