@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from evalkit.run import Run
+
 NOTEWORTHY = 3.0
 """How many times too narrow intervals become before a report says so."""
 
@@ -66,3 +68,23 @@ def overlap_of(batches: int, batch_size: int, training_samples: int) -> Overlap:
         training_samples: from which they are drawn.
     """
     return Overlap(batches, min(batch_size, training_samples), training_samples)
+
+
+def overlap(run: Run, training_samples: int | None = None) -> Overlap | None:
+    """Return how far the batches of a run share their samples; None where that is unknown.
+
+    Args:
+        run: its tables.
+        training_samples: from which batches were drawn; by default what ``run.json`` says.
+    """
+    known = training_samples or run.provenance.get("training_samples")
+    if type(known) is not int or known < 1:
+        return None
+    counts = run.batches.groupby("checkpoint", sort=False)["batch"].nunique()
+    return overlap_of(int(counts.max()), int(run.batches["num_samples"].max()), known)
+
+
+def overlap_note(run: Run) -> str:
+    """Return what overlapping batches mean for the intervals of a run; empty where they do not."""
+    found = overlap(run)
+    return found.note if found else ""

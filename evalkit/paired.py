@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import skew
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
 FEWEST_BATCHES = 3
@@ -138,11 +137,11 @@ def interval(values: np.ndarray) -> Interval:
         return Interval(mean, mean, mean, pairs, 0.0)
     lean = _lean(values)
     tail = CALIBRATION * (1 - LEVEL) / 2
-    reach = float(student.isf(tail, pairs - 1))
+    reach = -float(stdtrit(pairs - 1, tail))
     low = mean - error * max(reach, _untransformed(reach, lean))
     high = mean - error * min(-reach, _untransformed(-reach, lean))
     statistics = np.array([mean / error, _transformed(mean / error, lean)])
-    tails = student.sf(np.abs(statistics), pairs - 1)
+    tails = stdtr(pairs - 1, -np.abs(statistics))
     opposed = statistics[0] * statistics[1] < 0  # Hall's correction of the centre passes zero
     p_value = 1.0 if opposed else min(1.0, 2 * float(tails.max()) / CALIBRATION)
     return Interval(mean, low, high, pairs, p_value)
@@ -150,8 +149,8 @@ def interval(values: np.ndarray) -> Interval:
 
 def _lean(values: np.ndarray) -> float:
     """Return the skewness over sqrt(B), on which Hall's transformation rests."""
-    share = (len(values) - 1) / len(values)
-    return float(skew(values)) * share**1.5 / math.sqrt(len(values))
+    third = float(((values - values.mean()) ** 3).mean())
+    return third / float(values.std(ddof=1)) ** 3 / math.sqrt(len(values))
 
 
 def _transformed(statistic: float, lean: float) -> float:

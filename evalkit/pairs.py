@@ -13,8 +13,9 @@ import pandas as pd
 from evalkit.errors import EvalkitError
 from evalkit.paired import FEWEST_BATCHES, LOG_RATIO, Interval, differences, holm, interval
 from evalkit.registry import suggest
-from evalkit.results import display_name, geometric_spread
+from evalkit.results import display_name
 from evalkit.run import Run
+from evalkit.spreads import geometric_spread
 
 DEFAULT_PAIRS = ("ef/sgd", "ief/sgd", "sf/sgd")
 _CHECKPOINT = ["checkpoint", "step", "progress"]

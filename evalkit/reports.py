@@ -12,6 +12,7 @@ import pandas as pd
 from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures_of_runs, save_figures, write_figures
 from evalkit.figures.layouts import SCREEN, Layout
+from evalkit.overlap import overlap_note
 from evalkit.page import Studies, render_page
 from evalkit.pairs import (
     DEFAULT_PAIRS,
@@ -22,7 +23,6 @@ from evalkit.pairs import (
     parse_pair,
     statements,
 )
-from evalkit.results import overlap_note
 from evalkit.run import FIGURES_FOLDER, REPORT_FILE, Run, read_run
 from evalkit.sweeps import best_dampings, is_sweep
 from evalkit.tables import write_atomically

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from evalkit.overlap import Overlap, overlap_of
 from evalkit.run import Run
+from evalkit.spreads import GEOMETRIC, format_number, format_percent, geometric_spread
 
 _NAMES = {
     "sgd": "SGD",
@@ -29,8 +28,6 @@ _NAMES = {
 }
 _CHECKPOINT = ["checkpoint", "step", "progress"]
 _CURVE_POINT = [*_CHECKPOINT, "method", "damping"]
-GEOMETRIC = frozenset({"gamma", "ratio", "efficiency", "gamma_floor", "floor_ratio"})
-"""Columns whose mean over batches is geometric, and whose spread is a factor."""
 _SCORES = ("gamma", "ratio", "efficiency", "cosine_sgd")
 _BATCHES = (
     "loss",
@@ -51,127 +48,6 @@ def display_name(method: str) -> str:
     return f"{name[:-1]}, {listed})" if name.endswith(")") else f"{name} ({listed})"
 
 
-def format_number(value: float) -> str:
-    """Return ``value`` with three significant digits: 0.623, 541, 6.5e+05, inf, n/a."""
-    if math.isnan(value):
-        return "n/a"
-    if math.isinf(value) or value == 0:
-        return f"{value:g}"
-    if abs(float(f"{value:.3g}")) >= 1e5 or abs(value) < 1e-3:
-        return f"{value:.2e}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
-    return f"{value:.{decimals}f}"
-
-
-def format_spread(mean: float, sigma: float) -> str:
-    """Return ``mean ± sigma`` to the mean's last digit; the mean alone where sigma is 0 or n/a."""
-    text = format_number(mean)
-    if not (math.isfinite(mean) and sigma > 0):
-        return text
-    digits, _, power = text.partition("e")
-    decimals = len(digits.partition(".")[2])
-    if power:
-        return f"({digits} ± {sigma / 10 ** int(power):.{decimals}f})e{power}"
-    return f"{text} ± {sigma:.{decimals}f}"
-
-
-def format_factor(mean: float, factor: float) -> str:
-    """Return ``mean ×/÷ factor``, of one geometric sigma; the mean alone where it does not vary."""
-    text = format_number(mean)
-    if not (math.isfinite(mean) and math.isfinite(factor) and factor > 1):
-        return text
-    return f"{text} ×/÷ {factor:.2f}"
-
-
-def format_percent(share: float) -> str:
-    """Return an efficiency as it is written for people: 52%, 0.2%, n/a; tables hold the share."""
-    if math.isnan(share):
-        return format_number(share)
-    return f"{share:.0%}" if share >= 0.095 else f"{100 * share:.1g}%"
-
-
-@dataclass(frozen=True, eq=False)
-class Spread:
-    """Means of a column over batches, and one sigma around them.
-
-    Attributes:
-        mean: (R,), a value per row, geometric for the columns in ``GEOMETRIC``.
-        low: (R,), one sigma below: mean / factor or mean - sigma.
-        high: (R,), one sigma above: mean * factor or mean + sigma.
-        texts: what tables say of each.
-    """
-
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    texts: tuple[str, ...]
-
-
-def spread(rows: pd.DataFrame, column: str) -> Spread:
-    """Return mean and one sigma of a column of a summary, NaN where there is no sigma.
-
-    Args:
-        rows: of :func:`summarize`, :func:`summarize_batches` or ``pairs.compare``.
-        column: its name without ``_mean``.
-    """
-    mean = rows[f"{column}_mean"].to_numpy(float)
-    if column not in GEOMETRIC:
-        sigma = rows[f"{column}_std"].to_numpy(float)
-        written = [format_spread(*pair) for pair in zip(mean, sigma, strict=True)]
-        return Spread(mean, mean - sigma, mean + sigma, tuple(written))
-    factor = rows[f"{column}_factor"].to_numpy(float)
-    low, high = mean / factor, mean * factor
-    if column == "efficiency":
-        written = [
-            format_percent(value)
-            + (f" ×/÷ {by:.2f}" if math.isfinite(by) and by > 1 and value > 0 else "")
-            for value, by in zip(mean, factor, strict=True)
-        ]
-        high = np.maximum(mean, np.minimum(high, 1))  # No direction is better than the floor.
-    else:
-        written = [format_factor(*pair) for pair in zip(mean, factor, strict=True)]
-    return Spread(mean, low, high, tuple(written))
-
-
-def geometric_spread(values: np.ndarray) -> tuple[float, float]:
-    """Return geometric mean and geometric standard deviation, a factor of at least 1.
-
-    exp of mean and of standard deviation (divisor n - 1; factor 1 for one value) of the logarithms.
-    Zero or infinity among the values makes the mean so, and leaves the factor empty.
-
-    Args:
-        values: not negative, (n,).
-    """
-    if not values.size:
-        return math.nan, math.nan
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(values)
-        mean = float(np.exp(logs.mean()))
-    if not np.isfinite(logs).all():
-        return mean, math.nan
-    return mean, float(np.exp(logs.std(ddof=1))) if values.size > 1 else 1.0
-
-
-def overlap(run: Run, training_samples: int | None = None) -> Overlap | None:
-    """Return how far the batches of a run share their samples; None where that is unknown.
-
-    Args:
-        run: its tables.
-        training_samples: from which batches were drawn; by default what ``run.json`` says.
-    """
-    known = training_samples or run.provenance.get("training_samples")
-    if type(known) is not int or known < 1:
-        return None
-    counts = run.batches.groupby("checkpoint", sort=False)["batch"].nunique()
-    return overlap_of(int(counts.max()), int(run.batches["num_samples"].max()), known)
-
-
-def overlap_note(run: Run) -> str:
-    """Return what overlapping batches mean for the intervals of a run; empty where they do not."""
-    found = overlap(run)
-    return found.note if found else ""
-
-
 def summarize(run: Run) -> pd.DataFrame:
     """Return means and spreads over batches, a row per checkpoint, method and damping.
 
@@ -181,8 +57,9 @@ def summarize(run: Run) -> pd.DataFrame:
     Returns:
         Columns checkpoint, step, progress, method, damping, batches; ``X_mean`` (geometric) and
         ``X_factor`` for X = gamma, ratio, efficiency; ``cosine_sgd_mean`` and ``cosine_sgd_std``;
-        infinite and undefined, the batches whose ratio is so; ascents, the batches with slope < 0; converged (share), iterations (mean) and
-        relative_residual (largest) of the solver, empty for direct methods.
+        infinite and undefined, the batches whose ratio is so; ascents, the batches with slope < 0;
+        converged (share), iterations (mean) and relative_residual (largest) of the solver, empty
+        for direct methods.
     """
     ordered = run.scores.sort_values(["step", "checkpoint", "batch"], kind="stable")
     rows = []

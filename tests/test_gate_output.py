@@ -74,6 +74,15 @@ def test_the_terminal_shows_what_is_not_the_same() -> None:
     assert terminal_table(check_of(row("same"))) is None
 
 
+def test_efficiency_is_in_percent_and_batches_are_said() -> None:
+    efficiency = Comparison(
+        *("first", "ef", 1e-12, "efficiency", "worse", 0.524, 0.569, -0.045, -0.061, -0.029),
+        batches=8,
+    )
+    [_, line] = printed(check_of(efficiency))
+    assert line.split()[5:] == ["52%", "57%", "-4.5%", "[-6.1%,", "-2.9%]", "8"]
+
+
 def test_markdown_holds_every_row_and_folds_those_that_are_the_same() -> None:
     text = markdown(ALL_KINDS)
     changed, same = text.split("<details>")

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from scipy.optimize import isotonic_regression
 
 from evalkit.figures.palette import FLOOR, Style
-from evalkit.results import Spread, spread
+from evalkit.spreads import Spread, spread
 from evalkit.sweeps import damping_places
 
 _LINE = 1.28  # from one end label to the next, in font sizes

@@ -27,7 +27,8 @@ from evalkit.figures.drawing import (
     shade_floor,
 )
 from evalkit.figures.palette import FLOOR, IMBALANCE, Style, method_styles
-from evalkit.results import display_name, spread
+from evalkit.results import display_name
+from evalkit.spreads import spread
 
 PROGRESS = "Training progress (0 = initialised, 1 = end)"
 _SECOND: Any = {"marker": "^", "dashes": (1.5, 1)}

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from evalkit.gate.comparison import VERDICTS, Check, Comparison, Verdict
 from evalkit.paired import EFFICIENCY
-from evalkit.results import format_number, format_percent
+from evalkit.spreads import format_number, format_percent
 
 HEAD = (
     "verdict",

@@ -22,12 +22,12 @@ from evalkit.page.bokeh_figures import (
 from evalkit.results import (
     display_name,
     near_zero,
-    spread,
     stages,
     summarize,
     summarize_batches,
 )
 from evalkit.run import Run
+from evalkit.spreads import spread
 from evalkit.sweeps import damping_places, is_sweep
 
 _PROGRESS = "Training progress (0 = initialised, 1 = end)"

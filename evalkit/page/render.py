@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from evalkit.overlap import overlap_note
 from evalkit.page.bokeh_figures import document_json
 from evalkit.page.charts import draw_charts, imbalance_keys, method_keys, run_methods
 from evalkit.page.scripts import BOKEH_VERSION, chart_library, compressed, script_hash
@@ -27,7 +28,7 @@ from evalkit.page.tables import (
     solver_table,
 )
 from evalkit.paired import FEWEST_BATCHES
-from evalkit.results import headline, near_zero, overlap_note, summarize, summarize_batches
+from evalkit.results import headline, near_zero, summarize, summarize_batches
 from evalkit.run import REPORT_FILE, Run
 from evalkit.sweeps import is_sweep
 from evalkit.tables import BATCHES_FILE, SCORES_FILE

@@ -10,7 +10,8 @@ from typing import Any, TypeGuard
 import pandas as pd
 
 from evalkit.pairs import last_rows
-from evalkit.results import display_name, format_number, spread, stages
+from evalkit.results import display_name, stages
+from evalkit.spreads import format_number, spread
 
 
 @dataclass(frozen=True)
