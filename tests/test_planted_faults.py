@@ -28,7 +28,7 @@ METHODS = "sgd,ef,ief,sf,ngd"
 
 def score(folder: Path, run: Path, *more: str) -> Path:
     """Score the trajectory in ``folder`` into ``run``."""
-    small = ["--batches", "8", "--batch-size", "16", "--methods", METHODS]
+    small = ["--batches", "16", "--batch-size", "16", "--methods", METHODS]
     command = ["score", str(folder), "--task", "digits-mlp", *small, "--out", str(run), *more]
     assert main(command) == 0
     return run

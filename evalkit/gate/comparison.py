@@ -91,6 +91,18 @@ class Check:
         return not any(comparison.failed for comparison in self.comparisons)
 
     @property
+    def undecided(self) -> tuple[Comparison, ...]:
+        """Those called the same because too few batches tell them from nothing.
+
+        Their mean differs by more than the tolerance.
+        """
+        return tuple(
+            comparison
+            for comparison in self.comparisons
+            if comparison.verdict == "same" and abs(comparison.difference) > self.tolerance
+        )
+
+    @property
     def table(self) -> pd.DataFrame:
         """The comparisons as a table: a column per field of :class:`Comparison`."""
         return pd.DataFrame(list(self.comparisons), columns=list(Comparison.__dataclass_fields__))

@@ -46,6 +46,14 @@ def headline(check: Check) -> str:
     counts = Counter(comparison.verdict for comparison in check.comparisons)
     listed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     outcome = "passed" if check.passed else "failed"
+    undecided = check.undecided
+    if undecided:
+        batches = sorted({comparison.batches for comparison in undecided})
+        counted = " to ".join(map(str, dict.fromkeys((batches[0], batches[-1]))))
+        listed += (
+            f", {len(undecided)} of them beyond the tolerance but undecided by {counted} batches: "
+            "score more to tell"
+        )
     notes = "".join(f"; {note}" for note in check.notes)
     return f"Gate {outcome} for {check.task}: {listed} (tolerance {check.tolerance:g}){notes}."
 
@@ -85,8 +93,12 @@ def _points(share: float) -> str:
 
 
 def terminal_table(check: Check) -> Table | None:
-    """Return every comparison that is not the same, worst first; None where all are."""
+    """Return every comparison that is not the same, worst first, then what is undecided.
+
+    None where there is neither.
+    """
     shown = [comparison for comparison in check.comparisons if comparison.verdict != "same"]
+    shown += check.undecided
     if not shown:
         return None
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
