@@ -26,7 +26,7 @@ STEPS = ("000000", "000184", "000460")
 METHODS = "sgd,ef,ief,sf,ngd"
 LONGER = ("--batches", "16", "--methods", "sgd,ief")
 SUBTLE = "iEF with un-squared norms"
-"""A fault that costs much in few batches: eight do not tell it from chance (p = 0.09 by a t test)."""
+"""It costs much in few batches: eight do not tell it from chance (p = 0.09 by a t test)."""
 
 
 def score(folder: Path, run: Path, *more: str) -> Path:
