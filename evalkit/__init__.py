@@ -15,6 +15,7 @@ from evalkit.version import __version__
 if TYPE_CHECKING:
     from evalkit.indicator import gamma
     from evalkit.linearization import Linearization, linearize
+    from evalkit.next_token import shifted_labels
     from evalkit.scoring import score
     from evalkit.solvers import NaturalGradient, natural_gradient
     from evalkit.tasks import Task
@@ -31,6 +32,7 @@ _HOME = {
     "methods": "evalkit.updates",
     "natural_gradient": "evalkit.solvers",
     "score": "evalkit.scoring",
+    "shifted_labels": "evalkit.next_token",
     "update": "evalkit.updates",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "methods",
     "natural_gradient",
     "score",
+    "shifted_labels",
     "update",
 ]
 

@@ -20,10 +20,11 @@ from torch import nn
 
 from evalkit.cells import Cell, describe_run, now, on_device, score_cell
 from evalkit.checkpoints import Checkpoint
-from evalkit.checkpoints.run_folders import whole_epoch
-from evalkit.checkpoints.saved import find_saved, holds_saved, saved_hash
+from evalkit.checkpoints.saved import find_saved, holds_saved, named_adapters, saved_hash
+from evalkit.checkpoints.trainer_state import whole_epoch
 from evalkit.errors import EvalkitError
 from evalkit.extras import missing
+from evalkit.next_token import base_model, check_shift
 from evalkit.run import (
     PROVENANCE_FILE,
     append_rows,
@@ -41,9 +42,9 @@ from evalkit.study import check_same_run, checkpoint_entry
 from evalkit.tasks.task import user_code
 from evalkit.trainer_batches import (
     TrainerBatches,
-    all_seeded,
-    base_model,
     check_enough,
+    evaluated,
+    shifts_labels,
     supervised,
 )
 
@@ -74,6 +75,8 @@ class ScoreCallback(TrainerCallback):
         micro_batch_size: as in :func:`evalkit.linearize`.
         initial: score the model before the first step too, as ``checkpoint-0``.
         task: what the run calls what is trained; None for the class of the model.
+        shift_labels: whether position t of the logits is compared with the label at t + 1; None to
+            find out from the model's own loss, as :func:`evalkit.trainer_batches.shifts_labels`.
 
     Raises:
         EvalkitError: a method is unknown, or a number is out of range.
@@ -91,6 +94,7 @@ class ScoreCallback(TrainerCallback):
         micro_batch_size: int | None = None,
         initial: bool = True,
         task: str | None = None,
+        shift_labels: bool | None = None,
     ) -> None:
         self.folder = Path(folder)
         names, dampings = check_request(methods, damping)
@@ -99,9 +103,12 @@ class ScoreCallback(TrainerCallback):
         )
         self.initial = initial
         self.task = task
+        check_shift(shift_labels)
+        self.shift_labels = shift_labels
         self._batches: TrainerBatches | None = None
         self._provenance: dict[str, Any] = {}
         self._seconds = 0.0
+        self._shifts = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check everything, then score the model as it is before the next step.
@@ -137,10 +144,19 @@ class ScoreCallback(TrainerCallback):
     def _described(self, args: Any, state: Any, model: nn.Module) -> dict[str, Any]:
         """Return what ``run.json`` says of this training, checkpoints aside."""
         assert self._batches is not None
-        likelihood = supervised(model, self._batches.draw(self.settings, 0)).likelihood
+        batch = on_device(dict(self._batches.draw(self.settings, 0)), _device(model))
+        if self.shift_labels is None:
+            self._shifts = shifts_labels(model, batch)
+        else:
+            self._shifts = self.shift_labels
+        likelihood = supervised(model, batch, self._shifts).likelihood
         task = self.task or type(base_model(model)).__name__
         described = describe_run(model, task, likelihood, self.settings, args.output_dir, ())
-        return {**described, "training_steps": state.max_steps}
+        return {
+            **described,
+            "training_steps": state.max_steps,
+            **({"shift_labels": True} if self._shifts else {}),
+        }
 
     def _open(self, step: int) -> None:
         """Go on with the run of the training that is resumed at ``step``; refuse any other run."""
@@ -152,12 +168,12 @@ class ScoreCallback(TrainerCallback):
                 f"expected a folder without a run for a training that starts, found a run in "
                 f"'{self.folder}'; name another folder, or resume that training"
             )
-        for name in ("trajectory", "training_steps"):
-            if earlier.get(name) != self._provenance[name]:
+        for name in ("trajectory", "training_steps", "shift_labels"):
+            if earlier.get(name) != self._provenance.get(name):
                 raise EvalkitError(
                     f"expected the run of the resumed training in '{self.folder}', found another "
                     f"{name.replace('_', ' ')}: {earlier.get(name)} instead of "
-                    f"{self._provenance[name]}; name another folder"
+                    f"{self._provenance.get(name)}; name another folder"
                 )
         kept = [item for item in earlier.get("checkpoints", ()) if item["step"] <= step]
         self._provenance["checkpoints"] = earlier["checkpoints"]
@@ -172,7 +188,7 @@ class ScoreCallback(TrainerCallback):
     def _score(self, args: Any, state: Any, model: nn.Module) -> None:
         """Append the rows that this checkpoint lacks; what fails is a warning."""
         started, name = time.monotonic(), f"checkpoint-{state.global_step}"
-        with _as_warning(), user_code(f"the scoring of '{name}'"), _evaluated(model):
+        with _as_warning(), user_code(f"the scoring of '{name}'"), evaluated(model):
             missing = self._missing(name)
             entry = _entry(args, state, model, name) if missing else {}
             for batch in missing:
@@ -189,9 +205,8 @@ class ScoreCallback(TrainerCallback):
 
     def _score_cell(self, model: nn.Module, cell: Cell) -> tuple[pd.DataFrame, pd.DataFrame]:
         assert self._batches is not None
-        device = next(value.device for value in model.parameters() if value.requires_grad)
-        drawn = on_device(dict(self._batches.draw(self.settings, cell.batch)), device)
-        batch = supervised(model, drawn)
+        drawn = on_device(dict(self._batches.draw(self.settings, cell.batch)), _device(model))
+        batch = supervised(model, drawn, self._shifts)
         pair = (batch.inputs, batch.targets)
         return score_cell(
             model, pair, batch.likelihood, self.settings, cell, self._provenance["task"]
@@ -219,9 +234,20 @@ def _entry(args: Any, state: Any, model: nn.Module, name: str) -> dict[str, Any]
         step=state.global_step,
         epoch=whole_epoch(state.epoch or 0.0),
         progress=min(1.0, state.global_step / state.max_steps),
-        sha256=saved_hash(find_saved(path)) if holds_saved(path) else _parameters_hash(model),
+        sha256=saved_hash(find_saved(path)) if _is_saved(path) else _parameters_hash(model),
     )
     return checkpoint_entry(checkpoint)
+
+
+def _is_saved(path: Path) -> bool:
+    """Return whether a folder holds one saved model or adapter, not several."""
+    named = len(named_adapters(path))
+    return named == 1 if not holds_saved(path) else not named
+
+
+def _device(model: nn.Module) -> torch.device:
+    trainable = (value.device for value in model.parameters() if value.requires_grad)
+    return next(trainable, torch.device("cpu"))
 
 
 def _parameters_hash(model: nn.Module) -> str:
@@ -267,22 +293,3 @@ def _as_warning() -> Iterator[None]:
         yield
     except EvalkitError as error:
         warnings.warn(f"evalkit: {error}", stacklevel=3)
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode, without autocast, and leave everything as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    wrapped, plain = (model.__dict__.get(name) for name in ("forward", "_original_forward"))
-    # Under mixed precision the Trainer replaces the forward by one that casts.
-    if wrapped is not None and plain is not None:
-        model.__dict__["forward"] = plain
-    try:
-        model.eval()
-        with all_seeded(0):
-            yield
-    finally:
-        if wrapped is not None:
-            model.__dict__["forward"] = wrapped
-        for module, mode in modes:
-            module.training = mode

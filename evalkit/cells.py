@@ -99,7 +99,14 @@ def score_cell(
             lin = linearize(model, *batch, likelihood, settings.micro_batch_size, settings.dtype)
             # The labels that methods sample are paired between checkpoints too.
             seed = batch_seed(settings.seed, cell.batch, "methods")
-            rows = score_linearization(lin, settings.methods, settings.dampings, seed, on_iteration)
+            rows = score_linearization(
+                lin,
+                settings.methods,
+                settings.dampings,
+                seed,
+                on_iteration,
+                again=settings.dtype is None,
+            )
             metrics = pd.DataFrame([asdict(batch_metrics(lin))])
     except EvalkitError as error:
         raise EvalkitError(f"{place}: {error}") from error

@@ -225,6 +225,7 @@ def _problem(task: Task, settings: Settings) -> _Problem:
     model = task.build_model(settings.seed).eval().to(device)
     for value in itertools.chain(model.parameters(), model.buffers()):
         value.data = cast(value.data, dtype)
+    samples = task.fit_labels(samples, model)
     inputs, targets = take_batch(samples, settings, 0)
     batch = Samples(tree_map(lambda leaf: cast(leaf, dtype), inputs), targets)
     problem = _Problem(model, batch, task.likelihood, settings)

@@ -7,6 +7,9 @@ from types import ModuleType
 
 from evalkit.errors import EvalkitError
 
+INSTALL = "pip install '.[hf]'"
+"""What installs them, in the clone: the index has another project of the name evalkit."""
+
 
 def required(name: str, purpose: str) -> ModuleType:
     """Return a package that not every user has.
@@ -29,5 +32,5 @@ def missing(package: str, purpose: str, error: ImportError) -> EvalkitError:
     said = " ".join(str(error).split()).rstrip(" .:;")
     return EvalkitError(
         f"expected {package} for {purpose}, found that it cannot be imported ({said}); "
-        "run pip install 'evalkit[hf]'"
+        f"run {INSTALL} in the clone of evalkit"
     )

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.linalg.lapack import dpstrf
+from scipy.linalg.lapack import dgeqp3, dpstrf
 from torch import Tensor
+
+CLEAR_GAP = 1e3
+"""How many times the rounding the smallest direction is that makes a rank certain."""
+DECOMPOSED = 4 * float(np.finfo(np.float64).eps)
+"""Error of singular values and vectors, as a part of the largest."""
+CONSISTENT = 1e-8
+"""Part of a right side outside of the range of K that counts as rounding."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +25,19 @@ class GramFactor:
     Attributes:
         vectors: U, (M, rank) float64, orthonormal columns.
         eigenvalues: e, (rank,) float64, positive, falling.
+        norms: |G_n| of the rows that K holds the inner products of: (M,) float64.
+        squared: K was factorised itself, so that its rounding meets the squares of G's singular
+            values; otherwise its rows G were.
+        level: singular values of G below which rounding hides what is there.
+        certain: the rank is: all that M rows of P numbers can have, or with a clear gap below.
     """
 
     vectors: Tensor
     eigenvalues: Tensor
+    norms: Tensor
+    squared: bool
+    level: float
+    certain: bool
 
     @property
     def rank(self) -> int:
@@ -40,8 +57,89 @@ class GramFactor:
         right = right.double()
         return self.vectors @ ((self.vectors.T @ right) / (self.eigenvalues + damping))
 
+    def image(self, right: Tensor, damping: float) -> Tensor:
+        """Return K (K + lambda I)^-1 b: (M,); arguments as :meth:`solve`."""
+        kept = self.eigenvalues / (self.eigenvalues + damping)
+        return self.vectors @ (kept * (self.vectors.T @ right.double()))
 
-def factorize(gram: Tensor, tolerance: float = 0.0) -> GramFactor:
+    def length(self, weights: Tensor) -> float:
+        """Return |G^T a| for weights a, (M,)."""
+        return float((self.eigenvalues.sqrt() * (self.vectors.T @ weights)).norm())
+
+    def shift(self, noise: Tensor, damping: float) -> float:
+        """Return how long G^T (K + lambda I)^-1 b is for random b with entries of sizes v, (M,)."""
+        spread = self.eigenvalues / (self.eigenvalues + damping).square()
+        return math.sqrt(float(noise.square() @ (self.vectors.square() @ spread)))
+
+    def movement(self, right: Tensor, damping: float, noise: Tensor, unit: float) -> float:
+        """Return an estimate of how far rounding moves d = G^T a, a = (K + lambda I)^-1 b.
+
+        To first order a change delta G of the rows, of independent entries with lengths v_n, gives
+
+            |delta d|^2 = sum_n a_n^2 v_n^2 + |d|^2 sum_n v_n^2 [(K + lambda I)^-1]_nn,
+
+        and a change of K by itself, of entries up to u |G_n| |G_m|,
+
+            |delta d|^2 = 2 u^2 sum_n a_n^2 |G_n|^2 sum_n |G_n|^2 [K (K + lambda I)^-2]_nn.
+
+        Parts of G of length s that rounding hides would add up to s / (s^2 + lambda) times the part
+        of b that lies outside of the range of K.
+
+        Args:
+            right: b, (M,).
+            damping: lambda >= 0.
+            noise: v_n, (M,).
+            unit: u, the rounding of the evaluation that K comes from.
+        """
+        right = right.double()
+        # The decomposition itself leaves an error of the size of the longest row in every row.
+        noise = torch.hypot(noise, DECOMPOSED * self.norms.max())
+        inside = self.vectors.T @ right
+        shrunk = 1 / (self.eigenvalues + damping)
+        weights = self.vectors @ (inside * shrunk)
+        length = float((self.eigenvalues * (inside * shrunk).square()).sum().sqrt())
+        squares = self.vectors.square()
+        moved = float((weights * noise).square().sum())
+        moved += length**2 * float(noise.square() @ (squares @ shrunk))
+        if self.squared:
+            spread = squares @ (self.eigenvalues * shrunk.square())
+            size = float((weights * self.norms).square().sum())
+            moved += 2 * unit**2 * size * float(self.norms.square() @ spread)
+        return math.sqrt(moved) + self._hidden(right, right - self.vectors @ inside, damping)
+
+    def unresolved(self, right: Tensor, damping: float) -> float:
+        """Return the part of b^T K (K + lambda I)^-1 b that rounding leaves open.
+
+        Of a direction with eigenvalue e it is min(1, level^2 / e), and what lies outside of the
+        range of K counts as e = level^2.
+
+        Args:
+            right: b, (M,).
+            damping: lambda >= 0.
+        """
+        right = right.double()
+        inside, least = self.vectors.T @ right, self.level**2
+        kept = inside.square() * self.eigenvalues / (self.eigenvalues + damping)
+        doubt = float((kept * (least / self.eigenvalues).clamp_max(1.0)).sum())
+        outside = float((right - self.vectors @ inside).square().sum())
+        if self.certain or outside <= CONSISTENT**2 * float(right.square().sum()):
+            return doubt
+        return doubt + outside * (least / (least + damping) if damping else 1.0)
+
+    def _hidden(self, right: Tensor, outside: Tensor, damping: float) -> float:
+        """Return how long what rounding hides of d may be."""
+        part = float(outside.norm())
+        if self.certain or part <= CONSISTENT * float(right.norm()):
+            return 0.0
+        if damping == 0:
+            return math.inf
+        longest = min(self.level, math.sqrt(damping))  # of s / (s^2 + lambda)
+        return part * longest / (longest**2 + damping)
+
+
+def factorize(
+    gram: Tensor, tolerance: float = 0.0, unit: float = 2.0**-53, columns: float = math.inf
+) -> GramFactor:
     """Factorise a positive semi-definite Gram matrix whose rows may differ by many magnitudes.
 
     With s = sqrt(diag K), the correlation matrix K / (s s^T) is factorised by Cholesky with
@@ -53,6 +151,8 @@ def factorize(gram: Tensor, tolerance: float = 0.0) -> GramFactor:
         gram: K, (M, M) float64.
         tolerance: part of a row's squared norm, left after all rows before it, below which it
             counts as a combination of them; rounding in float64 always does.
+        unit: the rounding of the evaluation that K comes from.
+        columns: P, the numbers in a row of G.
 
     Returns:
         The factor; samples with zero gradient, duplicates and linear combinations of other
@@ -70,4 +170,47 @@ def factorize(gram: Tensor, tolerance: float = 0.0) -> GramFactor:
         torch.from_numpy(scale[:, None] * cholesky), full_matrices=False
     )
     keep = singular > 0
-    return GramFactor(vectors[:, keep].to(gram.device), singular[keep].square().to(gram.device))
+    largest = float(scale.max(initial=0.0))
+    return GramFactor(
+        vectors[:, keep].to(gram.device),
+        singular[keep].square().to(gram.device),
+        norms=torch.from_numpy(scale).to(gram.device),
+        squared=True,
+        level=math.sqrt(max(tolerance, rounding, unit)) * largest,
+        certain=rank >= min(len(matrix), columns),
+    )
+
+
+def factorize_rows(rows: Tensor) -> GramFactor:
+    """Factorise K = G G^T from G itself, (M, P) float64: as :func:`factorize`, with all digits.
+
+    The rows, scaled to length one, are factorised by QR with column pivoting of their transpose,
+    and the SVD of L = diag(|G_n|) R^T gives U and e = sigma^2. Directions of G down to 1e-14 of its
+    rows are seen, where K = G G^T shows those down to 1e-7.
+
+    Args:
+        rows: G.
+    """
+    scale = rows.norm(dim=1)
+    unit_rows = rows / scale.where(scale > 0, 1.0)[:, None]
+    packed, pivots, *_ = dgeqp3(unit_rows.cpu().numpy().T)
+    most = min(unit_rows.shape)
+    upper = np.triu(packed[:most])
+    diagonal = np.abs(np.diag(upper))
+    rounding = max(unit_rows.shape) * float(np.finfo(np.float64).eps)
+    rank = int((diagonal > rounding).sum())
+    lower = np.empty((len(unit_rows), rank))
+    lower[pivots - 1] = upper[:rank].T
+    vectors, singular, _ = torch.linalg.svd(
+        scale[:, None] * torch.from_numpy(lower).to(rows.device), full_matrices=False
+    )
+    keep = singular > 0
+    largest = float(scale.max()) if len(scale) else 0.0
+    return GramFactor(
+        vectors[:, keep],
+        singular[keep].square(),
+        norms=scale,
+        squared=False,
+        level=rounding * largest,
+        certain=rank == most or (rank > 0 and diagonal[rank - 1] > CLEAR_GAP * rounding),
+    )

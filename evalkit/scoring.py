@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from evalkit.accuracy import MARKED, score_error
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization, linearize
 from evalkit.linearization.forward import Inputs
@@ -28,6 +30,9 @@ from evalkit.settings import (
 from evalkit.tables import SCORE_COLUMNS
 from evalkit.updates import Update, compute
 from evalkit.updates.registry import parse
+
+SHARERS = 2
+"""Methods that a sweep is taken to have with the same cotangents, so that no row depends on it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class Score:
         relative_residual: of the solver, recomputed; empty for methods without one.
         converged: of the solver; empty for methods without one.
         solver: ``"cg"``, ``"sketch"`` or ``"direct"``; empty for methods without one.
+        error: estimate of the relative error of gamma; above
+            :data:`evalkit.accuracy.MARKED` the row is not to be relied on.
+        dtype: the precision in which the row was found.
     """
 
     method: str
@@ -63,6 +71,21 @@ class Score:
     relative_residual: float | None
     converged: bool | None
     solver: str | None
+    error: float
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A row without its ratio.
+
+    Attributes:
+        curable: the part of its error that more digits would lower.
+        row: the rest.
+    """
+
+    curable: float
+    row: Score
 
 
 def score(
@@ -81,7 +104,9 @@ def score(
     Args:
         model: any deterministic module; it is left as it was.
         inputs: a tensor, tuple or dict, as the model's forward takes it.
-        targets: labels or values, sample axis first.
+        targets: labels or values, sample axis first; as in :func:`evalkit.linearize`, position t
+            of the logits is compared with position t of the targets: shift the labels of a causal
+            language model with :func:`evalkit.shifted_labels`.
         likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
         methods: names from ``evalkit.methods()``, with settings if wanted
             (``"sf:labels_per_sample=4"``).
@@ -100,7 +125,7 @@ def score(
     names, dampings = check_request(methods, damping)
     seed = check_seed(seed)
     lin = linearize(model, inputs, targets, likelihood, micro_batch_size, dtype)
-    return to_frame(score_linearization(lin, names, dampings, seed))
+    return to_frame(score_linearization(lin, names, dampings, seed, again=dtype is None))
 
 
 def check_request(
@@ -129,8 +154,13 @@ def score_linearization(
     dampings: Sequence[float],
     seed: int,
     on_iteration: Callable[[int, float], None] | None = None,
+    again: bool = True,
 ) -> list[Score]:
     """Return the rows of one batch: a row per method and damping, methods outermost.
+
+    A row depends on its own method and damping and on the number of dampings, not on what else is
+    asked for. Rows in float32 whose error may exceed :data:`evalkit.accuracy.MARKED` are found
+    again in float64.
 
     Args:
         lin: the model and batch.
@@ -138,23 +168,19 @@ def score_linearization(
         dampings: each method is scored at each.
         seed: for methods that draw samples.
         on_iteration: called by iterative methods with the iteration and its gamma.
+        again: False leaves every row in the precision of the linearization.
     """
-    reference = indicator(lin, lin.gradient_jvp).gamma
-    rows: dict[tuple[str, float], Score] = {}
-    shared: dict[tuple[str, float], Update] = {}
-    for key in itertools.product(methods, dampings):
-        update = compute(key[0], lin, key[1], seed, on_iteration)
-        if update.terms:
-            shared[key] = update
-        else:
-            jvp, length = _jvp_and_norm(lin, update)
-            rows[key] = _row(lin, *key, update, jvp, length, reference)
-    products = _shared_products(lin, list(shared.values()))
-    for (key, update), jvp in zip(shared.items(), products, strict=True):
-        assert update.cotangents is not None
-        length = lin.pulled_norm(update.cotangents, jvp)
-        rows[key] = _row(lin, *key, update, jvp, length, reference)
-    return [rows[key] for key in itertools.product(methods, dampings)]
+    keys = list(itertools.product(methods, dampings))
+    again = again and lin.logits.dtype == torch.float32
+    rows = _rows(lin, keys, seed, on_iteration)
+    reference = _gradient_row(lin)
+    doubtful = [key for key in keys if rows[key].curable > MARKED]
+    if again and (doubtful or reference.curable > MARKED):
+        double = lin.in_float64()
+        if reference.curable > MARKED:
+            reference = _gradient_row(double)
+        rows |= _rows(double, doubtful, seed, on_iteration)
+    return [_with_ratio(rows[key], reference) for key in keys]
 
 
 def score_update(lin: Linearization, name: str, damping: float, update: Update) -> Score:
@@ -166,26 +192,52 @@ def score_update(lin: Linearization, name: str, damping: float, update: Update) 
         damping: that the update was computed with.
         update: as methods return it.
     """
-    reference = indicator(lin, lin.gradient_jvp).gamma
-    return _row(lin, name, damping, update, *_jvp_and_norm(lin, update), reference)
+    row = _row(lin, name, damping, update, *_jvp_and_norm(lin, update))
+    return _with_ratio(row, _gradient_row(lin))
+
+
+def _rows(
+    lin: Linearization,
+    keys: Sequence[tuple[str, float]],
+    seed: int,
+    on_iteration: Callable[[int, float], None] | None,
+) -> dict[tuple[str, float], _Found]:
+    """Return the rows of methods and dampings, without their ratios."""
+    rows: dict[tuple[str, float], _Found] = {}
+    for name, group in itertools.groupby(keys, key=lambda key: key[0]):
+        updates = {key: compute(name, lin, key[1], seed, on_iteration) for key in group}
+        shared = {key: update for key, update in updates.items() if update.terms}
+        for key, update in updates.items():
+            if key not in shared:
+                rows[key] = _row(lin, *key, update, *_jvp_and_norm(lin, update))
+        products = _shared_products(lin, list(shared.values()))
+        for (key, update), jvp in zip(shared.items(), products, strict=True):
+            assert update.cotangents is not None
+            length = lin.pulled_norm(update.cotangents, jvp)
+            rows[key] = _row(lin, *key, update, jvp, length)
+    return rows
 
 
 def _shared_products(lin: Linearization, updates: Sequence[Update]) -> Iterator[Tensor]:
-    """Return J d of updates that are sums of a few fixed cotangents with weights, one by one."""
+    """Return J d of one method's updates, sums of a few fixed cotangents with weights, one by one.
+
+    Products of the cotangents themselves serve every damping, and every method with the same ones.
+    """
     fixed = {id(term.cotangents): term.cotangents for one in updates for term in one.terms}
-    place = {key: index for index, key in enumerate(fixed)}
-    matrix = None
-    if fixed:
-        matrix = lin.sample_products(torch.stack(list(fixed.values())), len(updates))
+    matrices: dict[int, Tensor] = {}
+    several = SHARERS * len(updates) if len(updates) > 1 else 1
+    if fixed and lin.products_pay(len(fixed), several):
+        matrices = {
+            key: lin.shared(("products", key), partial(lin.sample_products, cotangents))
+            for key, cotangents in fixed.items()
+        }
     for update in updates:
         assert update.cotangents is not None
-        if matrix is None:
+        if not matrices:
             yield lin.kernel_product(update.cotangents)
             continue
-        weights = matrix.new_zeros(len(fixed), lin.num_samples)
-        for term in update.terms:
-            weights[place[id(term.cotangents)]] += term.weights
-        yield (weights.flatten() @ matrix).view_as(lin.logits)
+        parts = [term.weights @ matrices[id(term.cotangents)] for term in update.terms]
+        yield torch.stack(parts).sum(0).view_as(lin.logits)
 
 
 def to_frame(rows: Sequence[Score]) -> pd.DataFrame:
@@ -197,39 +249,55 @@ def to_frame(rows: Sequence[Score]) -> pd.DataFrame:
             "relative_residual": "float64",
             "converged": "boolean",
             "solver": "str",
+            "error": "float64",
+            "dtype": "str",
         }
     )
 
 
 def _row(
-    lin: Linearization,
-    name: str,
-    damping: float,
-    update: Update,
-    jvp: Tensor,
-    length: float,
-    reference: float,
-) -> Score:
-    """Return the row of an update d from J d and |d|."""
+    lin: Linearization, name: str, damping: float, update: Update, jvp: Tensor, length: float
+) -> _Found:
+    """Return the row of an update d from J d and |d|, without its ratio."""
     found = indicator(lin, jvp)
     if update.slope is not None:
         found = replace(found, slope=update.slope)
     product = length * lin.gradient_norm
-    return Score(
-        method=name,
-        damping=damping,
-        gamma=found.gamma,
-        ratio=found.gamma / reference if 0 < reference < math.inf else math.nan,
-        efficiency=efficiency(found.gamma, lin.gamma_floor),
-        fisher_norm=found.fisher_norm,
-        slope=found.slope,
-        norm=length,
-        cosine_sgd=found.slope / product if product > 0 else math.nan,
-        iterations=update.iterations,
-        relative_residual=update.relative_residual,
-        converged=update.converged,
-        solver=update.solver,
+    efficient = efficiency(found.gamma, lin.gamma_floor)
+    part = 0.0 if math.isnan(efficient) else efficient
+    error = score_error(lin, update, found, length, part)
+    return _Found(
+        error.curable,
+        Score(
+            method=name,
+            damping=damping,
+            gamma=found.gamma,
+            ratio=math.nan,
+            efficiency=efficient,
+            fisher_norm=found.fisher_norm,
+            slope=found.slope,
+            norm=length,
+            cosine_sgd=found.slope / product if product > 0 else math.nan,
+            iterations=update.iterations,
+            relative_residual=update.relative_residual,
+            converged=update.converged,
+            solver=update.solver,
+            error=error.total,
+            dtype=str(lin.logits.dtype).removeprefix("torch."),
+        ),
     )
+
+
+def _gradient_row(lin: Linearization) -> _Found:
+    """Return the row of the gradient itself, which ratios refer to."""
+    update = Update(cotangents=lin.logit_gradients)
+    return _row(lin, "sgd", 0.0, update, lin.gradient_jvp, lin.gradient_norm)
+
+
+def _with_ratio(found: _Found, reference: _Found) -> Score:
+    """Return a row with its gamma over that of the gradient."""
+    row, gamma = found.row, reference.row.gamma
+    return replace(row, ratio=row.gamma / gamma if 0 < gamma < math.inf else math.nan)
 
 
 def _jvp_and_norm(lin: Linearization, update: Update) -> tuple[Tensor, float]:

@@ -84,6 +84,7 @@ def run_study(
     samples = samples_to_score(task, settings.batch_size)
     device = check_device(settings.device)
     model = model_for(trajectory, task, settings.seed).eval().to(device)
+    samples = task.fit_labels(samples, model)
     verify_trajectory(trajectory, model)
     provenance = _provenance(trajectory, task, settings, model)
     done = _resume(folder, provenance)
@@ -244,7 +245,7 @@ def _identity(provenance: dict[str, Any]) -> dict[str, Any]:
     identity["task_settings"] = provenance.get("task_settings")
     identity["code"] = provenance.get("code")
     identity["checkpoints"] = [
-        [item.get(key) for key in ("name", "step", "progress", "sha256")]
+        [item.get(key) for key in ("name", "step", "progress", "sha256", "key")]
         for item in provenance.get("checkpoints", ())
     ]
     return identity

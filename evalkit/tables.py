@@ -34,6 +34,8 @@ SCORE_COLUMNS = (
     "relative_residual",
     "converged",
     "solver",
+    "error",
+    "dtype",
 )
 BATCH_COLUMNS = (
     "num_samples",
@@ -48,10 +50,10 @@ TABLES = {
     SCORES_FILE: KEY_COLUMNS + SCORE_COLUMNS,
     BATCHES_FILE: KEY_COLUMNS + BATCH_COLUMNS,
 }
-_TEXT = frozenset({"checkpoint", "method", "solver"})
+_TEXT = frozenset({"checkpoint", "method", "solver", "dtype"})
 _WHOLE = frozenset({"step", "batch", "num_samples", "gram_rank", "iterations"})
 _FLAG = frozenset({"converged"})
-_OPTIONAL = frozenset({"solver"})
+_OPTIONAL = frozenset({"solver", "error", "dtype"})
 """Columns that a table may lack, and then is read and written with empty ones."""
 _REQUIRED = frozenset({*KEY_COLUMNS, "method", "damping", "num_samples"})
 SCORE_AGAIN = "score again into a new folder with 'evalkit score'"
@@ -130,7 +132,8 @@ def csv_line(fields: Sequence[str]) -> str:
 def csv_rows(frame: pd.DataFrame, name: str) -> str:
     """Return the rows as text: floats in full precision, missing values empty."""
     columns = TABLES[name]
-    frame = frame.assign(**dict.fromkeys(_OPTIONAL & set(columns) - set(frame.columns), ""))
+    absent = _OPTIONAL & set(columns) - set(frame.columns)
+    frame = frame.assign(**{name: "" if name in _TEXT else math.nan for name in absent})
     if set(frame.columns) != set(columns):
         difference = sorted(set(frame.columns) ^ set(columns))
         raise EvalkitError(
@@ -202,7 +205,7 @@ def read_table(path: Path) -> pd.DataFrame:
         {
             column: _parsed(column, [line[place[column]] for line in lines[1:]], path)
             if column in place
-            else pd.Series([None] * len(lines[1:]), dtype="str")
+            else _parsed(column, [""] * len(lines[1:]), path)
             for column in columns
         }
     )
@@ -229,7 +232,7 @@ def whole_number(text: str) -> int:
 
 def _parsed(column: str, texts: list[str], path: Path) -> pd.Series:
     """Return one column from its texts; Python's own float keeps every digit."""
-    if column in _OPTIONAL:
+    if column in _OPTIONAL & _TEXT:
         return pd.Series([text or None for text in texts], dtype="str")
     if column in _TEXT:
         return pd.Series(texts, dtype=str)

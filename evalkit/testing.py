@@ -100,9 +100,10 @@ def checkpoint_batches(
         # A model of its own each, since a linearization shares memory with its model.
         model = model_for(trajectory, loaded, seed).eval()
         load_into(model, checkpoint)
+        fitting = loaded.fit_labels(samples, model)
         for batch in range(settings.batches):
             indices = draw_batch(len(samples), settings.batch_size, settings.seed, batch)
-            lin = linearize(model, *samples.take(indices), loaded.likelihood)
+            lin = linearize(model, *fitting.take(indices), loaded.likelihood)
             yield f"{checkpoint.name}, batch {batch}", lin
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,22 +18,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from evalkit import likelihoods
 from evalkit.cells import batch_seed, draw_batch
 from evalkit.errors import EvalkitError
 from evalkit.likelihoods import IGNORED_LABEL
+from evalkit.next_token import at_positions, base_model, predicts_next, prompt_length
 from evalkit.settings import Settings
 from evalkit.tasks.task import seeded, user_code
 
 LABELS = "labels"
 _WRAPPED = "data_collator"
 """Where the Trainer's collator that removes columns keeps the user's."""
-_CAUSAL = ("ForCausalLM", "ForConditionalGeneration")
 _CLASSIFICATION = (
     "ForSequenceClassification",
     "ForImageClassification",
     "ForVideoClassification",
     "ForAudioClassification",
 )
+# Of the difference between the two readings of the labels, how far the model's own loss may be off.
+_SAME_LOSS = 0.05
+# Of the loss, how far the two readings must be apart.
+_APART = 1e-4
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,9 @@ class Supervised:
     likelihood: str
 
 
-def supervised(model: nn.Module, batch: Mapping[str, Any]) -> Supervised:
+def supervised(
+    model: nn.Module, batch: Mapping[str, Any], shift_labels: bool | None = None
+) -> Supervised:
     """Return inputs, targets and likelihood of a batch that holds ``labels``.
 
     Encoder-decoder models that generate are given the decoder inputs that they make of the labels
@@ -62,10 +70,25 @@ def supervised(model: nn.Module, batch: Mapping[str, Any]) -> Supervised:
     Args:
         model: of transformers, in wrappers of peft or not.
         batch: what a data collator returns.
+        shift_labels: whether token labels move one to the left; None to find out by
+            :func:`shifts_labels`.
 
     Raises:
-        EvalkitError: the batch has no labels.
+        EvalkitError: the batch has no labels, or as for :func:`shifts_labels`.
     """
+    labels, inputs = _labels(batch), _inputs(batch)
+    base = base_model(model)
+    if labels.dim() > 1 and _is_encoder_decoder(base) and not labels.is_floating_point():
+        prepare = getattr(base, "prepare_decoder_input_ids_from_labels", None)
+        if prepare is not None and "decoder_input_ids" not in inputs:
+            inputs["decoder_input_ids"] = prepare(labels=labels)
+    elif _may_shift(base, labels):
+        shift = shifts_labels(model, batch) if shift_labels is None else shift_labels
+        labels = at_positions(labels, prompt_length(model), int(shift))
+    return Supervised(inputs, labels, _likelihood(base, labels))
+
+
+def _labels(batch: Mapping[str, Any]) -> Tensor:
     labels = batch.get(LABELS)
     if not isinstance(labels, Tensor):
         found = ", ".join(f"'{name}'" for name in batch) or "nothing"
@@ -73,52 +96,105 @@ def supervised(model: nn.Module, batch: Mapping[str, Any]) -> Supervised:
             f"expected a tensor '{LABELS}' in the batches of the data collator, found {found}; "
             f"score a model whose loss is that of '{LABELS}'"
         )
-    inputs = {name: value for name, value in batch.items() if name != LABELS and value is not None}
-    base = base_model(model)
-    if labels.dim() > 1 and not labels.is_floating_point():
-        config = getattr(base, "config", None)
-        if getattr(config, "is_encoder_decoder", False):
-            prepare = getattr(base, "prepare_decoder_input_ids_from_labels", None)
-            if prepare is not None and "decoder_input_ids" not in inputs:
-                inputs["decoder_input_ids"] = prepare(labels=labels)
-        elif _predicts_next(base):
-            labels = _next_labels(labels, _prompt_length(model))
-    return Supervised(inputs, labels, _likelihood(base, labels))
+    return labels
 
 
-def base_model(model: nn.Module) -> nn.Module:
-    """Return the model of transformers inside the wrappers of peft."""
-    unwrap = getattr(model, "get_base_model", None)
-    found = unwrap() if unwrap is not None else model
-    return found if isinstance(found, nn.Module) else model
+def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name != LABELS and value is not None}
 
 
-def _predicts_next(base: nn.Module) -> bool:
-    """Return whether the loss of a model compares each position with the label of the next."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    names = {kind.__name__ for kind in type(base).__mro__}
-    # A model such as GPT2LMHeadModel has no loss_type of its own.
-    return getattr(base, "loss_type", None) in _CAUSAL or bool(
-        names & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    )
+def _is_encoder_decoder(base: nn.Module) -> bool:
+    return bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False))
 
 
-def _prompt_length(model: nn.Module) -> int:
-    """Return how many positions an adapter puts before those of the tokens in the logits."""
-    config = getattr(model, "active_peft_config", None)
-    # Prefix tuning has virtual tokens too, but in the keys and values alone.
-    kind = str(getattr(config, "peft_type", "")).rsplit(".", 1)[-1]
-    if not getattr(config, "is_prompt_learning", False) or kind == "PREFIX_TUNING":
-        return 0
-    return int(getattr(config, "num_virtual_tokens", 0))
+def _may_shift(base: nn.Module, labels: Tensor) -> bool:
+    """Return whether labels may be those of tokens, (N, T), in the model's own input."""
+    tokens = labels.dim() == 2 and not labels.is_floating_point()
+    return tokens and not _is_encoder_decoder(base) and _likelihood(base, labels) == "categorical"
 
 
-def _next_labels(labels: Tensor, prompt: int) -> Tensor:
-    """Return for each position of the logits the label of the next: (N, prompt + T)."""
-    before = labels.new_full((len(labels), prompt), IGNORED_LABEL)
-    last = labels.new_full((len(labels), 1), IGNORED_LABEL)
-    return torch.cat((before, labels, last), dim=1)[:, 1:]
+def shifts_labels(model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Return whether the loss of a model compares each position with the label of the next.
+
+    The model is asked: its own loss of the batch is the mean over the labels at their own
+    positions, or one to the left of them. Some classes named ``ForCausalLM`` do not shift. Where
+    the loss is neither, as with an auxiliary loss, or the model returns none, the class decides, if
+    transformers knows it; a loss that is more than that of the labels is said in a warning.
+
+    Args:
+        model: it is left as it was.
+        batch: what a data collator returns, on the device of the model.
+
+    Raises:
+        EvalkitError: the batch has no labels, or neither loss nor class tells.
+    """
+    labels, base = _labels(batch), base_model(model)
+    if not _may_shift(base, labels):
+        return False
+    output = _output(model, batch)
+    found, expected = _losses(output, labels, prompt_length(model))
+    if found is not None and expected is not None:
+        gap = abs(expected[0] - expected[1])
+        near = [abs(found - value) <= _SAME_LOSS * gap for value in expected]
+        if any(near) and gap > _APART * abs(found):
+            return near[1]
+    name, by_class = type(base).__name__, _by_class(base)
+    if by_class is None:
+        means = "no loss" if found is None else f"the loss {found:.6g}"
+        others = "" if expected is None else f", not {expected[0]:.6g} or {expected[1]:.6g}"
+        raise EvalkitError(
+            f"expected a model whose loss is the mean over token labels at their own positions or "
+            f"one to the left, found {means} of {name}{others}; pass "
+            "ScoreCallback(..., shift_labels=True) where it predicts the next token, or False"
+        )
+    if found is not None and expected is not None:
+        what = "of the next tokens" if by_class else "of the labels at their own positions"
+        warnings.warn(
+            f"evalkit: expected the loss {what}, {expected[by_class]:.6g}, of {name}, found "
+            f"{found:.6g}; scores are those of the former: pass ScoreCallback(..., "
+            f"shift_labels={not by_class}) if that is the other reading",
+            stacklevel=2,
+        )
+    return by_class
+
+
+def _output(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    """Return what a model makes of a batch with its labels, None where it takes none."""
+    with evaluated(model), torch.no_grad():
+        try:
+            return model(**_inputs(batch), **{LABELS: _labels(batch)})
+        except Exception:  # what else it cannot do is said when it is scored
+            return None
+
+
+def _losses(
+    output: Any, labels: Tensor, prompt: int
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Return a model's own loss, and that of its labels as they are and shifted, where known."""
+    own, logits = (getattr(output, name, None) for name in ("loss", "logits"))
+    if isinstance(output, Mapping):
+        own, logits = output.get("loss"), output.get("logits")
+    if not isinstance(logits, Tensor) or logits.dim() != 3:
+        return None, None
+    meaning, means = likelihoods.get("categorical"), []
+    for shift in (0, 1):
+        targets = at_positions(labels, prompt, shift)
+        counts = targets != IGNORED_LABEL
+        if targets.shape != logits.shape[:2] or not counts.any():
+            return None, None
+        kept = counts.any(1)  # the shift may leave a sample without any label
+        losses = meaning.losses(logits[kept].float(), meaning.check(logits[kept], targets[kept]))
+        means.append(float(losses.sum() / counts.sum()))
+    single = isinstance(own, Tensor) and own.numel() == 1
+    return (float(own) if single and own is not None else None), (means[0], means[1])
+
+
+def _by_class(base: nn.Module) -> bool | None:
+    """Return what the class of a model says of its labels; None for a class of other libraries."""
+    if predicts_next(base):
+        return True
+    # Losses of transformers without a shift: token classification, masked words.
+    return False if getattr(base, "loss_type", None) is not None else None
 
 
 def _likelihood(base: nn.Module, labels: Tensor) -> str:
@@ -208,6 +284,25 @@ def all_seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])  # noqa: NPY002
+
+
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode, without autocast, and leave everything as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    wrapped, plain = (model.__dict__.get(name) for name in ("forward", "_original_forward"))
+    # Under mixed precision the Trainer replaces the forward by one that casts.
+    if wrapped is not None and plain is not None:
+        model.__dict__["forward"] = plain
+    try:
+        model.eval()
+        with all_seeded(0):
+            yield
+    finally:
+        if wrapped is not None:
+            model.__dict__["forward"] = wrapped
+        for module, mode in modes:
+            module.training = mode
 
 
 def check_enough(batches: TrainerBatches, batch_size: int) -> None:

@@ -108,8 +108,10 @@ def train(
             f"expected trainable parameters in the model of task '{task.name}', found none; set "
             "requires_grad on those to train"
         )
+    samples, validation = task.fit_labels(samples, model), task.validation_samples()
+    validation = None if validation is None else task.fit_labels(validation, model)
     with _built_aside(folder) as temporary, seeded(seed):
-        training = _Training(task, model, samples, task.validation_samples(), recipe, temporary)
+        training = _Training(task, model, samples, validation, recipe, temporary)
         entries = list(training.checkpoints(torch.Generator().manual_seed(seed), on_epoch))
         write_manifest(temporary / MANIFEST_NAME, _manifest(task, model, recipe, seed, entries))
     return open_trajectory(folder)

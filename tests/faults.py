@@ -18,19 +18,19 @@ from evalkit import study
 from evalkit.likelihoods import categorical
 from evalkit.linearization import Linearization
 from evalkit.updates import Update, ngd, registry
-from evalkit.updates.weighted import weighted_sum
+from evalkit.updates.weighted import damped_sum
 
 
 def ief_with_unsquared_norms(lin: Linearization, damping: float) -> Update:
     """iEF with s_n = |r_n| instead of |r_n|^2."""
-    return weighted_sum(lin, lin.gram_factor.solve(lin.logit_gradient_norms, damping))
+    return damped_sum(lin, lin.gram_factor, lin.logit_gradient_norms, damping)
 
 
 def ef_with_one_wrong_sign(lin: Linearization, damping: float) -> Update:
     """EF that raises the loss of the first sample instead of lowering it."""
     ones = torch.ones_like(lin.losses)
     ones[0] = -1
-    return weighted_sum(lin, lin.gram_factor.solve(ones, damping))
+    return damped_sum(lin, lin.gram_factor, ones, damping)
 
 
 def labels_from_the_data(
@@ -52,7 +52,7 @@ def ngd_stopped_early(lin: Linearization, damping: float) -> Update:
 
 def ief_uphill(lin: Linearization, damping: float) -> Update:
     """iEF with the sign of a step instead of a gradient's."""
-    return weighted_sum(lin, -lin.gram_factor.solve(lin.logit_gradient_norms.square(), damping))
+    return damped_sum(lin, lin.gram_factor, -lin.logit_gradient_norms.square(), damping)
 
 
 def reordered_ief(lin: Linearization, damping: float) -> Tensor:

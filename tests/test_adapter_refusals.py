@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +80,106 @@ def test_another_base_model(tmp_path: Path, config: Any, task: Task, expected: s
 def test_an_unsupported_kind(tmp_path: Path) -> None:
     import peft
 
-    config = peft.IA3Config(target_modules=["query"], feedforward_modules=[], task_type="SEQ_CLS")
+    config = peft.ShiraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
     save_adapter(tmp_path / "step-1", config)
     text = refused(tmp_path)
-    assert "a supported kind (LORA, PROMPT_TUNING)" in text
-    assert "found IA3" in text
+    assert "a supported kind (LORA, ADALORA, IA3, " in text
+    assert "found SHIRA" in text
+    assert "ScoreCallback" in text
     assert str(tmp_path / "step-1") in text
+
+
+def _incomplete() -> dict[str, tuple[Callable[[], Any], str]]:
+    import peft
+
+    prompts = {"num_virtual_tokens": 3, "task_type": "SEQ_CLS", "encoder_hidden_size": 8}
+    return {
+        "p-tuning": (lambda: peft.PromptEncoderConfig(**prompts), "found p-tuning"),
+        "projected prefix": (
+            lambda: peft.PrefixTuningConfig(**prompts, prefix_projection=True),
+            "found 'prefix_projection'",
+        ),
+        "projections that are not saved": (
+            lambda: peft.VeraConfig(
+                r=4, target_modules=["query"], task_type="SEQ_CLS", save_projection=False
+            ),
+            "set save_projection=True and save it again",
+        ),
+        "a start by random numbers": (
+            lambda: lora(init_lora_weights="pissa_niter_4"),
+            "found init_lora_weights 'pissa_niter_4'",
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", _incomplete())
+def test_an_adapter_that_is_not_saved_in_full(tmp_path: Path, kind: str) -> None:
+    config, expected = _incomplete()[kind]
+    save_adapter(tmp_path / "step-1", config())
+    text = refused(tmp_path)
+    assert expected in text
+    assert str(tmp_path / "step-1") in text
+
+
+def test_ranks_that_adalora_pruned(tmp_path: Path) -> None:
+    """What was pruned is not saved, though it was trained; a pattern may prune nothing."""
+    import peft
+
+    for step, pruned in ((1, False), (2, True)):
+        config = peft.AdaLoraConfig(
+            init_r=4, target_r=2, total_step=10, target_modules=["query"], task_type="SEQ_CLS"
+        )
+        built = adapted(bert(), config)
+        names = [name for name, _ in built.named_parameters() if "lora_E" in name]
+        keys = [name.removeprefix("base_model.model.") for name in names]
+        config.rank_pattern = {key: [True, True, True, not pruned] for key in keys}
+        built.save_pretrained(tmp_path / f"step-{step}")
+    assert "found ranks pruned by 'rank_pattern'" in refused(tmp_path)
+    shutil.rmtree(tmp_path / "step-2")
+    trajectory, built = opened(tmp_path)
+    verify_trajectory(trajectory, built)
+
+
+def test_parameters_that_the_adapter_does_not_hold(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "step-1", lora())
+
+    def with_more() -> nn.Module:
+        built = adapted(bert(), lora())
+        built.get_submodule("base_model.model.bert.pooler").requires_grad_(True)
+        return built
+
+    text = refused(tmp_path, Task(model=with_more, data=data, name="own"))
+    assert "found none of 2 ('base_model.model.bert.pooler.dense.weight'" in text
+    assert "freeze them in the task" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [("merge_adapter", "merged into its base"), ("disable_adapter_layers", "switched off")],
+)
+def test_an_adapter_that_is_not_applied(tmp_path: Path, change: str, expected: str) -> None:
+    """Loaded values would change nothing that the model computes."""
+    save_adapter(tmp_path / "step-1", lora())
+
+    def build() -> nn.Module:
+        built = adapted(bert(), lora())
+        getattr(built.base_model, change)()
+        return built
+
+    assert expected in refused(tmp_path, Task(model=build, data=data, name="own"))
+
+
+def test_several_adapters_in_one_checkpoint(tmp_path: Path) -> None:
+    """PEFT saves all of them, and does not say which was in use."""
+    built = adapted(bert(), lora())
+    built.add_adapter("second", lora())
+    built.save_pretrained(tmp_path / "step-1")
+    text = refused(tmp_path)
+    assert "found 2 (default, second)" in text
+    assert "move the folders of all but one elsewhere" in text
+    shutil.rmtree(tmp_path / "step-1" / "second")
+    trajectory, model = opened(tmp_path)
+    verify_trajectory(trajectory, model)
 
 
 def test_adapters_of_different_runs(tmp_path: Path) -> None:
@@ -164,7 +260,7 @@ def test_damaged_weights_change_nothing(tmp_path: Path) -> None:
 def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_adapter(tmp_path / "step-1", lora())
     monkeypatch.setitem(sys.modules, "peft", None)  # what an absent package looks like to import
-    assert "pip install 'evalkit[hf]'" in refused(tmp_path)
+    assert "pip install '.[hf]' in the clone of evalkit" in refused(tmp_path)
 
 
 def test_adapters_need_a_model_that_carries_one(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService, Keys
 from selenium.webdriver.common.by import By
@@ -60,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"step-{step}",
             step,
             step / 3,
-            0,
+            batch,
             [
                 row
                 for damping in (1e-12, 1e-3)
@@ -72,6 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ],
         )
         for step, ratio in enumerate(EF)
+        for batch in range(2)
     ]
     write_run(folder, cells)
     run = read_run(folder)
@@ -153,7 +158,7 @@ def test_the_page_is_drawn_whole_and_quietly(
         alone.as_uri()
     }
     charts = browser.execute_script(INK)
-    assert len(charts) == 6  # ratio, efficiency, imbalance, and three stages
+    assert len(charts) == 8  # ratio, efficiency, pairs, imbalance, loss, and three stages
     for across, down, inked in charts:
         assert across > (200 if width < 500 else 300)
         assert down > 200
@@ -189,7 +194,7 @@ def test_values_follow_the_pointer(browser: Chrome, alone: Path) -> None:
         ),
     )
     assert "checkpointstep-3" in table
-    assert "EFinf (infinite in 1 of 1 batches)" in table
+    assert "EFinf (infinite in 2 of 2 batches)" in table
     assert "NGD" not in table
 
 
@@ -240,3 +245,55 @@ def test_without_scripts_the_tables_remain(browser: Chrome, alone: Path) -> None
         assert column(browser, 3) == ["9.50", "103", "24.0", "inf"]
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_single_batches_are_shown_on_demand(browser: Chrome, alone: Path) -> None:
+    show(browser, alone)
+    seen = """return Object.fromEntries([...Bokeh.documents[0].all_models]
+      .filter((model) => model.tags.includes("spread")).map((model) => [model.name, model.visible]))
+    """
+    button, hidden = switch(browser, "single batches"), browser.execute_script(seen)
+    assert {"method0", "method1", "imbalance", "loss0"} <= set(hidden)
+    assert not any(hidden.values())
+    switch(browser, "EF").click()
+    button.click()
+    assert button.get_attribute("aria-pressed") == "true"
+    assert browser.execute_script(seen) == {name: name != "method1" for name in hidden}
+    switch(browser, "EF").click()
+    assert all(browser.execute_script(seen).values())
+    button.click()
+    assert not any(browser.execute_script(seen).values())
+
+
+def test_nothing_is_drawn_beside_the_axes(browser: Chrome, alone: Path) -> None:
+    """Bokeh draws the end of a long label of the x axis at the left edge of the chart as well."""
+    show(browser, alone)
+    time.sleep(0.5)  # it does so in a later frame
+    for place in range(3):
+        corner = browser.execute_script(
+            """const {left, bottom} = document.querySelectorAll(".chart")[arguments[0]]
+              .getBoundingClientRect();
+            return {x: left + scrollX, y: bottom + scrollY - 40, width: 50, height: 40,
+              scale: 1}""",
+            place,
+        )
+        asked = {"clip": corner, "captureBeyondViewport": True}
+        content = browser.execute_cdp_cmd("Page.captureScreenshot", asked)["data"]
+        picture = plt.imread(io.BytesIO(base64.b64decode(content)))[..., :3]
+        assert picture.min() > 0.95
+
+
+def test_a_wide_table_is_whole_on_a_screen_and_hinted_at_on_a_phone(
+    browser: Chrome, alone: Path
+) -> None:
+    hints = """return [...document.querySelectorAll(".scroll")].map(
+      (place) => [place.ariaLabel, place.scrollWidth > place.clientWidth,
+        place.previousElementSibling.checkVisibility()])"""
+    show(browser, alone, 1265)
+    wait(browser, lambda: not any(wide for _, wide, _ in browser.execute_script(hints)))
+    assert not any(hinted for *_, hinted in browser.execute_script(hints))
+    show(browser, alone, 390)
+    wait(browser, lambda: any(hinted for *_, hinted in browser.execute_script(hints)))
+    found = browser.execute_script(hints)
+    assert all(wide == hinted for _, wide, hinted in found)
+    assert ["Batches", True, True] in found

@@ -256,4 +256,4 @@ def test_transformers_is_asked_for_in_a_sentence_and_only_here() -> None:
         "except evalkit.EvalkitError as error: print(json.dumps(str(error)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'evalkit[hf]'" in json.loads(done.stdout)
+    assert "pip install '.[hf]' in the clone of evalkit" in json.loads(done.stdout)

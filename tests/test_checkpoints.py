@@ -29,7 +29,6 @@ BUNDLED = Path(__file__).parents[1] / "checkpoints" / "digits-mlp"
             ["epoch=02-loss=0.95", "epoch=10-loss=0.12"],
         ),
         (["step=20-v1", "step=3"], ["step=3", "step=20-v1"]),
-        (["end", "begin", "middle"], ["begin", "end", "middle"]),
     ],
 )
 def test_order_by_file_names(tmp_path: Path, names: list[str], ordered: list[str]) -> None:
@@ -55,10 +54,10 @@ def test_a_lone_initialised_checkpoint(tmp_path: Path) -> None:
 
 def test_names_without_an_order(tmp_path: Path) -> None:
     save(tmp_path / "step-1.pt", model().state_dict())
-    save(tmp_path / "final.pt", model().state_dict())
-    assert "final.pt' without one; rename it" in refused(tmp_path)
-    (tmp_path / "final.pt").rename(tmp_path / "step-01.pt")
-    assert "found 'step-01.pt' and 'step-1.pt'; remove or rename one" in refused(tmp_path)
+    save(tmp_path / "weights.pt", model().state_dict())
+    assert "found 'weights' without one; rename them" in refused(tmp_path)
+    (tmp_path / "weights.pt").rename(tmp_path / "step-01.pt")
+    assert "found 'step-01' and 'step-1'; remove or rename one" in refused(tmp_path)
     for path in tmp_path.iterdir():
         path.unlink()
     save(tmp_path / "final.pt", model().state_dict())
@@ -72,8 +71,9 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     assert "evalkit train" in text
     (tmp_path / "empty").mkdir()
     assert f"in '{tmp_path / 'empty'}', found none" in refused(tmp_path / "empty")
-    file = save(tmp_path / "file.pt", model().state_dict())
-    assert f"'{file}', found a file" in refused(file)
+    file = tmp_path / "file.txt"
+    file.write_text("no weights")
+    assert f".pth.tar or a folder of checkpoints, found '{file}'" in refused(file)
     with_manifest(tmp_path / "runs" / "first")
     assert f"did you mean '{tmp_path / 'runs' / 'first'}'" in refused(tmp_path / "runs")
 

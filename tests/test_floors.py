@@ -17,6 +17,7 @@ FLOORS = """
 errors version machine quiet
 registry extras json_files settings reductions paired spreads
 likelihoods tables
+next_token
 run toy_tables timing memory
 overlap
 layers factor
@@ -27,7 +28,7 @@ linearization.forward
 linearization.ruled_rows linearization.per_sample linearization.pulled
 linearization.tangents
 linearization.micro_batches
-linearization.gram
+linearization.gram linearization.rounding
 linearization.kernel linearization.linear_maps
 linearization.sketch
 linearization.linearized
@@ -35,7 +36,7 @@ linearization
 indicator
 solvers
 updates
-metrics
+accuracy metrics
 scoring
 optimizers
 tasks

@@ -19,6 +19,7 @@ from evalkit.errors import EvalkitError
 from evalkit.page import render as page_module
 from evalkit.page import render_page
 from evalkit.page.scripts import script_hash
+from evalkit.page.tables import Cell, Mark, Table
 from evalkit.reports import report_run, studies_of
 from evalkit.run import read_run, update_provenance
 from tests.test_run import PROVENANCE, cell, ngd_row, score_row, write_run
@@ -101,7 +102,7 @@ def test_the_page_holds_the_result(tmp_path: Path) -> None:
     assert pairs[1][2:] == ["2.83", "0 to inf", "undecided", "2"]  # two batches decide nothing
     assert len(scores) == len(batches) == 3
     assert batches[1][2:6] == ["0.500", "0.750", "10.0", "5.00"]
-    assert solver[1] == ["first", "NGD", "1e-12", "cg", "100%", "12.0", "1.00e-04"]
+    assert solver[1] == ["first", "NGD", "1e-12", "cg", "100%", "12.0", "1.00e-04", "20%"]
     assert ["versions: torch", "2.13.0"] in provenance
     assert ["settings: seed", "0"] in provenance
     assert ["settings: methods", "sgd, ef, ngd"] in provenance
@@ -177,6 +178,48 @@ def test_warnings_are_counted(tmp_path: Path) -> None:
     )
     assert 'class="worse"' in text
     assert "Linear conjugate gradients" not in text  # no method used a solver
+
+
+@pytest.mark.parametrize(
+    ("gamma", "said"),
+    [
+        (
+            1.0004,
+            "in 2 of 2 solves. It does not matter: each of these gammas is at most 0.04% above",
+        ),
+        (1.3, "is 30% above the floor, which the exact solution need not reach: score again with "),
+    ],
+)
+def test_a_solver_that_stops_early_says_whether_it_matters(
+    tmp_path: Path, gamma: float, said: str
+) -> None:
+    rows = [
+        score_row("sgd", 1.0),
+        ngd_row(gamma / 2, solver="cg") | {"converged": False, "iterations": 200},
+    ]
+    write_run(tmp_path, [cell("last", 1, 1.0, batch, rows) for batch in range(2)])
+    text, _ = page_of(tmp_path)
+    assert "NGD stopped before its tolerance in 2 of 2 solves." in text
+    assert said in text
+    assert ("ngd:max_iterations=800, or with ngd:solver=direct" in text) == (gamma > 1.01)
+
+
+def test_a_solver_that_converges_needs_no_sentence(tmp_path: Path) -> None:
+    write_run(tmp_path, cells_of([2.0, 4.0]))
+    assert "stopped before its tolerance" not in page_of(tmp_path)[0]
+
+
+def test_a_cell_carries_a_mark_with_its_meaning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = Mark("*", 'estimated error 2e-3 > "1e-3"')
+    table = Table(("checkpoint", "SGD"), ((Cell("last"), Cell("1.00", 1.0, mark=mark)),))
+    monkeypatch.setattr(page_module, "scores_table", lambda shown: table)
+    write_run(tmp_path, cells_of([2.0]))
+    text, page = page_of(tmp_path)
+    meaning = html.escape(mark.meaning).replace("&quot;", "&#34;")
+    assert f'title="{meaning}" aria-label="{meaning}">*</abbr>' in text
+    assert page.values[0] == "1.0"  # by which the column sorts
 
 
 def test_a_sweep_adds_a_table_and_a_figure(tmp_path: Path) -> None:

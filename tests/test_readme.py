@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from evalkit.cli import main
-from evalkit.run import read_run
+from evalkit.results import final_table, summarize
+from evalkit.run import Run, read_run
+from evalkit.tasks import load_task
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,10 +41,32 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_bring_your_own(folder: Path) -> None:
     for command in [*commands("my_task.py"), *commands("report runs/mine")]:
-        few = ["--batches", "2"] if command[0] == "score" else []
+        few = ["--repetitions", "1", "--methods", "sgd,ief"] if command[0] == "cost" else []
         assert main([*command, *few]) == 0
     assert (folder / "runs/mine/report.html").is_file()
-    assert len(read_run("runs/mine").scores) > 0
+    run = read_run("runs/mine")
+    _teaches(run)
+    table = final_table(run).set_index("checkpoint")
+    told = [line.split() for line in README.splitlines() if line.startswith("     step-")]
+    for name, progress, *numbers in told[-3:]:  # those before are of the bundled trajectory
+        assert table["progress"][name] == progress
+        found = " ".join(table.loc[name, ["SGD", "EF", "iEF", "SF"]]).split()
+        assert len(numbers) == len(found)
+        for one, other in zip(numbers, found, strict=True):
+            value = pytest.approx(float(other.rstrip("%")), rel=0.1, abs=0.02)
+            assert float(one.rstrip("%")) == value, f"{one} in the README, {other} at {name}"
+
+
+def _teaches(run: Run) -> None:
+    """Batches share few samples, have fewer outputs than parameters, and iEF ends ahead."""
+    task = load_task("my_task.py:task")
+    inputs, targets = task.data()
+    samples = int(run.batches["num_samples"].max())
+    assert samples <= len(inputs) / 10
+    outputs = samples * int(targets.max() + 1)
+    assert run.provenance["trainable_parameters"] > 10 * outputs
+    last = summarize(run).groupby("method").last()["ratio_mean"]
+    assert last["ief"] < 0.9 < 10 < last["ef"]
 
 
 def test_bring_your_own_is_about_15_lines() -> None:

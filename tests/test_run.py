@@ -102,7 +102,7 @@ def test_the_headers_are_those_of_the_contract(tmp_path: Path) -> None:
     scores, batches = tables(tmp_path)
     assert scores.decode() == (
         "checkpoint,step,progress,batch,method,damping,gamma,ratio,efficiency,fisher_norm,slope,"
-        "norm,cosine_sgd,iterations,relative_residual,converged,solver\n"
+        "norm,cosine_sgd,iterations,relative_residual,converged,solver,error,dtype\n"
     )
     assert batches.decode() == (
         "checkpoint,step,progress,batch,num_samples,loss,imbalance,logit_imbalance,"
@@ -132,8 +132,8 @@ def test_missing_values_are_empty_and_flags_are_words(tmp_path: Path) -> None:
     rows = [score_row("sgd", 1.0), ngd_row(0.6), score_row("ef", math.nan)]
     write_run(tmp_path, [cell("c", 3, 1.0, 0, rows, gram_rank=None)])
     lines = (tmp_path / "scores.csv").read_text().splitlines()
-    assert lines[1].endswith(",0.5,,,,")
-    assert lines[2].endswith(",0.5,12,0.0001,True,")
+    assert lines[1].endswith(",0.5,,,,,,")
+    assert lines[2].endswith(",0.5,12,0.0001,True,,,")
     scores = read_run(tmp_path).scores
     assert scores["iterations"].isna().tolist() == [True, False, True]
     assert scores["iterations"][1] == 12

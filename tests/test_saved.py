@@ -208,9 +208,9 @@ def test_a_damaged_trainer_state(tmp_path: Path, text: str, expected: str) -> No
 
 def test_folders_without_an_order_and_with_nothing_in_them(tmp_path: Path) -> None:
     folder_of(tmp_path / "step-1")
-    folder_of(tmp_path / "final")
-    assert "final' without one; rename it, as in 'step-100'" in refused(tmp_path)
-    (tmp_path / "final").rename(tmp_path / "step-01")
+    folder_of(tmp_path / "weights")
+    assert "'weights' without one; rename them, as in 'step-100'" in refused(tmp_path)
+    (tmp_path / "weights").rename(tmp_path / "step-01")
     assert "found 'step-01' and 'step-1'; remove or rename one" in refused(tmp_path)
     shutil.rmtree(tmp_path / "step-01")
     (tmp_path / "checkpoint-7").mkdir()
@@ -229,7 +229,7 @@ def test_files_mixed_with_folders(tmp_path: Path) -> None:
 def test_a_file_beside_a_model_is_not_passed_over(tmp_path: Path) -> None:
     folder_of(tmp_path)
     save(tmp_path / "step-3.pt", model().state_dict())
-    assert "model.safetensors' without one" in refused(tmp_path)
+    assert "'model' without one" in refused(tmp_path)
 
 
 def test_whole_models_mixed_with_adapters(tmp_path: Path) -> None:

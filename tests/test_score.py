@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import evalkit
 from evalkit import EvalkitError
+from evalkit.accuracy import MARKED
 from evalkit.updates.sf import sampled_logit_gradients
 from tests import dense
 from tests.cases import CASES, Batch
@@ -33,6 +34,8 @@ COLUMNS = [
     "relative_residual",
     "converged",
     "solver",
+    "error",
+    "dtype",
 ]
 
 
@@ -66,6 +69,9 @@ def test_every_column_of_score(name: str) -> None:
     for row, d in zip(table.to_dict("records"), wanted.values(), strict=True):
         numbers = expected_row(expected, d)
         assert {key: row[key] for key in numbers} == pytest.approx(numbers, rel=1e-6)
+        assert abs(row["gamma"] / numbers["gamma"] - 1) <= row["error"] + 1e-12
+        assert row["error"] < MARKED
+        assert row["dtype"] == "float64"
 
 
 def expected_row(expected: dense.Dense, d: Tensor) -> dict[str, float]:
@@ -96,7 +102,7 @@ def test_solver_columns_are_empty_for_direct_methods_only() -> None:
 
 def test_unfinished_solve_says_so() -> None:
     batch, expected = CASES["mlp_categorical"].make(), reference("mlp_categorical")
-    name = "ngd:max_iterations=2:tolerance=1e-12"
+    name = "ngd:max_iterations=2:tolerance=1e-12:solver=cg"
     row = evalkit.score(*batch, methods=(name,), damping=1e-2).iloc[0]
     lin = linearized("mlp_categorical")
     d = evalkit.update(name, lin, damping=1e-2)

@@ -29,7 +29,8 @@ def test_the_cheapest_solver() -> None:
     x, y = Draw(0).normal(20, 400), torch.arange(20) % 8
     lin = evalkit.linearize(wide(), x, y)
     assert cheapest(lin, Stopping(tolerance=1e-9)) == "direct"
-    assert cheapest(lin, Stopping(max_iterations=1, tolerance=1e-9)) == "cg"
+    # One iteration of CG would be cheaper, and is worth less than a little more for all of it.
+    assert cheapest(lin, Stopping(max_iterations=1, tolerance=1e-9)) == "direct"
     assert compute("ngd", lin, 1e-12).solver == "direct"
     problem = next(problem for problem in PROBLEMS if "CNN" in problem.name)
     lin = evalkit.linearize(*problem.make())

@@ -208,4 +208,4 @@ def test_a_missing_library(
     monkeypatch.setitem(sys.modules, library, None)
     text = refused(capsys, tmp_path, *of(bert, cola))
     assert f"expected the package {library}" in text
-    assert "pip install 'evalkit[hf]'" in text
+    assert "pip install '.[hf]' in the clone of evalkit" in text

@@ -235,7 +235,7 @@ def test_a_whole_module_is_code(tmp_path: Path) -> None:
         ([torch.ones(2)], "found list"),
         (torch.ones(2), "found Tensor"),
         ({}, "found an empty dict"),
-        ({"epoch": 3, "weights": {"a": torch.ones(2)}}, "found int under 'epoch'"),
+        ({"epoch": 3, "history": {"a": 0.5}}, "found int under 'epoch'"),
         ({"a": torch.eye(3).to_sparse()}, "a tensor that is not dense under 'a'"),
     ],
 )

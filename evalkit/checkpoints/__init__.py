@@ -1,14 +1,11 @@
 """Saved checkpoints of one training run: found, opened in order, verified, loaded into a model."""
 
+from evalkit.checkpoints.loading import load_into, read_tensors, verify, verify_trajectory
 from evalkit.checkpoints.trajectory import (
     Checkpoint,
     Trajectory,
-    load_into,
     open_trajectory,
-    read_tensors,
     trajectory_task,
-    verify,
-    verify_trajectory,
 )
 
 __all__ = [

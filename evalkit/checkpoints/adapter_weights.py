@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from evalkit.checkpoints.fitting import fit
+from evalkit.checkpoints.adapter_kinds import complete_when_saved
+from evalkit.checkpoints.fitting import fit, list_names
 from evalkit.checkpoints.saved import ADAPTER_CONFIG, Saved, read_adapter_config
 from evalkit.errors import EvalkitError
 from evalkit.extras import required
@@ -58,8 +60,8 @@ def fit_to_adapter(
         saved: the checkpoint, for the error sentence.
 
     Raises:
-        EvalkitError: the model carries no adapter, or as for
-            :func:`evalkit.checkpoints.fitting.fit`.
+        EvalkitError: the model carries no adapter, or trains what the adapter does not hold, or as
+            for :func:`evalkit.checkpoints.fitting.fit`.
     """
     with quiet_peft(saved.path) as peft:
         if not isinstance(model, peft.PeftModel):
@@ -68,10 +70,37 @@ def fit_to_adapter(
                 f"{type(model).__name__}; build it with evalkit.checkpoints.adapters.model_for"
             )
         expected = _state(peft, model, embeddings=False)
+        _refuse_unsaved(model, expected, saved)
         if tensors.keys() - expected.keys():
             wider = _state(peft, model, embeddings=True)
             expected |= {name: wider[name] for name in wider if name in tensors}
     return fit(tensors, expected, saved.path, advice(saved))
+
+
+def _refuse_unsaved(model: Any, expected: Mapping[str, Tensor], saved: Saved) -> None:
+    """Refuse a model with trainable parameters that an adapter does not hold: theirs are unknown.
+
+    Raises:
+        EvalkitError: there are some.
+    """
+    held = {(value.data_ptr(), value.shape) for value in expected.values()}
+    config = model.peft_config[active_adapter(model)]
+    if config.is_prompt_learning and complete_when_saved(config):
+        # PEFT returns a copy of the prompt, whose values are those of its one parameter.
+        prompt = model.prompt_encoder[active_adapter(model)].embedding.weight
+        held.add((prompt.data_ptr(), prompt.shape))
+    unsaved = [
+        name
+        for name, value in model.named_parameters()
+        if value.requires_grad and (value.data_ptr(), value.shape) not in held
+    ]
+    if unsaved:
+        raise EvalkitError(
+            f"expected the values of all trainable parameters in '{saved.path}', found none of "
+            f"{list_names(unsaved)}, which are not part of the adapter "
+            f"'{active_adapter(model)}'; freeze them in the task, or save model.state_dict() with "
+            "torch.save"
+        )
 
 
 def _state(peft: Any, model: nn.Module, embeddings: bool) -> dict[str, Tensor]:
@@ -94,15 +123,31 @@ def load_adapter(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Args:
         model: a ``peft.PeftModel``.
         tensors: from :func:`fit_to_adapter`.
+
+    Raises:
+        EvalkitError: the installed PEFT makes other values of them.
     """
     with quiet_peft(Path()) as peft:
         peft.set_peft_model_state_dict(model, dict(tensors), adapter_name=active_adapter(model))
+        loaded = _state(peft, model, embeddings=True)
+    other = [name for name, value in tensors.items() if not _same(loaded.get(name), value)]
+    if other:
+        raise EvalkitError(
+            f"expected PEFT to load the values of the adapter as they were saved, found other "
+            f"values of {list_names(other)}; install the version of peft that saved it"
+        )
+
+
+def _same(loaded: Tensor | None, saved: Tensor) -> bool:
+    return loaded is not None and torch.equal(loaded.cpu(), saved.to(loaded.dtype).cpu())
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Return whether PEFT put an adapter on a model."""
+    """Return whether PEFT put an adapter on a model that holds, saved, all that is trained."""
     peft = sys.modules.get("peft")  # whoever put one on imported it
-    return peft is not None and isinstance(model, peft.PeftModel)
+    if peft is None or not isinstance(model, peft.PeftModel):
+        return False
+    return complete_when_saved(model.peft_config[active_adapter(model)])
 
 
 def save_adapter(model: Any, folder: Path) -> None:

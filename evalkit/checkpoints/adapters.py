@@ -6,39 +6,19 @@ from typing import Any
 
 from torch import nn
 
+from evalkit.checkpoints.adapter_kinds import (
+    INCIDENTAL,
+    check_kind,
+    kind_of,
+    shared_fields,
+    start_of,
+)
 from evalkit.checkpoints.adapter_weights import active_adapter, advice, quiet_peft
 from evalkit.checkpoints.saved import ADAPTER_CONFIG, Saved, find_saved, read_adapter_config
 from evalkit.checkpoints.trajectory import Trajectory
 from evalkit.errors import EvalkitError, reason, shortened
 from evalkit.tasks import Task
 from evalkit.tasks.task import seeded
-
-SUPPORTED = {"LORA": "LoRA", "PROMPT_TUNING": "prompt tuning"}
-"""The kinds of adapter that are scored, by PEFT's own names."""
-
-# What may differ between checkpoints of one run.
-_INCIDENTAL = ("inference_mode", "revision", "peft_version", "auto_mapping", "runtime_config")
-# What the adapter of a model that a task built must share with the checkpoint.
-_SHARED = (
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "use_rslora",
-    "use_dora",
-    "fan_in_fan_out",
-    "rank_pattern",
-    "alpha_pattern",
-    "target_modules",
-    "num_virtual_tokens",
-    "num_transformer_submodules",
-    "bias",
-    "modules_to_save",
-    "init_lora_weights",
-    "layer_replication",
-    "alora_invocation_tokens",
-)
-# Starts that leave the base model as it is; others change its weights.
-_PLAIN_STARTS = ("True", "False", "gaussian", "orthogonal")
 
 
 def model_for(trajectory: Trajectory, task: Task, seed: int) -> nn.Module:
@@ -56,7 +36,8 @@ def model_for(trajectory: Trajectory, task: Task, seed: int) -> nn.Module:
 
     Raises:
         EvalkitError: the task's code fails, PEFT is not installed, the adapters are of a kind that
-            is not supported or differ, or do not fit the model.
+            is not supported or does not hold all that was trained, or they differ, or do not fit
+            the model.
     """
     model = task.build_base(seed).eval()
     if not trajectory.is_adapter:
@@ -68,6 +49,7 @@ def model_for(trajectory: Trajectory, task: Task, seed: int) -> nn.Module:
             _check_same(saved[0], configs[0], item, config)
         if isinstance(model, peft.PeftModel):
             _check_agrees(model, configs[0], saved[0], task)
+            _check_in_use(peft, model, task)
             return model
         _check_bare(peft, model, task)
         model.requires_grad_(False)
@@ -85,12 +67,7 @@ def model_for(trajectory: Trajectory, task: Task, seed: int) -> nn.Module:
 def _config(peft: Any, saved: Saved) -> Any:
     """Return PEFT's configuration of a saved adapter, to be trained and without start values."""
     content = read_adapter_config(saved)
-    kind = content["peft_type"]
-    if kind not in SUPPORTED:
-        raise EvalkitError(
-            f"expected an adapter of a supported kind ({', '.join(SUPPORTED)}) in '{saved.path}', "
-            f"found {kind}; score a run with {' or '.join(SUPPORTED.values())}"
-        )
+    check_kind(content, saved)
     if content.get("megatron_config") is not None:
         # PEFT would import the module that the file names.
         raise EvalkitError(
@@ -106,11 +83,14 @@ def _config(peft: Any, saved: Saved) -> Any:
             "save_pretrained, or upgrade peft"
         ) from error
     config.inference_mode = False
-    if kind == "PROMPT_TUNING":
-        # Text to start from needs a tokenizer, but the values are loaded anyway. The width is the
-        # base model's, so that another model shows.
+    if config.is_prompt_learning:
+        # Sizes are the base model's, so that another model shows.
+        config.token_dim = config.num_layers = config.num_attention_heads = None
+    if kind_of(config) == "PROMPT_TUNING":
+        # Text to start from needs a tokenizer, but the values are loaded anyway.
         config.prompt_tuning_init = peft.PromptTuningInit.RANDOM
-        config.token_dim = None
+    if kind_of(config) == "ADALORA":
+        config.rank_pattern = None  # no rank is left out
     return config
 
 
@@ -118,7 +98,7 @@ def _check_same(first: Saved, expected: Any, saved: Saved, config: Any) -> None:
     """Refuse checkpoints of one trajectory whose adapters differ in more than their values."""
     ours, theirs = expected.to_dict(), config.to_dict()
     for name in sorted(ours.keys() | theirs.keys(), key=lambda name: (name != "peft_type", name)):
-        if name not in _INCIDENTAL and _plain(ours.get(name)) != _plain(theirs.get(name)):
+        if name not in INCIDENTAL and _plain(ours.get(name)) != _plain(theirs.get(name)):
             raise EvalkitError(
                 f"expected the adapters of one run to be alike, found '{name}' "
                 f"{_short(theirs.get(name))} in '{saved.path / ADAPTER_CONFIG}' but "
@@ -129,16 +109,31 @@ def _check_same(first: Saved, expected: Any, saved: Saved, config: Any) -> None:
 
 def _check_agrees(model: Any, config: Any, saved: Saved, task: Task) -> None:
     """Refuse a model whose own adapter is another than the checkpoint's."""
-    built = model.peft_config[active_adapter(model)]
-    for name in _SHARED:
-        ours, theirs = getattr(built, name, None), getattr(config, name, None)
+    built, other = model.peft_config[active_adapter(model)].to_dict(), config.to_dict()
+    for name in (*shared_fields(built, other), "init_lora_weights"):
+        ours, theirs = built.get(name), other.get(name)
         if name == "init_lora_weights":
-            ours, theirs = (None if str(v) in _PLAIN_STARTS else v for v in (ours, theirs))
+            ours, theirs = start_of(ours), start_of(theirs)
         if _plain(ours) != _plain(theirs):
             raise EvalkitError(
                 f"expected the model of task '{task.name}' to carry an adapter like that in "
                 f"'{saved.path}' with '{name}' {_short(theirs)}, found {_short(ours)}; correct the "
                 "task, or let it build the model without an adapter"
+            )
+
+
+def _check_in_use(peft: Any, model: nn.Module, task: Task) -> None:
+    """Refuse an adapter that is merged into its base or switched off: values do nothing there."""
+    for module in model.modules():
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer) and (
+            module.merged or module.disable_adapters
+        ):
+            found, undo = ("switched off", "enable_adapter_layers()")
+            if module.merged:
+                found, undo = ("merged into its base", "unmerge_adapter()")
+            raise EvalkitError(
+                f"expected the model of task '{task.name}' to apply its adapter, found it {found}; "
+                f"call {undo} on the model, or let the task build it without an adapter"
             )
 
 

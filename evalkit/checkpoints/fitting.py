@@ -3,42 +3,120 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evalkit.checkpoints.current_names import in_current_names
+from evalkit.checkpoints.layout import StateDict
+from evalkit.checkpoints.names import Match, match, tied
 from evalkit.errors import EvalkitError
 
-# Wrappers that put their own name before every tensor's: data parallel, compiled, Lightning.
-_PREFIXES = ("module.", "_orig_mod.", "model.")
 _LISTED = 5
 
 
 _ADVICE = "pass the task whose model was saved"
 
 
-def fit_to_model(tensors: Mapping[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Return the tensors under exactly the names of ``model.state_dict()``; see :func:`fit`."""
-    expected = {
-        name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)
-    }
-    if _matching_names(dict(tensors), expected).keys() != expected.keys():
-        tensors = in_current_names(tensors, model)
-    return fit(tensors, expected, path)
+@dataclass(frozen=True)
+class Fitted:
+    """The state dict of a checkpoint, for a model.
+
+    Args:
+        values: exactly the names of ``model.state_dict()``.
+        notes: sentences for the user: what was left out of the file.
+    """
+
+    values: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def fit_to_model(state: StateDict, model: nn.Module, path: Path) -> Fitted:
+    """Return the values of a checkpoint under exactly the names of ``model.state_dict()``.
+
+    What wrappers put into the names is taken off, and what training keeps beside a model, such as
+    the weights of a loss or averages of the model's, is left out; see
+    :mod:`evalkit.checkpoints.names`.
+
+    Args:
+        state: as read from the checkpoint.
+        model: left as it is.
+        path: the checkpoint, for sentences.
+
+    Raises:
+        EvalkitError: missing or unexpected names, several copies of the model, another shape or
+            kind of number, NaN or infinity.
+    """
+    expected = dict(model.state_dict())
+    found: dict[str, Any] = {**state.tensors, **state.extra}
+    matches = match(found, expected, model)
+    if not any(not one.hindrance for one in matches):
+        renamed = {**in_current_names(state.tensors, model), **state.extra}
+        if renamed.keys() != found.keys():
+            matches = match(renamed, expected, model) or matches
+            found = renamed
+    usable = [one for one in matches if not one.hindrance]
+    if len(usable) > 1 or (matches and not usable and any(one.prefix for one in matches)):
+        raise _several(usable or matches, path)
+    if not usable:
+        _refuse_names(found, expected, path)
+        values = fit(found, expected, path)
+        return Fitted(values, state.notes)
+    values = usable[0].values
+    for name, value in values.items():
+        if isinstance(value, Tensor) and isinstance(expected[name], Tensor):
+            _check_value(name, value, expected[name], path, _ADVICE)
+    return Fitted(values, (*state.notes, *_left_out(usable[0], path)))
+
+
+def _left_out(fitting: Match, path: Path) -> list[str]:
+    names = list(fitting.beside)
+    if not names:
+        return []
+    under = f" under '{fitting.prefix.rstrip('.')}'" if fitting.prefix else ""
+    return [
+        f"of '{path.name}' the model's weights{under} are scored; left out: {list_names(names)}"
+    ]
+
+
+def _several(matches: list[Match], path: Path) -> EvalkitError:
+    places = ", ".join(f"'{one.prefix.rstrip('.') or 'the file itself'}'" for one in matches)
+    if len(matches) > 1:
+        found = f"{len(matches)} copies under {places}"
+    else:
+        others = list_names(list(matches[0].hindrance))
+        found = f"them under {places} beside {others} that no part of the model explains"
+    key = next(one.prefix.rstrip(".") for one in matches if one.prefix)
+    return EvalkitError(
+        f"expected the tensors of the model alone in '{path}', found {found}; {_ADVICE}, or choose "
+        f"with --key, as in --key {key}"
+    )
+
+
+def _refuse_names(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
+    """Refuse names whose values only part of the checks below could look at."""
+    extra = [name for name, value in expected.items() if not isinstance(value, Tensor)]
+    missing = [name for name in extra if name not in found]
+    if missing and not [name for name in expected if name not in found and name not in extra]:
+        raise EvalkitError(
+            f"expected what the model keeps beside its tensors in '{path}', found missing "
+            f"{list_names(missing)}; save model.state_dict() with torch.save, which keeps it"
+        )
 
 
 def fit(
-    tensors: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Any],
+    expected: Mapping[str, Any],
     path: Path,
     advice: str = _ADVICE,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Return the tensors under exactly the expected names.
 
-    A prefix that a wrapper put before every name is taken off where the names then match better. A
-    tensor that the model ties to another may be absent from the checkpoint.
+    A first part that all names share is taken off where the names then match better. A tensor that
+    the model ties to another may be absent from the checkpoint.
 
     Args:
         tensors: as read from the checkpoint.
@@ -52,31 +130,30 @@ def fit(
     fitted = _matching_names(dict(tensors), expected)
     _check_names(fitted, expected, path, advice)
     for name, tensor in fitted.items():
-        _check_kind(name, tensor, expected[name], path, advice)
-        _check_finite(name, tensor, expected[name].dtype, path)
+        if isinstance(tensor, Tensor) and isinstance(expected[name], Tensor):
+            _check_value(name, tensor, expected[name], path, advice)
     return fitted
 
 
-def _matching_names(
-    tensors: dict[str, Tensor], expected: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return the tensors under the model's names, without a wrapper's prefix where that helps."""
+def _matching_names(tensors: dict[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tensors under the model's names, without a shared first part where that helps."""
     candidates = [tensors]
-    while prefix := next(
-        (known for known in _PREFIXES if all(name.startswith(known) for name in candidates[-1])), ""
-    ):
-        candidates.append({name[len(prefix) :]: t for name, t in candidates[-1].items()})
+    while len(firsts := {name.split(".", 1)[0] for name in candidates[-1]}) == 1:
+        if not all("." in name for name in candidates[-1]):
+            break
+        length = len(firsts.pop()) + 1
+        candidates.append({name[length:]: t for name, t in candidates[-1].items()})
     best = min(candidates, key=lambda candidate: len(candidate.keys() ^ expected.keys()))
-    return best | _tied(best, expected)
+    return best | tied(best, expected)
 
 
 def _check_names(
-    fitted: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, advice: str
+    fitted: Mapping[str, Any], expected: Mapping[str, Any], path: Path, advice: str
 ) -> None:
     missing = [name for name in expected if name not in fitted]
     unexpected = [name for name in fitted if name not in expected]
     found = [
-        f"{kind} {_list_names(names)}"
+        f"{kind} {list_names(names)}"
         for kind, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ]
@@ -86,43 +163,43 @@ def _check_names(
         )
 
 
-def _tied(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the absent tensors that the model ties to present ones: formats save those once."""
-    present = {
-        (value.data_ptr(), value.shape): name for name, value in expected.items() if name in tensors
-    }
-    absent = {name: value for name, value in expected.items() if name not in tensors}
-    return {
-        name: tensors[present[value.data_ptr(), value.shape]]
-        for name, value in absent.items()
-        if value.numel() and (value.data_ptr(), value.shape) in present
-    }
-
-
-def _list_names(names: list[str]) -> str:
+def list_names(names: list[str]) -> str:
+    """Return what an error sentence says of names: how many, and the first of them."""
     listed = ", ".join(repr(name) for name in names[:_LISTED])
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"{len(names)} ({listed}{more})"
 
 
-def _check_kind(name: str, tensor: Tensor, expected: Tensor, path: Path, advice: str) -> None:
+def _check_value(name: str, tensor: Tensor, expected: Tensor, path: Path, advice: str) -> None:
     if tensor.shape != expected.shape:
         raise EvalkitError(
             f"expected shape {tuple(expected.shape)} for tensor '{name}' in '{path}', found "
             f"{tuple(tensor.shape)}; {advice}"
         )
-    if tensor.is_floating_point() != expected.is_floating_point():
+    if _kind(tensor) != _kind(expected):
         raise EvalkitError(
             f"expected {expected.dtype} for tensor '{name}' in '{path}', found {tensor.dtype}; "
             f"{advice}"
         )
+    _check_finite(name, tensor, expected.dtype, path)
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    return "float" if tensor.is_floating_point() else "whole"
 
 
 def _check_finite(name: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> None:
-    if not tensor.is_floating_point():
-        return
     # Cast as loading casts: a value beyond the range of the model's dtype turns infinite.
     values = tensor.to(dtype)
+    if _kind(tensor) == "whole":
+        if dtype != torch.bool and not torch.equal(values.to(tensor.dtype), tensor):
+            raise EvalkitError(
+                f"expected values of {dtype} in tensor '{name}' of '{path}', found some beyond its "
+                "range; pass the task whose model was saved"
+            )
+        return
     nans, infinities = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
     if nans or infinities:
         raise EvalkitError(

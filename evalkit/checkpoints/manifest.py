@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from evalkit.checkpoints.tensors import SUFFIXES
+from evalkit.checkpoints.file_names import SUFFIXES, ending, is_writable_name
 from evalkit.errors import EvalkitError, shortened
 from evalkit.json_files import read_object
 from evalkit.registry import suggest
@@ -44,8 +44,8 @@ def _is_file(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     path = PureWindowsPath(value)
-    known = path.name != "" and (path.suffix in SUFFIXES or path.suffix == "")
-    return known and not path.anchor and ".." not in path.parts
+    known = path.name != "" and (ending(path.name) != "" or path.suffix == "")
+    return known and is_writable_name(value) and not path.anchor and ".." not in path.parts
 
 
 def _is_count(value: Any) -> bool:
@@ -159,7 +159,8 @@ def _check_order(path: Path, entries: list[Entry]) -> None:
                 f"expected progress to rise with the step in '{path}', found {later.progress} for "
                 f"'{later.file}' after {entry.progress}; correct the manifest"
             )
-    names = [PureWindowsPath(entry.file).stem for entry in entries]
+    files = [PureWindowsPath(entry.file).name for entry in entries]
+    names = [file.removesuffix(ending(file)) for file in files]
     for name in names:
         if names.count(name) > 1:
             raise EvalkitError(

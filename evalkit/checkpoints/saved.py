@@ -14,13 +14,25 @@ from typing import Any
 
 from torch import Tensor
 
-from evalkit.checkpoints.tensors import SUFFIXES, file_hash, read_tensor_file
+from evalkit.checkpoints.file_names import SUFFIXES, ending, is_writable_name
+from evalkit.checkpoints.layout import StateDict
+from evalkit.checkpoints.sharded import check_not_sharded
+from evalkit.checkpoints.tensors import file_hash, read_state_dict
 from evalkit.errors import EvalkitError, shortened
 from evalkit.json_files import read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+MODEL_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model_fsdp.bin",
+    "pytorch_model.pt",
+    "model.pt",
+    "model.pth",
+    "model.bin",
+    "model.ckpt",
+)
 INDEX_SUFFIX = ".index.json"
 MODEL_CONFIG = "config.json"
 
@@ -60,16 +72,34 @@ def holds_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (*names, *indices))
 
 
+def named_adapters(folder: Path) -> tuple[Path, ...]:
+    """Return the folders of adapters with a name of their own, which PEFT saves inside a folder.
+
+    PEFT saves the adapter ``default`` in the folder itself, and any other in a folder of its name.
+    """
+    return tuple(path.parent for path in sorted(folder.glob(f"*/{ADAPTER_CONFIG}")))
+
+
 def find_saved(path: Path) -> Saved:
     """Return what is saved at ``path``; where an adapter and a whole model lie, the adapter counts.
 
+    An adapter with a name of its own lies in a folder of that name inside ``path``.
+
     Raises:
-        EvalkitError: there is nothing, or a part of it is missing.
+        EvalkitError: there is nothing, a part of it is missing, or there are several adapters.
     """
     if path.is_file():
         return Saved(path, (path,))
-    if any((path / name).is_file() for name in (ADAPTER_CONFIG, *ADAPTER_FILES)):
-        return _adapter(path)
+    has_default = any((path / name).is_file() for name in (ADAPTER_CONFIG, *ADAPTER_FILES))
+    named = named_adapters(path)
+    if len(named) + has_default > 1:
+        found = ", ".join([*(["default"] if has_default else []), *(item.name for item in named)])
+        raise EvalkitError(
+            f"expected one adapter in '{path}', found {len(named) + has_default} ({found}), as "
+            "PEFT saves all of a model, in use or not; move the folders of all but one elsewhere"
+        )
+    if has_default or named:
+        return _adapter(path if has_default else named[0])
     for name in MODEL_FILES:
         if (path / name).is_file():
             return Saved(path, (path / name,))
@@ -77,6 +107,8 @@ def find_saved(path: Path) -> Saved:
         if index.is_file():
             shards = sorted({path / shard for shard in _weight_map(index).values()})
             return Saved(path, tuple(shards), index)
+    if path.is_dir():
+        check_not_sharded(path)
     raise EvalkitError(
         f"expected a saved model or adapter in '{path}' ({', '.join(MODEL_FILES)}, "
         f"{', '.join(ADAPTER_FILES)} or shards with an index), found none; copy the folder again, "
@@ -115,23 +147,34 @@ def saved_hash(saved: Saved) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read_saved(saved: Saved) -> dict[str, Tensor]:
-    """Return the named tensors of a checkpoint, on the CPU.
+def read_saved(saved: Saved, key: str | None = None) -> dict[str, Tensor]:
+    """Return the named tensors of a checkpoint, on the CPU; see :func:`read_saved_state`."""
+    return read_saved_state(saved, key).tensors
+
+
+def read_saved_state(saved: Saved, key: str | None = None) -> StateDict:
+    """Return the state dict of a checkpoint, on the CPU.
+
+    Args:
+        saved: the checkpoint.
+        key: where in its files; see :func:`evalkit.checkpoints.layout.state_dict_in`.
 
     Raises:
         EvalkitError: a file cannot be read, or a shard does not hold what the index lists.
     """
     if saved.index is None:
-        return read_tensor_file(saved.weights[0])
-    shards = {path.name: read_tensor_file(path) for path in saved.weights}
+        return read_state_dict(saved.weights[0], key)
+    shards = {path.name: read_state_dict(path, key) for path in saved.weights}
     listed = _weight_map(saved.index)
-    for name, shard in listed.items():
-        if name not in shards.get(shard, {}):
+    prefix = "" if key is None else f"{key.rstrip('.')}."
+    inner = {n.removeprefix(prefix): s for n, s in listed.items() if n.startswith(prefix)}
+    for name, shard in inner.items():
+        if name not in shards[shard].tensors:
             raise EvalkitError(
                 f"expected tensor '{name}' in '{saved.path / shard}', as '{saved.index}' lists, "
                 "found no such tensor; copy or save the whole folder again"
             )
-    return {name: shards[shard][name] for name, shard in listed.items()}
+    return StateDict({name: shards[shard].tensors[name] for name, shard in inner.items()}, {})
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -161,7 +204,7 @@ def _is_plain_name(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     path = PureWindowsPath(value)
-    return path.name == value and path.suffix in SUFFIXES
+    return path.name == value and ending(value) != "" and is_writable_name(value)
 
 
 def read_adapter_config(saved: Saved) -> Mapping[str, Any]:

@@ -1,27 +1,30 @@
-"""Saved checkpoints of one training run: opened in order, verified, loaded into a model."""
+"""Saved checkpoints of one training run, opened in order, and the task to score them with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
-from evalkit.checkpoints.adapter_weights import fit_to_adapter, load_adapter
-from evalkit.checkpoints.fitting import fit_to_model
+from evalkit.checkpoints.file_names import (
+    SUFFIXES,
+    checkpoint_name,
+    ending,
+    printable,
+    special_kind,
+)
 from evalkit.checkpoints.manifest import MANIFEST_NAME, Entry, read_manifest
+from evalkit.checkpoints.order import told
 from evalkit.checkpoints.run_folders import find_checkpoints
 from evalkit.checkpoints.saved import (
     MODEL_CONFIG,
     Saved,
     find_saved,
     read_adapter_config,
-    read_saved,
     saved_hash,
 )
-from evalkit.checkpoints.tensors import SUFFIXES
 from evalkit.errors import EvalkitError
 from evalkit.tasks import Task, load_task, setting_names, task_names
 from evalkit.tasks.task import Setting
@@ -42,6 +45,8 @@ class Checkpoint:
             :func:`evalkit.checkpoints.saved.saved_hash`.
         training_loss: mean over the training samples, None where unknown.
         validation_accuracy: share of correct validation labels, None where unknown.
+        key: where in its files the state dict lies, None where a rule finds it; see
+            :func:`evalkit.checkpoints.layout.state_dict_in`.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Checkpoint:
     sha256: str
     training_loss: float | None = None
     validation_accuracy: float | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Trajectory:
         base_model: the model that the adapters say they belong to, or the folder of the first
             checkpoint where whole models say how to build them; None where unknown.
         settings: what the manifest says that the task was made with.
+        notes: sentences for the user: the order, where it comes from, and what was set aside.
     """
 
     folder: Path
@@ -76,39 +83,92 @@ class Trajectory:
     is_adapter: bool = False
     base_model: str | None = None
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def open_trajectory(folder: str | Path) -> Trajectory:
+def open_trajectory(
+    folder: str | Path, order: str | Sequence[str] | None = None, key: str | None = None
+) -> Trajectory:
     """Return the checkpoints in ``folder``, ordered by training progress.
 
     With a manifest the checkpoints are those that it lists, and their hashes must agree. Without
     one they are files with a known ending, the folders ``checkpoint-N`` of the Hugging Face
     Trainer, any folders that each hold a saved model or adapter, or ``folder`` itself if it is one.
-    Their order is that of the steps in ``trainer_state.json``, otherwise of the step numbers in the
-    names: the number after ``step`` or ``checkpoint``, otherwise the last integer; names without
-    any number are taken in alphabetical order, equally spaced.
+    Their order is that of the steps in ``trainer_state.json``, otherwise of the numbers in the
+    names, by the rules of :mod:`evalkit.checkpoints.order`; where those tell no order, ``order``
+    has to.
+
+    Args:
+        folder: of the checkpoints, or one checkpoint.
+        order: ``"name"``, ``"time"`` or the names in order; None goes by the steps.
+        key: where in each file the state dict lies, where a rule does not find it; see
+            :func:`evalkit.checkpoints.layout.state_dict_in`.
 
     Raises:
         EvalkitError: no folder, no checkpoints, a manifest that does not describe the files, a file
             whose hash differs, adapters mixed with whole models, or an order that cannot be told.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return _one_file(folder, order, key)
     if not folder.is_dir():
-        found = "a file" if folder.is_file() else "nothing there"
         raise EvalkitError(
-            f"expected a folder of checkpoints at '{folder}', found {found}; check the path, or "
-            "make one with `evalkit train`"
+            f"expected a folder of checkpoints at '{printable(folder)}', found "
+            f"{special_kind(folder) or 'neither a folder nor a file'}; check the path, or make one "
+            "with `evalkit train`"
         )
-    if not (folder / MANIFEST_NAME).is_file():
-        return _trajectory(folder, _scan(folder))
-    manifest, entries = read_manifest(folder / MANIFEST_NAME)
-    return _trajectory(folder, [_listed_checkpoint(folder, entry) for entry in entries], manifest)
+    path = folder / MANIFEST_NAME
+    if not os.path.lexists(path):
+        found, notes = _scan(folder, order)
+        return _trajectory(folder, found, key, notes=notes)
+    if order is not None:
+        raise EvalkitError(
+            f"expected no --order for '{folder}', as '{path}' tells it; leave it out, or "
+            "remove the file"
+        )
+    manifest, entries = _manifest(path)
+    listed = [_listed_checkpoint(folder, entry) for entry in entries]
+    names = [checkpoint.name for checkpoint, _ in listed]
+    notes = (told(names, f"by '{MANIFEST_NAME}'"),) if len(names) > 1 else ()
+    return _trajectory(folder, listed, key, manifest, notes)
+
+
+def _one_file(path: Path, order: str | Sequence[str] | None, key: str | None) -> Trajectory:
+    """Return the trajectory of one file, with what a manifest beside it says about it."""
+    if order is not None:
+        raise EvalkitError(
+            f"expected no --order for the single file '{path}', found one; leave it out"
+        )
+    if not ending(path.name):
+        raise EvalkitError(
+            f"expected a file that ends in {', '.join(SUFFIXES)} or a folder of checkpoints, found "
+            f"'{printable(path)}'; check the path"
+        )
+    listing = path.with_name(MANIFEST_NAME)
+    manifest, entries = _manifest(listing) if os.path.lexists(listing) else (None, ())
+    for entry in entries:
+        if entry.file == path.name:
+            return _trajectory(path.parent, [_listed_checkpoint(path.parent, entry)], key, manifest)
+    found, notes = _scan(path, None)
+    return _trajectory(path.parent, found, key, notes=notes)
+
+
+def _manifest(path: Path) -> tuple[dict[str, Any], tuple[Entry, ...]]:
+    kind = special_kind(path)
+    if kind is not None or not path.is_file():
+        raise EvalkitError(
+            f"expected a file at '{path}', found {kind or 'a folder'}; remove it to go by "
+            "file names"
+        )
+    return read_manifest(path)
 
 
 def _trajectory(
     folder: Path,
     found: list[tuple[Checkpoint, Saved]],
+    key: str | None = None,
     manifest: dict[str, Any] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Trajectory:
     """Return a trajectory whose checkpoints are all adapters, or none is."""
     adapters = [checkpoint for checkpoint, saved in found if saved.is_adapter]
@@ -120,12 +180,13 @@ def _trajectory(
         )
     return Trajectory(
         folder=folder,
-        checkpoints=tuple(checkpoint for checkpoint, _ in found),
+        checkpoints=tuple(replace(checkpoint, key=key) for checkpoint, _ in found),
         task=(manifest or {}).get("task"),
         manifest=manifest,
         is_adapter=bool(adapters),
         base_model=_base_model(found[0][1]),
         settings=(manifest or {}).get("settings", {}),
+        notes=notes,
     )
 
 
@@ -145,9 +206,9 @@ def _listed_checkpoint(folder: Path, entry: Entry) -> tuple[Checkpoint, Saved]:
     saved = find_saved(path)
     digest = saved_hash(saved)
     if entry.sha256 is not None and digest != entry.sha256:
-        raise _altered(path, f"'{folder / MANIFEST_NAME}'")
+        raise altered(path, f"'{folder / MANIFEST_NAME}'")
     checkpoint = Checkpoint(
-        name=path.name if path.is_dir() else path.stem,
+        name=checkpoint_name(path),
         path=path,
         step=entry.step,
         epoch=entry.epoch,
@@ -159,17 +220,21 @@ def _listed_checkpoint(folder: Path, entry: Entry) -> tuple[Checkpoint, Saved]:
     return checkpoint, saved
 
 
-def _altered(path: Path, source: str) -> EvalkitError:
+def altered(path: Path, source: str) -> EvalkitError:
+    """Return the error of a checkpoint that is not what ``source`` says."""
     return EvalkitError(
         f"expected '{path}' to have the SHA-256 recorded in {source}, found another: it is "
         "truncated or altered; copy it again or train again"
     )
 
 
-def _scan(folder: Path) -> list[tuple[Checkpoint, Saved]]:
-    """Return the checkpoints of a folder without a manifest."""
+def _scan(
+    folder: Path, order: str | Sequence[str] | None
+) -> tuple[list[tuple[Checkpoint, Saved]], tuple[str, ...]]:
+    """Return the checkpoints of a folder without a manifest, and what was decided about them."""
     checkpoints = []
-    for found in find_checkpoints(folder):
+    findings = find_checkpoints(folder, order)
+    for found in findings.checkpoints:
         saved = find_saved(found.path)
         checkpoint = Checkpoint(
             name=found.name,
@@ -187,7 +252,7 @@ def _scan(folder: Path) -> list[tuple[Checkpoint, Saved]]:
             f"expected checkpoints ({', '.join(SUFFIXES)}, or folders of the Hugging Face Trainer "
             f"or of PEFT) in '{folder}', found none; {hint}"
         )
-    return checkpoints
+    return checkpoints, findings.notes
 
 
 def trajectory_task(
@@ -225,60 +290,3 @@ def trajectory_task(
     if spec == trajectory.task:
         merged |= trajectory.settings
     return load_task(spec, {**merged, **(settings or {})})
-
-
-def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return the named tensors of a checkpoint as they are in the file, on the CPU.
-
-    Raises:
-        EvalkitError: the file is not what it was when the folder was opened, or cannot be read; see
-            :func:`evalkit.checkpoints.saved.read_saved`.
-    """
-    return _read_unaltered(checkpoint, find_saved(checkpoint.path))
-
-
-def _read_unaltered(checkpoint: Checkpoint, saved: Saved) -> dict[str, Tensor]:
-    if saved_hash(saved) != checkpoint.sha256:
-        raise _altered(checkpoint.path, "its trajectory")
-    return read_saved(saved)
-
-
-def verify(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Check that a checkpoint can be loaded into ``model``, which is left as it is.
-
-    Raises:
-        EvalkitError: the file was altered or cannot be read, a tensor holds NaN or infinity, or
-            names or shapes differ from those of ``model.state_dict()``, or of the adapter on it.
-    """
-    _fitting_tensors(checkpoint, model)
-
-
-def verify_trajectory(trajectory: Trajectory, model: nn.Module) -> None:
-    """Check every checkpoint as :func:`verify` does, before any is used."""
-    for checkpoint in trajectory.checkpoints:
-        verify(checkpoint, model)
-
-
-def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy the values of a checkpoint into ``model``, cast to the model's own dtypes.
-
-    The values of an adapter go into the adapter on the model; see
-    :func:`evalkit.checkpoints.adapters.model_for`. What is trainable stays as it is.
-
-    Raises:
-        EvalkitError: as for :func:`verify`; the model is then left as it was.
-    """
-    tensors, is_adapter = _fitting_tensors(checkpoint, model)
-    if is_adapter:
-        load_adapter(model, tensors)
-    else:
-        model.load_state_dict(tensors, strict=True)
-
-
-def _fitting_tensors(checkpoint: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor], bool]:
-    """Return the tensors of a checkpoint that is safe to load, and whether they are an adapter."""
-    saved = find_saved(checkpoint.path)
-    tensors = _read_unaltered(checkpoint, saved)
-    if saved.is_adapter:
-        return fit_to_adapter(tensors, model, saved), True
-    return fit_to_model(tensors, model, checkpoint.path), False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import click
@@ -68,6 +69,16 @@ Examples:
     show_default=True,
     help="Of the batches and of sampled labels.",
 )
+@click.option(
+    "--order",
+    type=CommaSeparated(str, "a,b"),
+    help="Of checkpoints whose names tell none: name, time, or the names in order.",
+)
+@click.option(
+    "--key",
+    metavar="NAME",
+    help="Where the weights lie in each file: a key, or how the tensors' names begin.",
+)
 @DTYPE
 @MICRO_BATCH_SIZE
 @DEVICE
@@ -88,6 +99,8 @@ def command(
     batches: int,
     batch_size: int,
     seed: int,
+    order: tuple[str, ...] | None,
+    key: str | None,
     dtype: str | None,
     micro_batch_size: int | None,
     device: str,
@@ -102,14 +115,20 @@ def command(
     settings = Settings(
         methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device
     )
-    run = run if run is not None else Path("runs") / folder.resolve().name
-    _score(folder, (task, dict(task_settings)), code, settings, run)
+    run = run if run is not None else Path("runs") / _run_name(folder)
+    _score((folder, order, key), (task, dict(task_settings)), code, settings, run)
     _print_table(run)
     click.echo(f"Tables in {run}; figures and page: evalkit report {run}")
 
 
+def _run_name(folder: Path) -> str:
+    """Return what the run of a folder is called by default, or of one checkpoint file."""
+    path = folder.resolve()
+    return path.stem if path.is_file() else path.name
+
+
 def _score(
-    folder: Path,
+    opened: tuple[Path, tuple[str, ...] | None, str | None],
     spec: tuple[str | None, dict[str, str]],
     code: tuple[str, ...],
     settings: Settings,
@@ -122,7 +141,9 @@ def _score(
 
     for location in code:
         load_code(location)
-    trajectory = open_trajectory(folder)
+    trajectory = open_trajectory(*opened)
+    for note in trajectory.notes:
+        click.echo(textwrap.fill(note, 80, break_long_words=False, break_on_hyphens=False))
     task = trajectory_task(trajectory, *spec)
     with progress_bar() as bar:
         shown = bar.add_task(task.name)

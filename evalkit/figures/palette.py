@@ -21,10 +21,11 @@ class Style:
     dashes: tuple[float, ...] = ()
 
 
-# Okabe and Ito's colours, which the colour-blind tell apart; neighbours differ in lightness.
+# After Okabe and Ito, which the colour-blind tell apart; neighbours differ in lightness. What the
+# page makes of them on dark paper differs as well.
 _METHODS = {
     "sgd": Style("#6e6e6e", ".", (4, 1.5)),
-    "ef": Style("#d55e00", "v", (6, 1.5, 1.5, 1.5)),
+    "ef": Style("#e8432a", "v", (6, 1.5, 1.5, 1.5)),
     "ief": Style("#0072b2", "o"),
     "ief-tikhonov": Style("#cc79a7", "P", (3, 1)),
     "sf": Style("#e69f00", "D", (5, 1.5)),
@@ -36,11 +37,11 @@ _SPARE = (
     Style("#7b3294", "<", (5, 1, 1, 1, 1, 1)),
     Style("#8c6d1f", ">", (4, 2)),
     Style("#a6cee3", "p", (8, 1.5)),
-    Style("#b2182b", "*", (1, 1.5)),
+    Style("#7a9a01", "*", (1, 1.5)),
 )
 _RUNS = (
     Style("#0072b2", "o"),
-    Style("#d55e00", "s", (6, 1.5)),
+    Style("#e8432a", "s", (6, 1.5)),
     Style("#009e73", "^", (3, 1)),
     Style("#cc79a7", "D", (6, 1.5, 1.5, 1.5)),
     Style("#e69f00", "v", (1.5, 1)),

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
-from evalkit.factor import GramFactor, factorize
+from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.forward import Inputs, check_batch
-from evalkit.linearization.gram import ROUTES, gram_matrix
+from evalkit.linearization.gram import ROUTES, gram_matrix, sample_gradients
 from evalkit.linearization.kernel import (
-    gram_from_kernel,
     kernel_work,
     product_work,
     sample_products,
@@ -25,11 +24,21 @@ from evalkit.linearization.kernel import (
 )
 from evalkit.linearization.linear_maps import LinearMaps
 from evalkit.linearization.micro_batches import MicroBatches
-from evalkit.linearization.per_sample import CannotVectorizeError, PerSample, defining_gradients
+from evalkit.linearization.per_sample import (
+    CannotVectorizeError,
+    PerSample,
+    defining_gradients,
+    vectorized_gradients,
+)
+from evalkit.linearization.rounding import rounded_weights
 from evalkit.linearization.sketch import sketch_work, sketched_kernel
+from evalkit.next_token import warn_of_labels
 from evalkit.settings import check_dtype
 
 T = TypeVar("T")
+
+MOST_ROW_NUMBERS = 1 << 22
+"""Numbers in per-sample gradients that a float64 evaluation forms to factorise them: 32 MiB."""
 
 
 class _Shared(cached_property[Tensor]):
@@ -58,7 +67,10 @@ def linearize(
             memory with it: linearize again after an optimiser step or another load.
         inputs: what its forward takes: a tensor, a tuple (positional) or a dict (keyword). Axis 0
             of the tensors is the sample axis.
-        targets: labels or values for the likelihood; see :mod:`evalkit.likelihoods`.
+        targets: labels or values for the likelihood; see :mod:`evalkit.likelihoods`. Position t of
+            the logits is compared with position t of the targets. The loss of a causal language
+            model compares it with the label at t + 1: labels as the Trainer takes them need a
+            shift to the left, ``evalkit.shifted_labels(labels)``.
         likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
         micro_batch_size: run the forward on so many samples at a time, and again for every
             product: results stay the same, memory is that of a micro-batch. None keeps the graph
@@ -79,6 +91,7 @@ def linearize(
     # A plain dict, so that other mappings (a tokenizer's output) are seen through too.
     inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
     num_samples = check_batch(inputs, targets)
+    warn_of_labels(model, inputs, targets)
     name = check_dtype(dtype)
     precision = None if name is None else getattr(torch, name)
     batches = MicroBatches(model, inputs, num_samples, micro_batch_size, precision)
@@ -102,6 +115,7 @@ class Linearization(LinearMaps):
 
     def __init__(self, batches: MicroBatches, likelihood: Likelihood, targets: Tensor) -> None:
         super().__init__(batches, likelihood, targets)
+        self._given = targets
         self.versions: dict[str, int] = {}
         self._shared: dict[Hashable, Any] = {}
         self._route: PerSample | None = None
@@ -159,22 +173,25 @@ class Linearization(LinearMaps):
         """Multiplications that form the sketched kernel."""
         return sketch_work(self._batches)
 
-    def sample_products(self, cotangents: Tensor, products: int) -> Tensor | None:
-        """Return J J_n^T c_kn for every one-sample cotangent, where that pays.
-
-        J d for a direction d = sum_kn w_kn J_n^T c_kn is then a sum of these with weights w.
+    def products_pay(self, draws: int, products: int) -> bool:
+        """Return whether J J_n^T c_kn of every sample cost less than so many products J J^T c.
 
         Args:
-            cotangents: c, (K, N, ..., C) float64.
-            products: number of such directions.
-
-        Returns:
-            (K N, N M) float64 for M outputs per sample; None where products one by one cost less.
+            draws: K, cotangents of a sample.
+            products: number of directions d = sum_kn w_kn J_n^T c_kn; J d are sums of the former.
         """
-        if kernel_work(self._batches, len(cotangents)) >= self.product_work * products:
-            return None
+        return kernel_work(self._batches, draws) < self.product_work * products
+
+    def sample_products(self, cotangents: Tensor) -> Tensor:
+        """Return J J_n^T c_n for every one-sample cotangent: (N, N M) float64.
+
+        M is the number of outputs of a sample.
+
+        Args:
+            cotangents: c, (N, ..., C) float64.
+        """
         _ = self.gram  # settles the route
-        return sample_products(self._batches, cotangents, self._route)
+        return sample_products(self._batches, cotangents.unsqueeze(0), self._route)
 
     @_Shared
     def gradient_jvp(self) -> Tensor:
@@ -208,7 +225,66 @@ class Linearization(LinearMaps):
     @cached_property
     def gram_factor(self) -> GramFactor:
         """The factorised Gram matrix, shared by every method and damping."""
-        return factorize(self.gram)
+        return self.factor_of(self.logit_gradients.unsqueeze(0))
+
+    def factor_of(self, cotangents: Tensor) -> GramFactor:
+        """Return the factorised matrix of the inner products of J_n^T c_kn.
+
+        Small float64 evaluations form the rows themselves, which keep twice the digits.
+
+        Args:
+            cotangents: c, (K, N, ..., C) float64.
+        """
+        size = cotangents.shape[:2].numel() * self.num_params
+        if self.logits.dtype == torch.float64 and size <= MOST_ROW_NUMBERS:
+            return factorize_rows(self.sample_gradients(cotangents))
+        known = len(cotangents) == 1 and cotangents[0] is self.logit_gradients
+        gram = self.gram if known else self.gram_of(cotangents)
+        return factorize(gram, unit=self.unit, columns=self.num_params)
+
+    def sample_gradients(self, cotangents: Tensor) -> Tensor:
+        """Return J_n^T c_kn, formed: (K N, P) float64; row k N + n belongs to cotangent k.
+
+        Args:
+            cotangents: c, (K, N, ..., C) float64.
+        """
+        _ = self.gram  # settles the route
+        rows = sample_gradients(self._batches, cotangents, self._route or vectorized_gradients)
+        # One sample at a time, a model may do something else than in the batch.
+        along = torch.cat([self.sample_dots(draw, self.gradient_jvp) for draw in cotangents])
+        wrong = (rows @ self.gradient.double() - along).abs()
+        if (wrong > self.unit**0.6 * rows.norm(dim=1) * self.gradient_norm).any():
+            rows = sample_gradients(self._batches, cotangents, defining_gradients)
+        return rows
+
+    @property
+    def unit(self) -> float:
+        """The unit roundoff of the evaluation: half of the distance from 1 to the next number."""
+        return torch.finfo(self.logits.dtype).eps / 2
+
+    @_Shared
+    def gradient_noise(self) -> Tensor:
+        """How far rounding moves G_n, an estimate of |delta G_n|: (N,) float64.
+
+        Rounding in the forward and the backward is that of weights rounded to the next number:
+        delta z = J (u theta * signs) moves r_n by S_n delta z_n.
+        """
+        moved = self.jvp(rounded_weights(self._batches) * self.unit)
+        far = self.sample_dots(change := self.output_fisher(moved), change).sqrt()
+        relative = far / self.logit_gradient_norms.clamp_min(torch.finfo(far.dtype).tiny)
+        return self.gradient_norms * (self.unit + relative)
+
+    @cached_property
+    def fisher_trace(self) -> float:
+        """An estimate of tr F = sum_n tr(S_n J_n J_n^T), J_n taken to be as long as along r_n."""
+        root = self.likelihood.fisher_root(self.logits, self.targets)
+        norms = self.logit_gradient_norms
+        lengths = self.gradient_norms / norms.where(norms > 0, 1.0)
+        return float(lengths.square() @ root.square().flatten(1).sum(1))
+
+    def in_float64(self) -> Linearization:
+        """Return the same model and batch linearised in float64: about three times the work."""
+        return Linearization(self._batches.in_float64(), self.likelihood, self._given)
 
     def gram_of(self, cotangents: Tensor) -> Tensor:
         """Return the inner products of J_n^T c_kn for K cotangents per sample.
@@ -220,8 +296,6 @@ class Linearization(LinearMaps):
             (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
         """
         _ = self.gram  # settles the route
-        if "tangent_kernel" in self.__dict__:
-            return gram_from_kernel(self.tangent_kernel, cotangents)
         return gram_matrix(self._batches, cotangents, self._route)
 
     def _row_sums_agree(self, gram: Tensor) -> bool:

@@ -76,6 +76,11 @@ class MicroBatches:
         """The trainable parameters by name."""
         return self._last().recording.parameters
 
+    def in_float64(self) -> MicroBatches:
+        """Return the same forward passes in float64."""
+        step = self.slices[0].stop
+        return MicroBatches(self._model, self._inputs, self._num_samples, step, torch.float64)
+
     def _last(self) -> MicroBatch:
         return next(reversed(self._kept.values()))
 

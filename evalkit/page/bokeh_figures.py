@@ -25,9 +25,10 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from bokeh.themes import Theme
 
-from evalkit.figures.drawing import bar_start
 from evalkit.figures.palette import Style
 
+SPREAD = "spread"
+"""Tag of what shows single batches."""
 _EDGE = "edge"
 _TOOLS = "box_zoom,pan,wheel_zoom,reset,save"
 # Bokeh's names of matplotlib's markers, and how far they turn.
@@ -78,7 +79,7 @@ _THEME = Theme(
 
 @dataclass(frozen=True)
 class Curve:
-    """A line with markers and bars of one sigma.
+    """A line with markers and bars, and on demand the values that each point is the mean of.
 
     Attributes:
         tag: by which a page switches it, and its column of the hover table.
@@ -87,9 +88,10 @@ class Curve:
         keys: what each point belongs to, such as a checkpoint.
         x: places of the points.
         mean: values of the points; infinite ones become triangles at the upper edge.
-        low: lower ends of the bars; NaN where there is none.
-        high: upper ends.
+        low: lower ends of the bars.
+        high: their upper ends; NaN at either end, or the same as the lower one, for no bar.
         texts: what the hover table says of each point.
+        spread: x and y of single batches, drawn when they are asked for; empty for none.
     """
 
     tag: str
@@ -101,6 +103,7 @@ class Curve:
     low: np.ndarray
     high: np.ndarray
     texts: tuple[str, ...]
+    spread: tuple[np.ndarray, np.ndarray] = (np.empty(0), np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,9 @@ def _draw_curve(chart: figure, curve: Curve) -> None:
     means = np.where(finite, curve.mean, np.nan)
     points = ColumnDataSource({"x": curve.x.tolist(), "y": means.tolist()})
     line = chart.line("x", "y", source=points, name=curve.tag, **_line_style(curve.style))
-    parts = [line, *_draw_bars(chart, curve, finite & (curve.high > curve.low))]
+    barred = np.isfinite(curve.low) & np.isfinite(curve.high) & (curve.high > curve.low)
+    parts = [line, *_draw_bars(chart, curve, finite & barred)]
+    parts += _draw_spread(chart, curve)
     if curve.style.marker:
         marker, angle = _MARKERS[curve.style.marker]
         size = 8 if len(curve.x) <= 25 else 4
@@ -195,20 +200,28 @@ def _draw_curve(chart: figure, curve: Curve) -> None:
 
 
 def _draw_bars(chart: figure, curve: Curve, drawn: np.ndarray) -> list[GlyphRenderer]:
-    """Draw bars of one sigma at the points that ``drawn`` picks."""
+    """Draw bars at the points that ``drawn`` picks."""
     if not drawn.any():
         return []
-    low = curve.low[drawn]
-    if isinstance(chart.y_scale, LogScale):
-        low = bar_start(curve.mean[drawn], low)
-    ends = {
-        "x": curve.x[drawn].tolist(),
-        "low": low.tolist(),
-        "high": curve.high[drawn].tolist(),
-    }
+    values = {"x": curve.x, "low": curve.low, "high": curve.high}
+    ends = {name: column[drawn].tolist() for name, column in values.items()}
     look = {"line_color": curve.style.color, "line_alpha": 0.55, "line_width": 1.4}
     source = ColumnDataSource(ends)
     return [chart.segment("x", "low", "x", "high", source=source, name=curve.tag, **look)]
+
+
+def _draw_spread(chart: figure, curve: Curve) -> list[GlyphRenderer]:
+    """Draw a dot per batch, unseen until the page shows what carries the tag ``SPREAD``."""
+    x, y = curve.spread
+    drawn = np.isfinite(y) & ((y > 0) | (not isinstance(chart.y_scale, LogScale)))
+    if not drawn.any():
+        return []
+    source = ColumnDataSource({"x": x[drawn].tolist(), "y": y[drawn].tolist()})
+    look = {"fill_color": curve.style.color, "fill_alpha": 0.4, "line_color": None}
+    kind = {"size": 4, "name": curve.tag, "visible": False}
+    dots = chart.scatter("x", "y", source=source, **kind, **look)
+    dots.tags = [SPREAD]
+    return [dots]
 
 
 def _draw_infinite(chart: figure, curve: Curve) -> None:

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from bokeh.models import FixedTicker, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
-from evalkit.figures.palette import FLOOR, IMBALANCE, Style, method_styles
-from evalkit.page.bokeh_figures import (
-    Curve,
-    Stops,
-    draw_curves,
-    empty_figure,
-    shade_floor,
+from evalkit.figures.palette import FLOOR, IMBALANCE
+from evalkit.page.bokeh_figures import Stops, draw_curves, empty_figure, shade_floor
+from evalkit.page.curves import (
+    Axis,
+    Key,
+    interval_curve,
+    mean_curve,
+    method_curves,
+    method_keys_of,
+    pair_keys,
+    series_keys,
+    value_curve,
 )
-from evalkit.results import (
-    display_name,
-    near_zero,
-    stages,
-    summarize,
-    summarize_batches,
-)
+from evalkit.page.history import history_of
+from evalkit.results import near_zero, stages, summarize, summarize_batches
 from evalkit.run import Run
-from evalkit.spreads import spread
 from evalkit.sweeps import damping_places, is_sweep
 
-_PROGRESS = "Training progress (0 = initialised, 1 = end)"
+# Short: Bokeh draws a part of a long label a second time, at the left edge of the chart.
+_PROGRESS = "Training progress"
 _RATIO = "Ratio to SGD"
+_FLOOR = Key("floor", "floor", FLOOR)
+_LOG = Axis("progress", "checkpoint", log=True)
+_LINEAR = Axis("progress", "checkpoint", log=False)
+_DAMPING = Axis("place", "damping", log=True)
 
 
 @dataclass(frozen=True)
@@ -39,30 +44,33 @@ class Chart:
     """A chart of the page.
 
     Attributes:
-        name: ratio, imbalance, efficiency, or damping-STAGE.
+        name: ratio, efficiency, pairs, imbalance, loss, validation, or damping-STAGE.
         figure: what Bokeh draws.
         title: what tells it from its neighbours; may be empty.
+        keys: of the curves that it alone shows.
     """
 
     name: str
     figure: figure
     title: str = ""
+    keys: tuple[Key, ...] = ()
 
 
-@dataclass(frozen=True)
-class Key:
-    """What tells a curve: a tag to switch it by, its name, its style."""
+def draw_charts(run: Run, pairs: pd.DataFrame | None = None) -> list[Chart]:
+    """Return every chart of a run: over progress at near-zero damping, and for a sweep by stage.
 
-    tag: str
-    name: str
-    style: Style
-
-
-def draw_charts(run: Run) -> list[Chart]:
-    """Return every chart of a run: over progress at near-zero damping, and for a sweep by stage."""
+    Args:
+        run: its tables and provenance.
+        pairs: of ``pairs.compare``; may be empty.
+    """
     summary, floors = summarize(run), summarize_batches(run)
     methods = run_methods(run)
-    charts = progress_charts(near_zero(summary), floors, methods)
+    progress = _Progress(floors)
+    charts = progress.of_methods(near_zero(summary), near_zero(run.scores), methods)
+    if pairs is not None and len(pairs):
+        charts.append(progress.of_pairs(pairs, methods))
+    charts.append(progress.of_imbalance(run.batches))
+    charts += progress.of_history(run.batches, run.provenance)
     if is_sweep(run):
         charts += damping_charts(summary, floors, methods)
     return charts
@@ -73,42 +81,92 @@ def run_methods(run: Run) -> tuple[str, ...]:
     return tuple(str(method) for method in run.scores["method"].unique())
 
 
-def progress_charts(
-    shown: pd.DataFrame, floors: pd.DataFrame, methods: Sequence[str]
-) -> list[Chart]:
-    """Return ratio, efficiency and imbalance against progress, zooming together along x.
+class _Progress:
+    """Charts against training progress, which zoom together along x.
 
     Args:
-        shown: of ``results.summarize``, one damping per method.
         floors: of ``results.summarize_batches``.
-        methods: of the run, in the order that tags and spare styles are given.
     """
-    progress = floors["progress"].to_numpy(float)
-    names = {
-        "checkpoint": tuple(floors["checkpoint"]),
-        "progress": tuple(f"{value:.2f}" for value in progress),
-    }
-    stops = Stops(names["checkpoint"], progress, names)
-    span, axis = Range1d(-0.02, 1.02), ("progress", "checkpoint")
 
-    ratio = empty_figure((_PROGRESS, _RATIO), 380, span, y_axis_type="log")
-    floor = _curve("floor", ("floor", FLOOR), floors, "floor_ratio", axis)
-    shade_floor(ratio, floor)
-    draw_curves(ratio, stops, [*_method_curves(shown, "ratio", axis, methods), floor])
+    def __init__(self, floors: pd.DataFrame) -> None:
+        progress = floors["progress"].to_numpy(float)
+        names = {
+            "checkpoint": tuple(floors["checkpoint"]),
+            "progress": tuple(f"{value:.2f}" for value in progress),
+        }
+        self.floors = floors
+        self.stops = Stops(names["checkpoint"], progress, names)
+        self.span = Range1d(-0.02, 1.02)
 
-    efficiency = empty_figure((_PROGRESS, "Efficiency"), 320, span)
-    efficiency.y_range = Range1d(-0.03, 1.03)
-    efficiency.yaxis.formatter = NumeralTickFormatter(format="0%")
-    draw_curves(efficiency, stops, _method_curves(shown, "efficiency", axis, methods))
+    def of_methods(
+        self, shown: pd.DataFrame, scores: pd.DataFrame, methods: Sequence[str]
+    ) -> list[Chart]:
+        """Return ratio and efficiency, a curve per method.
 
-    imbalance = empty_figure((_PROGRESS, "Imbalance"), 260, span, y_axis_type="log")
-    kinds = [_curve(tag, named, floors, tag, axis) for tag, named in IMBALANCE.items()]
-    draw_curves(imbalance, stops, kinds)
-    return [
-        Chart("ratio", ratio),
-        Chart("efficiency", efficiency),
-        Chart("imbalance", imbalance),
-    ]
+        Args:
+            shown: of ``results.summarize``, one damping per method.
+            scores: the rows behind it.
+            methods: of the run, in the order that tags and spare styles are given.
+        """
+        ratio = self._empty(_RATIO, 380, log=True)
+        floor = mean_curve(_FLOOR, self.floors, "floor_ratio", _LOG)
+        shade_floor(ratio, floor)
+        curves = method_curves(shown, "ratio", _LOG, methods, scores)
+        draw_curves(ratio, self.stops, [*curves, floor])
+        efficiency = self._empty("Efficiency", 320)
+        efficiency.y_range = Range1d(-0.03, 1.03)
+        efficiency.yaxis.formatter = NumeralTickFormatter(format="0%")
+        curves = method_curves(shown, "efficiency", _LINEAR, methods, scores)
+        draw_curves(efficiency, self.stops, curves)
+        return [Chart("ratio", ratio), Chart("efficiency", efficiency)]
+
+    def of_pairs(self, pairs: pd.DataFrame, methods: Sequence[str]) -> Chart:
+        """Return ratios of pairs of methods, with their intervals."""
+        chart = self._empty("Ratio of the pair", 320, log=True)
+        keys = pair_keys(list(pairs["pair"].unique()), methods)
+        curves = [interval_curve(key, pairs[pairs["pair"] == key.name], _LOG) for key in keys]
+        draw_curves(chart, self.stops, curves)
+        return Chart("pairs", chart, keys=tuple(keys))
+
+    def of_imbalance(self, batches: pd.DataFrame) -> Chart:
+        """Return the imbalance of per-sample gradients and of logit gradients."""
+        chart = self._empty("Imbalance", 260, log=True)
+        keys = [Key(tag, *named) for tag, named in IMBALANCE.items()]
+        curves = [mean_curve(key, self.floors, key.tag, _LOG, batches) for key in keys]
+        draw_curves(chart, self.stops, curves)
+        return Chart("imbalance", chart, keys=tuple(keys))
+
+    def of_history(self, batches: pd.DataFrame, provenance: Mapping[str, Any]) -> list[Chart]:
+        """Return the loss, and the validation metrics where ``run.json`` knows any."""
+        history = history_of(provenance, self.floors)
+        losses, metrics = history.losses, history.metrics
+        scored, *keys = series_keys("loss", ["scored batches", *losses.values()])
+        loss = self._empty("Loss", 260, log=history.losses_are_positive)
+        axis = _LOG if history.losses_are_positive else _LINEAR
+        curves = [mean_curve(scored, self.floors, "loss", axis, batches)]
+        curves += [
+            value_curve(key, history.table, column, axis)
+            for key, column in zip(keys, losses, strict=True)
+        ]
+        draw_curves(loss, self.stops, curves)
+        charts = [Chart("loss", loss, keys=(scored, *keys))]
+        if metrics:
+            keys = series_keys("metric", list(metrics.values()))
+            chart = self._empty(keys[0].name.capitalize() if len(keys) == 1 else "Validation", 260)
+            draw_curves(
+                chart,
+                self.stops,
+                [
+                    value_curve(key, history.table, column, _LINEAR)
+                    for key, column in zip(keys, metrics, strict=True)
+                ],
+            )
+            charts.append(Chart("validation", chart, keys=tuple(keys)))
+        return charts
+
+    def _empty(self, label: str, height: int, log: bool = False) -> figure:
+        kind = "log" if log else "linear"
+        return empty_figure((_PROGRESS, label), height, self.span, y_axis_type=kind)
 
 
 def damping_charts(
@@ -136,10 +194,10 @@ def damping_charts(
         chart.xaxis.major_label_overrides = labels
         here = floors[floors["checkpoint"] == checkpoint]
         floor = here.loc[here.index.repeat(len(x))].assign(place=x, damping=list(places))
-        curve = _curve("floor", ("floor", FLOOR), floor, "floor_ratio", ("place", "damping"))
+        curve = mean_curve(_FLOOR, floor, "floor_ratio", _DAMPING)
         shade_floor(chart, curve)
         rows = placed[placed["checkpoint"] == checkpoint].sort_values("damping", kind="stable")
-        curves = _method_curves(rows, "ratio", ("place", "damping"), methods)
+        curves = method_curves(rows, "ratio", _DAMPING, methods)
         draw_curves(chart, stops, [*curves, curve])
         charts.append(Chart(f"damping-{stage}", chart, f"{stage}: {checkpoint}"))
     return charts
@@ -147,54 +205,4 @@ def damping_charts(
 
 def method_keys(methods: Sequence[str]) -> list[Key]:
     """Return the key of the curves of a run's methods, and of the floor."""
-    styles, tags = method_styles(methods), _tags(methods)
-    keys = [Key(tags[method], display_name(method), styles[method]) for method in methods]
-    return [*keys, Key("floor", "floor", FLOOR)]
-
-
-def imbalance_keys() -> list[Key]:
-    """Return the key of the curves of imbalance."""
-    return [Key(tag, *named) for tag, named in IMBALANCE.items()]
-
-
-def _tags(methods: Sequence[str]) -> dict[str, str]:
-    """Return a tag per method, safe in HTML and in Bokeh's templates."""
-    return {method: f"method{place}" for place, method in enumerate(methods)}
-
-
-def _method_curves(
-    rows: pd.DataFrame, column: str, axis: tuple[str, str], methods: Sequence[str]
-) -> list[Curve]:
-    """Return a curve per method that has rows."""
-    styles, tags = method_styles(methods), _tags(methods)
-    curves = []
-    for method in methods:
-        group = rows[rows["method"] == method]
-        if len(group):
-            named = (display_name(method), styles[method])
-            curves.append(_curve(tags[method], named, group, column, axis))
-    return curves
-
-
-def _curve(
-    tag: str, named: tuple[str, Style], rows: pd.DataFrame, column: str, axis: tuple[str, str]
-) -> Curve:
-    """Return mean and one sigma of a column as a curve.
-
-    Args:
-        tag: of the curve.
-        named: its name and style.
-        rows: a point each.
-        column: of ``rows``, less its ending.
-        axis: the columns of ``rows`` that say where a point lies and what it belongs to.
-    """
-    found = spread(rows, column)
-    texts = list(found.texts)
-    if "infinite" in rows:
-        counts = zip(texts, rows["infinite"], rows["batches"], strict=True)
-        texts = [
-            f"{text} (infinite in {count} of {batches} batches)" if count else text
-            for text, count, batches in counts
-        ]
-    x, keys = rows[axis[0]].to_numpy(float), tuple(rows[axis[1]])
-    return Curve(tag, *named, keys, x, found.mean, found.low, found.high, tuple(texts))
+    return [*method_keys_of(methods), _FLOOR]

@@ -13,7 +13,7 @@ import pandas as pd
 
 from evalkit.overlap import overlap_note
 from evalkit.page.bokeh_figures import document_json
-from evalkit.page.charts import draw_charts, imbalance_keys, method_keys, run_methods
+from evalkit.page.charts import draw_charts, method_keys, run_methods
 from evalkit.page.scripts import BOKEH_VERSION, chart_library, compressed, script_hash
 from evalkit.page.swatches import swatch
 from evalkit.page.tables import (
@@ -25,6 +25,7 @@ from evalkit.page.tables import (
     pairs_table,
     provenance_table,
     scores_table,
+    solver_sentences,
     solver_table,
 )
 from evalkit.paired import FEWEST_BATCHES
@@ -94,7 +95,7 @@ def render_page(run: Run, studies: Studies, files: Sequence[Path] = ()) -> str:
             *(download(path) for path in files if path.suffix == ".csv"),
         ],
         swatch=swatch,
-        **_charts(run),
+        **_charts(run, studies.pairs),
         **_summary(run),
         pairs=pairs_table(studies.pairs),
         statements=len(studies.pairs),
@@ -113,9 +114,9 @@ def download(path: Path) -> Download:
     return Download(path.name, -(-len(content) // 1000), embedded)
 
 
-def _charts(run: Run) -> Mapping[str, Any]:
+def _charts(run: Run, pairs: pd.DataFrame) -> Mapping[str, Any]:
     """Return what the template says of charts."""
-    charts = draw_charts(run)
+    charts = draw_charts(run, pairs)
     content = document_json([chart.figure for chart in charts])
     roots = {
         root["id"]: f"chart-{chart.name}"
@@ -125,7 +126,7 @@ def _charts(run: Run) -> Mapping[str, Any]:
         "charts": charts,
         "chart_document": {"document": content, "roots": roots},
         "method_keys": method_keys(run_methods(run)),
-        "imbalance_keys": imbalance_keys(),
+        "spread": bool(summarize_batches(run)["batches"].max() > 1),
     }
 
 
@@ -147,6 +148,7 @@ def _summary(run: Run) -> Mapping[str, Any]:
         "damping_scores": damping_table(summary),
         "batch_means": batches_table(floors),
         "solver": solver_table(summary, run.scores),
+        "solver_sentences": solver_sentences(run.scores),
     }
 
 

@@ -64,6 +64,10 @@ function easeTouch(models) {
 // A switch shows or hides what carries its tag, in every chart and its table of values.
 function offerSwitches(models) {
   const hidden = new Set();
+  let singles = false;
+  const show = (model) => {
+    model.visible = !hidden.has(model.name) && (singles || !model.tags.includes("spread"));
+  };
   for (const tool of models.filter((model) => model.type === "HoverTool")) {
     const entries = tool.tooltips;
     tool.tooltips = (source, { index }) => readout(entries, hidden, source, index);
@@ -74,9 +78,14 @@ function offerSwitches(models) {
       const shown = hidden.delete(tag);
       if (!shown) hidden.add(tag);
       button.setAttribute("aria-pressed", String(shown));
-      for (const model of models) if (model.name === tag) model.visible = shown;
+      models.filter((model) => model.name === tag).forEach(show);
     });
   }
+  byId("spread")?.addEventListener("click", ({ currentTarget }) => {
+    singles = !singles;
+    currentTarget.setAttribute("aria-pressed", String(singles));
+    models.filter((model) => model.tags.includes("spread")).forEach(show);
+  });
 }
 
 // The values of the curves shown, where the pointer is: a row per entry of (name, "@column").
@@ -131,6 +140,18 @@ function offerSorting() {
   }
 }
 
+// A word above each table that has columns out of sight.
+function hintAtScrolling() {
+  if (typeof ResizeObserver === "undefined") return;
+  const watcher = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      target.previousElementSibling.hidden = target.scrollWidth <= target.clientWidth;
+    }
+  });
+  for (const place of document.querySelectorAll(".scroll")) watcher.observe(place);
+}
+
 offerDownloads();
 offerSorting();
+hintAtScrolling();
 drawCharts();

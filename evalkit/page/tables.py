@@ -13,6 +13,22 @@ from evalkit.pairs import last_rows
 from evalkit.results import display_name, stages
 from evalkit.spreads import format_number, spread
 
+NEAR_FLOOR = 0.01
+"""How far above the floor, as a share, a gamma is as good as the best one."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A sign behind a value that needs a word.
+
+    Attributes:
+        sign: one or two characters.
+        meaning: what is said of the value, where the pointer rests and to screen readers.
+    """
+
+    sign: str
+    meaning: str
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -24,6 +40,7 @@ class Cell:
         note: a second, smaller line.
         warning: a third line that stands out.
         worse: whether the value is worse than SGD's.
+        mark: behind the text.
     """
 
     text: str
@@ -31,6 +48,7 @@ class Cell:
     note: str = ""
     warning: str = ""
     worse: bool = False
+    mark: Mark | None = None
 
     @property
     def order(self) -> str:
@@ -182,6 +200,7 @@ def solver_table(summary: pd.DataFrame, scores: pd.DataFrame) -> Table:
     named = scores[scores["solver"].notna()]
     solvers = named.groupby(key, sort=False)["solver"].agg(lambda names: ", ".join(names.unique()))
     used = summary[summary["iterations"].notna()]
+    above = _above_floor(scores).groupby(by=[scores[name] for name in key], sort=False).max()
     rows = tuple(
         (
             Cell(row["checkpoint"]),
@@ -191,11 +210,59 @@ def solver_table(summary: pd.DataFrame, scores: pd.DataFrame) -> Table:
             Cell(f"{row['converged']:.0%}", row["converged"]),
             Cell(f"{row['iterations']:.1f}", row["iterations"]),
             Cell(format_number(row["relative_residual"]), row["relative_residual"]),
+            Cell(_share(above[tuple(row[key])]), above[tuple(row[key])]),
         )
         for _, row in used.iterrows()
     )
-    head = ("converged", "iterations", "largest residual")
+    head = ("converged", "iterations", "largest residual", "above the floor")
     return Table((*key, "solver", *head), rows, names=2)
+
+
+def solver_sentences(scores: pd.DataFrame) -> list[str]:
+    """Return what stopping early can have changed, a sentence per method that ever did.
+
+    No direction is below the floor, so that a gamma near it is near the best one, however the
+    solver ended. Where the floor is out of reach, the distance to it says too much.
+
+    Args:
+        scores: of the run.
+    """
+    stopped = scores[scores["converged"].notna() & ~scores["converged"].fillna(True).astype(bool)]
+    sentences = []
+    for method, rows in stopped.groupby("method", sort=False):
+        batches, above = len(rows), float(_above_floor(rows).max())
+        of = int((scores["method"] == method).sum())
+        name, base = display_name(str(method)), str(method).split(":")[0]
+        text = f"{name} stopped before its tolerance in {batches} of {of} solves. "
+        if above <= NEAR_FLOOR:
+            text += (
+                f"It does not matter: each of these gammas is at most {_share(above)} above the "
+                "floor, and so at most that far above the gamma of the exact solution."
+            )
+        else:
+            text += (
+                f"The largest of these gammas is {_share(above)} above the floor, which the exact "
+                f"solution need not reach: score again with {base}:max_iterations="
+                f"{_more_iterations(rows)}, or with {base}:solver=direct."
+            )
+        sentences.append(text)
+    return sentences
+
+
+def _above_floor(scores: pd.DataFrame) -> pd.Series:
+    """Return gamma / gamma_floor - 1 of each row."""
+    return 1 / scores["efficiency"].astype(float) - 1
+
+
+def _more_iterations(rows: pd.DataFrame) -> int:
+    return 4 * int(rows["iterations"].max())
+
+
+def _share(value: float) -> str:
+    """Return a share as a percentage of two digits: 0.013%, 4.2%, 120%."""
+    if not math.isfinite(value):
+        return format_number(value)
+    return f"{float(f'{100 * max(value, 0.0):.2g}'):g}%"
 
 
 def provenance_table(provenance: Mapping[str, Any]) -> Table:

@@ -29,6 +29,9 @@ from evalkit.solvers.stopping import Stopping
 REPLACEMENT_PERIOD = 50
 """Iterations after which the residual is computed afresh, so that rounding cannot pile up."""
 
+DELAY = 4
+"""Steps whose gain stands for the error before them."""
+
 OnIteration = Callable[[int, float], None]
 """Called with each iteration and its gamma."""
 
@@ -142,7 +145,24 @@ def solve_by_cg(
         gammas=end.gammas,
         gamma_floor=lin.gamma_floor,
         status=end.status,
+        error=_left(end, lin.gamma_floor),
     )
+
+
+def _left(end: _End, gamma_floor: float) -> float:
+    """Return an estimate of the relative error of gamma that CG leaves.
+
+    No gamma is below the floor. Where the residual met the tolerance, the error of the iterate
+    :data:`DELAY` steps before the last is what the steps since then have gained, and bounds that of
+    the last (Strakos and Tichy, On error estimation in the conjugate gradient method, 2002).
+    """
+    if not end.gammas:
+        return 0.0
+    last = end.gammas[-1]
+    to_floor = last / gamma_floor - 1 if gamma_floor > 0 else math.inf
+    if end.status != "residual":
+        return abs(to_floor)
+    return min(abs(to_floor), abs(end.gammas[-1 - min(DELAY, len(end.gammas) - 1)] / last - 1))
 
 
 def _identity(residual: Tensor) -> Tensor:

@@ -20,6 +20,9 @@ SLOWER_THAN_PREDICTED = 1.5
 """Iterations that CG takes over those of :func:`expected_iterations`: 0.8 to 2 on the benchmark's
 models, a condition number being estimated from below."""
 
+WORTH_OF_EXACT = 4.0
+"""Multiplications of an exact solution over those of one that does not converge, at most."""
+
 GAIN_WITH_SKETCH = 10.0
 """What an iteration with the sketch divides the error of 1 / gamma^2 by."""
 
@@ -97,15 +100,20 @@ def solve(
 
 
 def cheapest(lin: Linearization, stopping: Stopping) -> Solver:
-    """Return the solver that is expected to take the fewest multiplications."""
+    """Return the solver that is expected to take the fewest multiplications.
+
+    Where CG is not expected to converge in the iterations that it has, its answer is worth less,
+    and the direct solve may take :data:`WORTH_OF_EXACT` times as many.
+    """
     slow = SLOWER_THAN_PREDICTED * expected_iterations(lin, stopping.error)
+    patience = WORTH_OF_EXACT if slow > stopping.max_iterations else 1.0
     fast = 1 + math.log(1 / stopping.error) / math.log(GAIN_WITH_SKETCH)
     product, size = lin.product_work, lin.logits.numel()
     factorised = 2 * size**3 / 3 + 8 * size**2  # in float64, which counts twice
     works: dict[Solver, float] = {
         "cg": product * min(slow, stopping.max_iterations),
         "sketch": lin.sketch_work + factorised + product * min(fast, stopping.max_iterations),
-        "direct": lin.kernel_work + factorised + 2 * product,
+        "direct": (lin.kernel_work + factorised + 2 * product) / patience,
     }
     return min(works, key=lambda name: works[name])
 

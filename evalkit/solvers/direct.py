@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from evalkit.reductions import norm
 from evalkit.settings import check_damping
 from evalkit.solvers.logit_space import LogitSpace, Solve
 from evalkit.solvers.solved import SHORT, Solved, rounding
+
+SAFETY = 4.0
+"""What the difference of two depths stands for."""
 
 REFINEMENTS = 4
 """Solves with the recomputed residual, at most."""
@@ -71,7 +75,7 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
     y, r = torch.zeros_like(lin.logit_gradients), lin.logit_gradients
     x = torch.zeros_like(lin.gradient)
     best = start = _Candidate(y, x, 0.0, r, lin.gradient_norm)
-    enough, iterations = tolerance * lin.gradient_norm, 0
+    enough, iterations, open_part, deepest = tolerance * lin.gradient_norm, 0, 0.0, 0.0
     for way in (space.by_cholesky, space.by_eigenvalues):
         solve = way(damping)
         if solve is None:
@@ -80,6 +84,9 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         iterations += count
         best = found if found.better(best, rounding(lin)) else best
         depth = float(r.flatten() @ lin.tangent_kernel @ solve(r).flatten())
+        deepest = max(deepest, depth)
+        if way == space.by_eigenvalues:
+            open_part = space.unresolved(damping)
         if best.length <= enough or best.depth >= (1 - SHORT) * depth:
             break
     along_g, slope = (float(term) for term in indicator_terms(lin, lin.gradient_jvp))
@@ -97,7 +104,31 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         gammas=(),
         gamma_floor=lin.gamma_floor,
         status="residual" if converged else "breakdown",
+        error=_left(lin, damping, best, deepest, open_part),
     )
+
+
+def _left(
+    lin: Linearization, damping: float, best: _Candidate, deepest: float, unresolved: float
+) -> float:
+    """Return an estimate of the relative error of gamma that the solve leaves.
+
+    With D = g^T x and a part e of D missed, |x - x*|_A^2 = e D. Undamped, 1 / gamma^2 = D at its
+    largest, and gamma is off by e / 2. Damping leaves gamma a slope along x - x* of
+    lambda |x| |x - x*| / D at most, which adds sqrt(e s) with s = lambda |x|^2 / D.
+
+    Args:
+        lin: the model and batch.
+        damping: lambda.
+        best: the solution.
+        deepest: D by the matrix of logit space.
+        unresolved: the part of D that rounding leaves open.
+    """
+    if not best.depth:
+        return 0.0
+    missed = SAFETY * (abs(deepest - best.depth) + unresolved) / best.depth + lin.unit
+    damped = damping * norm(best.x) ** 2 / best.depth
+    return missed / 2 + math.sqrt(missed * damped)
 
 
 def _refined(

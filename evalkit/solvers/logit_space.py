@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from evalkit.factor import factorize
+from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.linearization import Linearization
 
 Solve = Callable[[Tensor], Tensor]
@@ -22,6 +22,9 @@ Solve = Callable[[Tensor], Tensor]
 
 SMALL_PIVOT = 1e-6
 """Part of an equation's diagonal, left after all before it, below which it counts as dependent."""
+
+MOST_ROW_WORK = 2e9
+"""Multiplications that factorise M itself, at most."""
 
 SKETCH_FLOOR = 1e-6
 """Eigenvalues of the sketched H, scaled to a unit diagonal, below which they are rounding."""
@@ -80,15 +83,37 @@ class LogitSpace:
 
     def by_eigenvalues(self, damping: float) -> Solve:
         """Return the solve without what H maps to zero, within rounding of the model's backward."""
-        seen = self._seen()
-        rounding = 10 * torch.finfo(self._lin.logits.dtype).eps
-        eigen = self._lin.shared(
-            "logit space, eigenvalues",
-            lambda: factorize(self._matrix[seen[:, None], seen], rounding),
-        )
+        seen, eigen = self._seen(), self._eigen()
         return lambda residual: self._solved(
             residual, seen, lambda right: eigen.solve(right, damping)
         )
+
+    def unresolved(self, damping: float) -> float:
+        """Return the part of g^T (F + lambda I)^-1 g that eigenvalues near rounding leave open."""
+        lin = self._lin
+        rho = lin.likelihood.solve_root(lin.logits, lin.targets, lin.logit_gradients).flatten()
+        return self._eigen().unresolved(rho[self._seen()], damping)
+
+    def _eigen(self) -> GramFactor:
+        return self._lin.shared("logit space, eigenvalues", self._factorized)
+
+    def _factorized(self) -> GramFactor:
+        """Factorise H; small float64 evaluations form M itself, which keeps twice the digits."""
+        lin, seen = self._lin, self._seen()
+        if lin.logits.dtype == torch.float64 and len(seen) ** 2 * lin.num_params <= MOST_ROW_WORK:
+            return factorize_rows(self._rows()[seen])
+        rounding = 10 * torch.finfo(lin.logits.dtype).eps
+        matrix = self._matrix[seen[:, None], seen]
+        return factorize(matrix, rounding, lin.unit, lin.num_params)
+
+    def _rows(self) -> Tensor:
+        """Return M = B^T J, (N C, P)."""
+        logits = self._lin.logits
+        outputs = logits[0].numel()
+        units = torch.eye(outputs, dtype=torch.float64, device=logits.device)
+        units = units.view(outputs, 1, *logits.shape[1:]).expand(-1, len(logits), *logits.shape[1:])
+        rows = self._lin.sample_gradients(units).view(outputs, len(logits), -1)
+        return self._from_left(rows.transpose(0, 1).reshape(outputs * len(logits), -1))
 
     def preconditioner(self, damping: float) -> Solve:
         """Return an approximate solve, for a sketch of H in float32.

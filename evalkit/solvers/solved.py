@@ -35,6 +35,7 @@ class Solved:
         status: why the solver stopped: ``"residual"`` (tolerance met), ``"floor"`` (gamma within
             ``floor_tolerance`` of the floor), ``"iteration limit"``, or ``"breakdown"`` (rounding
             keeps the residual from falling further).
+        error: estimate of the relative error of gamma that the solver leaves.
     """
 
     cotangents: Tensor | None
@@ -46,6 +47,7 @@ class Solved:
     gammas: tuple[float, ...]
     gamma_floor: float
     status: Status
+    error: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,14 @@ from torch import Tensor, nn
 from evalkit import likelihoods, optimizers
 from evalkit.errors import EvalkitError
 from evalkit.linearization.forward import Inputs
+from evalkit.next_token import (
+    answers_in_words,
+    check_shift,
+    predicts_next,
+    prompt_length,
+    refuse_labels,
+    shifting,
+)
 
 _MESSAGE_LENGTH = 200
 
@@ -65,6 +73,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 Collate = Callable[[Inputs, Tensor], tuple[Inputs, Tensor]]
 """Maps the inputs and targets of a batch to others, sample axis first."""
+
 
 Setting = str | int | float | bool
 """A value that a task was made with: a model's name, a number of samples."""
@@ -204,6 +213,10 @@ class Task:
             model are of; None for ``model``.
         collate: applied to every batch of ``data`` and ``validation``; see :class:`Samples`.
         settings: what a task of a family was made with; provenance.
+        shift_labels: the targets are labels as the Hugging Face Trainer takes them for a causal
+            language model, and are moved one position to the left in every batch, as
+            :func:`evalkit.shifted_labels` does; None for False, where labels that are the
+            model's own input tokens are refused by :meth:`fit_labels`.
 
     Raises:
         EvalkitError: an argument is not what it should be.
@@ -218,6 +231,7 @@ class Task:
     base: Callable[[], nn.Module] | None = None
     collate: Collate | None = None
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    shift_labels: bool | None = None
 
     def __post_init__(self) -> None:
         for argument in ("model", "data", "validation", "base"):
@@ -236,6 +250,7 @@ class Task:
                 f"{type(self.recipe).__name__}; pass evalkit.tasks.Recipe(...)"
             )
         likelihoods.get(self.likelihood)
+        check_shift(self.shift_labels)
 
     def build_model(self, seed: int) -> nn.Module:
         """Return the model as initialised from ``seed``; the ambient generators stay as they are.
@@ -275,6 +290,17 @@ class Task:
         """
         return None if self.validation is None else self._samples("validation", self.validation)
 
+    def fit_labels(self, samples: Samples, model: nn.Module) -> Samples:
+        """Return the samples with labels that fit the logits of ``model``, its prompt included.
+
+        Raises:
+            EvalkitError: see :func:`evalkit.next_token.refuse_labels`.
+        """
+        if predicts_next(model) or answers_in_words(model):
+            refuse_labels(model, *samples.take(slice(0, 2)), self.name, self.shift_labels)
+        prompt = prompt_length(model) if self.shift_labels else 0
+        return replace(samples, collate=shifting(self.collate, prompt)) if prompt else samples
+
     def _samples(self, argument: str, load: Callable[[], tuple[Inputs, Tensor]]) -> Samples:
         what = f"the {argument} of task '{self.name}'"
         with user_code(what):
@@ -283,6 +309,6 @@ class Task:
             found = f"{len(loaded)} values" if isinstance(loaded, tuple) else type(loaded).__name__
             raise EvalkitError(f"expected {what} to be (inputs, targets), found {found}")
         try:
-            return Samples(*loaded, self.collate)
+            return Samples(*loaded, shifting(self.collate) if self.shift_labels else self.collate)
         except EvalkitError as error:
             raise EvalkitError(f"{what}: {error}") from None

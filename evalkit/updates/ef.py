@@ -4,7 +4,7 @@ import torch
 
 from evalkit.linearization import Linearization
 from evalkit.updates.registry import Update, method
-from evalkit.updates.weighted import weighted_sum
+from evalkit.updates.weighted import damped_sum
 
 
 @method("ef")
@@ -14,4 +14,4 @@ def ef(lin: Linearization, damping: float) -> Update:
     Equal to (G^T G + lambda I)^-1 g. Undamped, a step lowers the loss of every sample by the same
     amount, so that samples with a small gradient dominate it.
     """
-    return weighted_sum(lin, lin.gram_factor.solve(torch.ones_like(lin.losses), damping))
+    return damped_sum(lin, lin.gram_factor, torch.ones_like(lin.losses), damping)

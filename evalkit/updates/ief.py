@@ -2,7 +2,7 @@
 
 from evalkit.linearization import Linearization
 from evalkit.updates.registry import Update, method
-from evalkit.updates.weighted import weighted_sum
+from evalkit.updates.weighted import damped_sum
 
 
 @method("ief")
@@ -11,5 +11,4 @@ def ief(lin: Linearization, damping: float) -> Update:
 
     Undamped, a step -eta d lowers the loss of sample n by eta |r_n|^2 to first order.
     """
-    s = lin.logit_gradient_norms.square()
-    return weighted_sum(lin, lin.gram_factor.solve(s, damping))
+    return damped_sum(lin, lin.gram_factor, lin.logit_gradient_norms.square(), damping)

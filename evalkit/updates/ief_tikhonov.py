@@ -1,9 +1,8 @@
 """Improved empirical Fisher, with the Fisher matrix damped."""
 
-from evalkit.factor import factorize
 from evalkit.linearization import Linearization
 from evalkit.updates.registry import Update, method
-from evalkit.updates.weighted import weighted_sum
+from evalkit.updates.weighted import damped_sum
 
 
 @method("ief-tikhonov")
@@ -16,7 +15,9 @@ def ief_tikhonov(lin: Linearization, damping: float) -> Update:
     """
     h = lin.logit_gradient_norms
     inverse = h.reciprocal().where(h > 0, 0.0)
+    shape = (-1,) + (1,) * (lin.logits.dim() - 1)
     factor = lin.shared(
-        "ief-tikhonov", lambda: factorize(inverse[:, None] * lin.gram * inverse[None, :])
+        "ief-tikhonov",
+        lambda: lin.factor_of((inverse.view(shape) * lin.logit_gradients).unsqueeze(0)),
     )
-    return weighted_sum(lin, inverse * factor.solve(h, damping))
+    return damped_sum(lin, factor, h, damping, scales=inverse)

@@ -34,8 +34,10 @@ def ngd(
     stopping = Stopping(max_iterations, tolerance, floor_tolerance)
     result = solve(lin, damping, stopping, solver, on_iteration)
     return Update(
-        vector=result.vector if result.cotangents is None else None,
-        cotangents=result.cotangents,
+        vector=result.vector,
+        cotangents=result.cotangents if result.vector is None else None,
+        error=result.error,
+        curable=result.status != "iteration limit",
         iterations=result.iterations,
         relative_residual=result.relative_residual,
         converged=result.converged,

@@ -35,6 +35,19 @@ class Term:
     weights: Tensor
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """How far rounding is expected to have moved an update.
+
+    Attributes:
+        moved: |delta d|, an estimate.
+        slope: of d^T g.
+    """
+
+    moved: float
+    slope: float
+
+
 @dataclass(frozen=True, eq=False)
 class Update:
     """A direction and, for iterative methods, the state of the solver.
@@ -49,6 +62,10 @@ class Update:
             dampings then share their products.
         slope: d^T g, where the method knows it with more digits than J d gives: r^T J d of a
             direction that is dominated by samples with small gradients cancels.
+        rounding: how far rounding has moved d, where the method knows; None for a direction whose
+            entries are as exact as its precision.
+        error: relative error of gamma that a solver leaves, None for methods without one.
+        curable: more digits may lower that error; more iterations would otherwise.
         iterations: of the solver, None for methods without one.
         relative_residual: recomputed, None for methods without a solver.
         converged: None for methods without a solver.
@@ -59,6 +76,9 @@ class Update:
     cotangents: Tensor | None = None
     terms: tuple[Term, ...] = ()
     slope: float | None = None
+    rounding: Rounding | None = None
+    error: float | None = None
+    curable: bool = True
     iterations: int | None = None
     relative_residual: float | None = None
     converged: bool | None = None

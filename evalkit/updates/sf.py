@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.factor import GramFactor, factorize
+from evalkit.factor import GramFactor
 from evalkit.linearization import Linearization
-from evalkit.updates.registry import Term, Update, method
+from evalkit.updates.registry import Rounding, Term, Update, method
 
 CANCELLED = 0.1
 """Where less than this part of r is left after what Gs accounts for, the rest is taken apart."""
@@ -22,8 +23,8 @@ class _Sample:
 
     Attributes:
         logit_gradients: rs of each draw, K times (N, ..., C).
-        gram: Gs Gs^T, (K N, K N).
-        factor: of it.
+        factor: of Gs Gs^T, (K N, K N).
+        noise: how far rounding moves the rows of Gs, (K N,).
         shares: h with g = Gs^T h + g', (K N,).
         rest: cotangents of g', like logits; None where g lies in the span of Gs.
         slopes: Gs g', (K N,).
@@ -31,8 +32,8 @@ class _Sample:
     """
 
     logit_gradients: tuple[Tensor, ...]
-    gram: Tensor
     factor: GramFactor
+    noise: Tensor
     shares: Tensor
     rest: Tensor | None
     slopes: Tensor
@@ -70,8 +71,32 @@ def sf(lin: Linearization, damping: float, seed: int = 0, labels_per_sample: int
     shape = (-1,) + (1,) * (lin.logits.dim() - 1)
     cotangents = torch.stack([term.weights.view(shape) * term.cotangents for term in terms]).sum(0)
     # (g' + Gs^T b)^T (g' + Gs^T h)
-    slope = sample.square + float(sample.slopes @ (b + h) + h @ (sample.gram @ b))
-    return Update(cotangents=cotangents, terms=tuple(terms), slope=slope)
+    product = sample.factor.image(right, ridge)  # Gs Gs^T b
+    slope = sample.square + float(sample.slopes @ (b + h) + h @ product)
+    return Update(
+        cotangents=cotangents,
+        terms=tuple(terms),
+        slope=slope,
+        rounding=_rounding(lin, sample, right, ridge, b),
+    )
+
+
+def _rounding(
+    lin: Linearization, sample: _Sample, right: Tensor, ridge: float, b: Tensor
+) -> Rounding:
+    """Return how far rounding moves d = g' + Gs^T b and its slope.
+
+    Beside what moves the sum Gs^T b, rounding moves Gs g' by |g'| v_n, and g' itself.
+    """
+    factor, noise = sample.factor, sample.noise
+    rest = math.sqrt(sample.square)
+    shift = factor.shift(noise, ridge) * rest
+    relative = float(noise.norm()) / max(float(factor.norms.norm()), 1e-300)
+    moved = factor.movement(right, ridge, noise, lin.unit) + shift + relative * rest
+    weights = b + sample.shares
+    size = float((weights * noise).norm())
+    along = rest + factor.length(weights)
+    return Rounding(moved=moved, slope=2 * along * (relative * along + size))
 
 
 def sampled_logit_gradients(lin: Linearization, seed: int, labels_per_sample: int) -> Tensor:
@@ -101,20 +126,22 @@ def _draw(lin: Linearization, seed: int, labels_per_sample: int) -> _Sample:
             "draw one label or more"
         )
     r = sampled_logit_gradients(lin, seed, labels_per_sample)
-    gram = lin.gram_of(r)
-    factor = factorize(gram)
+    factor = lin.factor_of(r)
+    # A sample's rows share its model: rounding moves them alike.
+    relative = lin.gradient_noise / lin.gradient_norms.where(lin.gradient_norms > 0, 1.0)
+    noise = factor.norms * relative.clamp_min(lin.unit).repeat(len(r))
     h, rest = _combination(lin, r)
     if rest is not None and factor.rank >= lin.num_params:
         slopes = torch.cat([lin.sample_dots(draw, lin.gradient_jvp) for draw in r])
         h, rest = factor.solve(slopes, 0.0), None
     if rest is None:
-        return _Sample(tuple(r), gram, factor, h, None, torch.zeros_like(h), 0.0)
+        return _Sample(tuple(r), factor, noise, h, None, torch.zeros_like(h), 0.0)
     jvp, length = lin.gradient_jvp, lin.gradient_norm
     if rest is not lin.logit_gradients:
         jvp = lin.kernel_product(rest)
         length = lin.pulled_norm(rest, jvp)
     slopes = torch.cat([lin.sample_dots(draw, jvp) for draw in r])
-    return _Sample(tuple(r), gram, factor, h, rest, slopes, length**2)
+    return _Sample(tuple(r), factor, noise, h, rest, slopes, length**2)
 
 
 def _combination(lin: Linearization, r: Tensor) -> tuple[Tensor, Tensor | None]:

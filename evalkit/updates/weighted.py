@@ -1,18 +1,63 @@
 """What EF and iEF share: sums of per-sample gradients."""
 
+from __future__ import annotations
+
+import math
+
+import torch
 from torch import Tensor
 
+from evalkit.factor import GramFactor
 from evalkit.linearization import Linearization
-from evalkit.updates.registry import Term, Update
+from evalkit.updates.registry import Rounding, Term, Update
 
 
-def weighted_sum(lin: Linearization, weights: Tensor) -> Update:
-    """Return d = G^T alpha = sum_n J_n^T (alpha_n r_n), as an update with d^T g = alpha^T K 1.
+def damped_sum(
+    lin: Linearization,
+    factor: GramFactor,
+    right: Tensor,
+    damping: float,
+    scales: Tensor | None = None,
+) -> Update:
+    """Return d = G^T h a, a = (K + lambda I)^-1 b, K = h G G^T h, h diagonal, as an update.
+
+    Its slope d^T g = sum_n G_n . d is 1^T h^-1 K (K + lambda I)^-1 b, without cancellation.
 
     Args:
         lin: the model and batch.
-        weights: alpha, (N,).
+        factor: of K.
+        right: b, (N,).
+        damping: lambda >= 0.
+        scales: h, (N,); None for ones.
     """
-    term = Term(lin.logit_gradients, weights)
-    slope = float(weights @ lin.gram.sum(1))
-    return Update(cotangents=lin.weighted_logit_gradients(weights), terms=(term,), slope=slope)
+    h = torch.ones_like(right) if scales is None else scales
+    ones = h.reciprocal().where(h > 0, 0.0)
+    weights = factor.solve(right, damping)
+    slope = float(ones @ factor.image(right, damping))
+    noise = h * lin.gradient_noise
+    return Update(
+        cotangents=lin.weighted_logit_gradients(h * weights),
+        terms=(Term(lin.logit_gradients, h * weights),),
+        slope=slope,
+        rounding=Rounding(
+            moved=factor.movement(right, damping, noise, lin.unit),
+            slope=_slope_noise(factor, weights, ones, damping, noise, lin.unit),
+        ),
+    )
+
+
+def _slope_noise(
+    factor: GramFactor, weights: Tensor, ones: Tensor, damping: float, noise: Tensor, unit: float
+) -> float:
+    """Return an estimate of how far rounding moves d^T g.
+
+    With w = h^-1 1 - (K + lambda I)^-1 K h^-1 1, which vanishes without damping, a change of K by
+    delta K moves 1^T h^-1 K (K + lambda I)^-1 b by w^T delta K a.
+    """
+    w = ones - factor.image(ones, damping)
+    size, left = (float((x * noise).square().sum().sqrt()) for x in (weights, w))
+    moved = size * factor.length(w) + left * factor.length(weights)
+    if factor.squared:
+        norms = factor.norms
+        moved += unit * math.sqrt(2) * float((weights * norms).norm() * (w * norms).norm())
+    return moved

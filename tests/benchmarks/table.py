@@ -10,6 +10,7 @@ from importlib.metadata import version
 import torch
 
 from evalkit.machine import memory_gib, processor
+from evalkit.version import __version__
 from tests.benchmarks.marks import Verdict
 from tests.benchmarks.measure import Memory, Row
 
@@ -26,9 +27,8 @@ Memory is the peak of a process above what it holds with model and batch loaded.
 def machine(device: str) -> str:
     """Return the machine and the versions in one line."""
     gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("evalkit", "torch", "curvlinops-for-pytorch")
-    )
+    others = (f"{name} {version(name)}" for name in ("torch", "curvlinops-for-pytorch"))
+    packages = ", ".join((f"evalkit {__version__}", *others))
     return (
         f"{processor()}, {torch.get_num_threads()} threads, {memory_gib():.0f} GiB{gpu}; "
         f"Python {platform.python_version()}, {packages}."

@@ -1,0 +1,80 @@
+"""How far a score may be from that of exact arithmetic: an estimate to its first order.
+
+With gamma = sqrt(q) / |s|, q = d^T F d and s = d^T g, changes delta d and delta s give
+
+    |delta gamma| / gamma <= sqrt(delta d^T F delta d / q) + |delta s| / |s|.
+
+Rounding has no preferred direction, so that delta d^T F delta d is taken to be |delta d|^2 tr F,
+which is at least as long as any single direction makes it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from evalkit.indicator import Indicator
+from evalkit.linearization import Linearization
+from evalkit.updates import Update
+from evalkit.updates.registry import Rounding
+
+MARKED = 1e-3
+"""Relative error of gamma beyond which a score is found again with more digits, or marked."""
+
+SAFETY = 2.0
+"""What first-order estimates with random signs are multiplied by."""
+
+LEAST = 8.0
+"""Units of rounding that no score is without."""
+
+
+@dataclass(frozen=True)
+class Error:
+    """Estimates of the relative error of a gamma.
+
+    Attributes:
+        total: of all there is.
+        curable: of what an evaluation with more digits would lower.
+    """
+
+    total: float
+    curable: float
+
+
+def score_error(
+    lin: Linearization, update: Update, found: Indicator, length: float, floor_ratio: float
+) -> Error:
+    """Return an estimate of the relative error of gamma.
+
+    Args:
+        lin: the model and batch.
+        update: d.
+        found: its Fisher norm and slope.
+        length: |d|.
+        floor_ratio: gamma_floor / gamma, which exact arithmetic keeps at most 1.
+    """
+    if not (found.fisher_norm and found.slope):
+        value = 0.0 if length == 0 else math.inf
+        return Error(value, value)
+    rounding = update.rounding if update.rounding is not None else _of_entries(lin, update, length)
+    moved = rounding.moved * math.sqrt(lin.fisher_trace) / found.fisher_norm
+    relative = SAFETY * (moved + rounding.slope / abs(found.slope)) + LEAST * lin.unit
+    relative = max(relative, floor_ratio - 1)
+    of_solver = update.error or 0.0
+    return Error(max(relative, of_solver), max(relative, of_solver if update.curable else 0.0))
+
+
+def _of_entries(lin: Linearization, update: Update, length: float) -> Rounding:
+    """Return how far rounding moves an update that is given as it is meant, entry by entry.
+
+    A sum of gradients moves with each of them; a vector moves J d by a part of |J| |d|.
+    """
+    norms, noise = lin.gradient_norms, lin.gradient_noise
+    relative = float(noise.norm()) / max(float(norms.norm()), 1e-300)
+    if update.cotangents is not None:
+        r = lin.logit_gradient_norms
+        sizes = lin.sample_dots(update.cotangents, update.cotangents).sqrt() / r.where(r > 0, 1.0)
+        moved = float((sizes * noise).norm())
+    else:
+        moved = relative * length
+    return Rounding(moved=moved, slope=moved * lin.gradient_norm + length * float(noise.norm()))
