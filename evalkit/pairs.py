@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from evalkit.errors import EvalkitError
-from evalkit.paired import LOG_RATIO, differences, interval
+from evalkit.paired import FEWEST_BATCHES, LOG_RATIO, Interval, differences, holm, interval
 from evalkit.registry import suggest
 from evalkit.results import display_name
 from evalkit.run import Run
+from evalkit.spreads import geometric_spread
 
-SEED = 0
-"""Of the resamples of every interval, whatever else is compared."""
 DEFAULT_PAIRS = ("ef/sgd", "ief/sgd", "sf/sgd")
 _CHECKPOINT = ["checkpoint", "step", "progress"]
 
@@ -78,56 +79,79 @@ def parse_pair(text: str) -> Pair:
 def compare(run: Run, pairs: Iterable[Pair]) -> pd.DataFrame:
     """Return gamma of one method divided by that of another, a row per pair and checkpoint.
 
-    Every number is paired by batch. Of the two ways to average, the mean of ratios follows the
-    paper; the ratio of means weighs batches by their gamma.
+    Every number is paired by batch, and the mean over batches is geometric. The statements of all
+    rows are made at once and corrected for their number by Holm's method: an interval, which
+    stands for its row alone, may exclude 1 where the statement is undecided.
 
     Args:
         run: its tables.
         pairs: of methods that it scored.
 
     Returns:
-        Columns pair, checkpoint, step, progress, batches; ratio_mean and ratio_std, mean and one
-        sigma of the ratio over batches; ratio_of_means; log_ratio, low, high: mean of ln ratio and
-        its 95% bootstrap interval; statement: what the interval says about the first method.
+        Columns pair, checkpoint, step, progress, batches; ratio_mean and ratio_factor, geometric
+        mean of the ratio over batches and one geometric sigma; log_ratio, low, high: mean of ln
+        ratio and its 95% interval; p_value, of the row alone; corrected_p_value, for all rows;
+        statement: what the latter says about the first method, undecided below
+        :data:`evalkit.paired.FEWEST_BATCHES` batches.
 
     Raises:
         EvalkitError: a method or damping was not scored.
     """
-    rows = []
-    for pair in pairs:
-        first, second = (_gammas(run, member) for member in (pair.first, pair.second))
-        joined = pd.concat({"first": first, "second": second}, axis=1).dropna()
-        for key, group in joined.groupby(level=_CHECKPOINT, sort=False):
-            one, other = group["first"].to_numpy(float), group["second"].to_numpy(float)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                ratios = np.where(one == other, 1.0, one / other)
-                of_means = one.mean() / other.mean()
-            found = interval(
-                differences(LOG_RATIO.transform(one), LOG_RATIO.transform(other)),
-                np.random.default_rng(SEED),
-            )
-            finite = bool(np.isfinite(ratios).all())
-            rows.append(
-                {
-                    "pair": pair.label,
-                    **dict(zip(_CHECKPOINT, key, strict=True)),
-                    "batches": len(group),
-                    "ratio_mean": ratios.mean(),
-                    "ratio_std": ratios.std(ddof=1) if finite and len(ratios) > 1 else np.nan,
-                    "ratio_of_means": of_means,
-                    "log_ratio": found.mean,
-                    "low": found.low,
-                    "high": found.high,
-                    "statement": found.statement(LOG_RATIO),
-                }
-            )
-    return pd.DataFrame(rows)
+    return _stated([row for pair in pairs for row in _rows(run, pair)])
+
+
+def _rows(run: Run, pair: Pair) -> Iterator[dict[str, Any]]:
+    """Yield the row of a pair at each checkpoint, without a statement."""
+    first, second = (_gammas(run, member) for member in (pair.first, pair.second))
+    joined = pd.concat({"first": first, "second": second}, axis=1).dropna()
+    for key, group in joined.groupby(level=_CHECKPOINT, sort=False):
+        one, other = group["first"].to_numpy(float), group["second"].to_numpy(float)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios = np.where(one == other, 1.0, one / other)
+        found = interval(differences(LOG_RATIO.transform(one), LOG_RATIO.transform(other)))
+        mean, factor = geometric_spread(ratios)
+        yield {
+            "pair": pair.label,
+            **dict(zip(_CHECKPOINT, key, strict=True)),
+            "batches": len(group),
+            "ratio_mean": mean,
+            "ratio_factor": factor,
+            "log_ratio": found.mean,
+            "low": found.low,
+            "high": found.high,
+            "p_value": found.p_value,
+        }
+
+
+def _stated(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows with the statements that hold for all of them at once."""
+    corrected = holm([row["p_value"] for row in rows])
+    return pd.DataFrame(
+        {
+            **row,
+            "corrected_p_value": p_value,
+            "statement": _interval(row).statement(LOG_RATIO, p_value),
+        }
+        for row, p_value in zip(rows, corrected, strict=True)
+    )
+
+
+def _interval(row: Mapping[str, Any]) -> Interval:
+    return Interval(*(row[name] for name in ("log_ratio", "low", "high", "batches", "p_value")))
 
 
 def compare_runs(runs: Sequence[Run], pairs: Sequence[Pair]) -> pd.DataFrame:
-    """Return the tables of :func:`compare` below each other, with a first column ``run``."""
-    tables = {name: compare(run, pairs) for name, run in named(runs).items()}
-    return pd.concat(tables, names=["run", None]).reset_index(level="run").reset_index(drop=True)
+    """Return a table as of :func:`compare` of all runs, with a first column ``run``.
+
+    The statements on all runs are made at once, and corrected for their number together.
+    """
+    rows = [
+        {"run": name, **row}
+        for name, run in named(runs).items()
+        for pair in pairs
+        for row in _rows(run, pair)
+    ]
+    return _stated(rows)
 
 
 def named(runs: Sequence[Run]) -> dict[str, Run]:
@@ -150,23 +174,53 @@ def named(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def statements(table: pd.DataFrame) -> list[str]:
-    """Return a sentence per pair (and run) at its last checkpoint: ``iEF / SGD: 0.574 ... better``.
+    """Return a sentence per pair (and run) at its last checkpoint, and what they rest on.
+
+    ``iEF / SGD at step-000920: 0.574 (0.55 to 0.60, 20 batches), better``, with the geometric mean
+    and its 95% interval.
 
     Args:
         table: of :func:`compare` or :func:`compare_runs`.
     """
-    if table.empty:
-        return []
-    keys = [column for column in ("run", "pair") if column in table]
     lines = []
-    for key, group in table.groupby(keys, sort=False):
-        last = group.sort_values("step", kind="stable").iloc[-1]
+    for key, last in last_rows(table):
         low, middle, high = np.exp([last["low"], last["log_ratio"], last["high"]])
+        count = int(last["batches"])
         lines.append(
-            f"{', '.join(map(str, key))} at {last['checkpoint']}: {middle:.3g} "
-            f"({low:.3g} to {high:.3g}), {last['statement']}"
+            f"{', '.join(key)} at {last['checkpoint']}: {middle:.3g} ({low:.3g} to {high:.3g}, "
+            f"{count} batch{'es' if count > 1 else ''}), {last['statement']}{_why(last)}"
+        )
+    if lines:
+        made = int(table["p_value"].notna().sum())
+        lines.append(
+            "Geometric means with 95% intervals, each for itself; better and worse hold for all "
+            f"{made} rows of the table at once (Holm)."
         )
     return lines
+
+
+def last_rows(table: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], pd.Series]]:
+    """Yield the row of each pair (and run) at its last checkpoint, under its names.
+
+    Args:
+        table: of :func:`compare` or :func:`compare_runs`.
+    """
+    keys = [column for column in ("run", "pair") if column in table]
+    for key, group in table.groupby(keys, sort=False) if len(table) else ():
+        yield tuple(map(str, key)), group.sort_values("step", kind="stable").iloc[-1]
+
+
+def _why(row: pd.Series) -> str:
+    """Return why a row whose interval may say more is undecided."""
+    if (
+        row["statement"] != "undecided"
+        or not math.isfinite(row["log_ratio"])
+        or not row["log_ratio"]
+    ):
+        return ""
+    if row["batches"] < FEWEST_BATCHES:
+        return f": a statement needs {FEWEST_BATCHES} batches"
+    return ": not after correction" if _interval(row.to_dict()).excludes_zero else ""
 
 
 def _gammas(run: Run, member: Member) -> pd.Series:

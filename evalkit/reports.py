@@ -12,8 +12,17 @@ import pandas as pd
 from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures_of_runs, save_figures, write_figures
 from evalkit.figures.layouts import SCREEN, Layout
+from evalkit.overlap import overlap_note
 from evalkit.page import Studies, render_page
-from evalkit.pairs import DEFAULT_PAIRS, Pair, compare, compare_runs, parse_pair, statements
+from evalkit.pairs import (
+    DEFAULT_PAIRS,
+    Pair,
+    compare,
+    compare_runs,
+    named,
+    parse_pair,
+    statements,
+)
 from evalkit.run import FIGURES_FOLDER, REPORT_FILE, Run, read_run
 from evalkit.sweeps import best_dampings, is_sweep
 from evalkit.tables import write_atomically
@@ -28,7 +37,8 @@ class Report:
 
     Attributes:
         place: the page of one run, the folder of several.
-        statements: a sentence per pair of methods at the end of training.
+        statements: a sentence per pair of methods at the end of training, what they hold for, and
+            a sentence per run whose batches overlap much.
     """
 
     place: Path
@@ -71,7 +81,7 @@ def report_run(
             files.append(_write_table(table, run.folder / name))
     page = run.folder / REPORT_FILE
     write_atomically(page, render_page(run, studies, files))
-    return Report(page, tuple(statements(studies.pairs)))
+    return Report(page, (*statements(studies.pairs), *overlap_notes([run])))
 
 
 def report_runs(
@@ -102,7 +112,13 @@ def report_runs(
     for layout in layouts:
         save_figures(draw_figures_of_runs(runs, chosen, layout), out, layout)
     _write_table(table, Path(out) / PAIRS_FILE)
-    return Report(Path(out), tuple(statements(table)))
+    return Report(Path(out), (*statements(table), *overlap_notes(runs)))
+
+
+def overlap_notes(runs: Sequence[Run]) -> list[str]:
+    """Return a sentence per run whose batches share so many samples that intervals mislead."""
+    noted = {name: overlap_note(run) for name, run in named(runs).items()}
+    return [f"{name}: {note}" for name, note in noted.items() if note]
 
 
 def _scored_pairs(run: Run) -> list[Pair]:

@@ -1,6 +1,9 @@
-"""Numbers from the tables of a run: means and one sigma over batches, per checkpoint and method.
+"""Numbers from the tables of a run: means and spreads over batches, per checkpoint and method.
 
 The same batches are used at every checkpoint and for every method, so that means are paired.
+Gamma, the floor, and what is a quotient of them (ratio, efficiency) have geometric means: those of
+a / b and b / a are inverse, and a ratio of means is the mean of ratios. The rest has arithmetic
+means.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from evalkit.run import Run
+from evalkit.spreads import GEOMETRIC, format_number, format_percent, geometric_spread
 
 _NAMES = {
     "sgd": "SGD",
@@ -44,41 +48,18 @@ def display_name(method: str) -> str:
     return f"{name[:-1]}, {listed})" if name.endswith(")") else f"{name} ({listed})"
 
 
-def format_number(value: float) -> str:
-    """Return ``value`` with three significant digits: 0.623, 541, 6.5e+05, inf, n/a."""
-    if math.isnan(value):
-        return "n/a"
-    if math.isinf(value) or value == 0:
-        return f"{value:g}"
-    if abs(float(f"{value:.3g}")) >= 1e5 or abs(value) < 1e-3:
-        return f"{value:.2e}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
-    return f"{value:.{decimals}f}"
-
-
-def format_spread(mean: float, sigma: float) -> str:
-    """Return ``mean ± sigma`` to the mean's last digit; the mean alone where sigma is 0 or n/a."""
-    text = format_number(mean)
-    if not (math.isfinite(mean) and sigma > 0):
-        return text
-    digits, _, power = text.partition("e")
-    decimals = len(digits.partition(".")[2])
-    if power:
-        return f"({digits} ± {sigma / 10 ** int(power):.{decimals}f})e{power}"
-    return f"{text} ± {sigma:.{decimals}f}"
-
-
 def summarize(run: Run) -> pd.DataFrame:
-    """Return means and one sigma over batches, a row per checkpoint, method and damping.
+    """Return means and spreads over batches, a row per checkpoint, method and damping.
 
-    Infinite values stay infinite in the mean and leave sigma empty; undefined ones are left out.
-    Both are counted.
+    Infinite values stay infinite in the mean and leave the spread empty; undefined ones are left
+    out. Both are counted.
 
     Returns:
-        Columns checkpoint, step, progress, method, damping, batches; ``X_mean`` and ``X_std`` for
-        X = gamma, ratio, efficiency, cosine_sgd; infinite and undefined, the batches whose ratio
-        is so; ascents, the batches with slope < 0; converged (share), iterations (mean) and
-        relative_residual (largest) of the solver, empty for direct methods.
+        Columns checkpoint, step, progress, method, damping, batches; ``X_mean`` (geometric) and
+        ``X_factor`` for X = gamma, ratio, efficiency; ``cosine_sgd_mean`` and ``cosine_sgd_std``;
+        infinite and undefined, the batches whose ratio is so; ascents, the batches with slope < 0;
+        converged (share), iterations (mean) and relative_residual (largest) of the solver, empty
+        for direct methods.
     """
     ordered = run.scores.sort_values(["step", "checkpoint", "batch"], kind="stable")
     rows = []
@@ -101,12 +82,13 @@ def summarize(run: Run) -> pd.DataFrame:
 
 
 def summarize_batches(run: Run) -> pd.DataFrame:
-    """Return means and one sigma over batches of what no method changes, a row per checkpoint.
+    """Return means and spreads over batches of what no method changes, a row per checkpoint.
 
     Returns:
         Columns checkpoint, step, progress, batches, num_samples (smallest), gram_rank (smallest);
-        ``X_mean`` and ``X_std`` for X = loss, target_probability, imbalance, logit_imbalance,
-        gamma_floor and floor_ratio = gamma_floor / gamma of SGD.
+        ``X_mean`` and ``X_std`` for X = loss, target_probability, imbalance, logit_imbalance;
+        ``X_mean`` (geometric) and ``X_factor`` for X = gamma_floor and floor_ratio = gamma_floor /
+        gamma of SGD.
     """
     ordered = run.batches.sort_values(["step", "checkpoint", "batch"], kind="stable")
     keys = pd.MultiIndex.from_frame(ordered[["checkpoint", "batch"]])
@@ -145,7 +127,8 @@ def stages(summary: pd.DataFrame) -> dict[str, str]:
 def final_table(run: Run) -> pd.DataFrame:
     """Return checkpoint by method, each cell ratio to SGD and efficiency, at near-zero damping.
 
-    Efficiency is in percent: ``0.623 85%``. That of SGD is the floor relative to SGD's gamma.
+    Both are geometric means over batches, efficiency in percent: ``0.623 85%``. That of SGD is the
+    floor relative to SGD's gamma.
 
     Returns:
         Text columns: checkpoint, progress, one per method under its display name.
@@ -157,7 +140,7 @@ def final_table(run: Run) -> pd.DataFrame:
     for method, group in summary.groupby("method", sort=False):
         columns = (group["checkpoint"], group["ratio_mean"], group["efficiency_mean"])
         cells = {
-            checkpoint: f"{format_number(ratio)} {_percent(efficiency)}"
+            checkpoint: f"{format_number(ratio)} {format_percent(efficiency)}"
             for checkpoint, ratio, efficiency in zip(*columns, strict=True)
         }
         table[display_name(str(method))] = [cells.get(name, "") for name in table["checkpoint"]]
@@ -190,12 +173,6 @@ def headline(run: Run) -> str:
     return text
 
 
-def _percent(share: float) -> str:
-    if math.isnan(share):
-        return format_number(share)
-    return f"{share:.0%}" if share >= 0.095 else f"{100 * share:.1g}%"
-
-
 def _times(value: float) -> str:
     return format_number(value) if math.isnan(value) else f"{format_number(value)}x"
 
@@ -224,7 +201,11 @@ def _spreads(group: pd.DataFrame, columns: tuple[str, ...]) -> dict[str, float]:
     spreads = {}
     for column in columns:
         values = group[column].to_numpy(float)
-        spreads[f"{column}_mean"], spreads[f"{column}_std"] = _spread(values[~np.isnan(values)])
+        values = values[~np.isnan(values)]
+        if column in GEOMETRIC:
+            spreads[f"{column}_mean"], spreads[f"{column}_factor"] = geometric_spread(values)
+        else:
+            spreads[f"{column}_mean"], spreads[f"{column}_std"] = _spread(values)
     return spreads
 
 

@@ -31,9 +31,10 @@ def best_dampings(run: Run) -> pd.DataFrame:
     batches, so that the distance is, if anything, too large.
 
     Returns:
-        Columns stage, checkpoint, progress, method, damping (the smallest scored), ratio,
+        Columns stage, checkpoint, progress, method, batches, damping (the smallest scored), ratio,
         best_damping, best_ratio; distance, the mean ratio of gamma at the smallest damping to that
-        at the best, paired by batch, with its 95% interval distance_low and distance_high.
+        at the best, paired by batch, with its 95% interval distance_low and distance_high. All
+        means are geometric.
     """
     summary = summarize(run)
     rows = []
@@ -51,6 +52,7 @@ def best_dampings(run: Run) -> pd.DataFrame:
                     "checkpoint": checkpoint,
                     "progress": near["progress"],
                     "method": display_name(str(method)),
+                    "batches": found["batches"],
                     "damping": near["damping"],
                     "ratio": near["ratio_mean"],
                     "best_damping": best["damping"],
@@ -89,8 +91,8 @@ def damping_discussion(run: Run, dampings: tuple[float, float], method: str = "e
         method: the method.
 
     Returns:
-        Columns label, method, damping, checkpoint, step, progress; ratio_mean and ratio_std, of
-        gamma to that of iEF; cosine_sgd_mean and cosine_sgd_std.
+        Columns label, method, damping, checkpoint, step, progress; ratio_mean and ratio_factor,
+        of gamma to that of iEF; cosine_sgd_mean and cosine_sgd_std.
 
     Raises:
         EvalkitError: a method or damping was not scored.
@@ -102,7 +104,7 @@ def damping_discussion(run: Run, dampings: tuple[float, float], method: str = "e
         rows = summary[summary["method"] == member.method]
         damping = rows["damping"].min() if member.damping is None else member.damping
         rows = rows[rows["damping"] == damping].set_index("checkpoint")
-        found = ratios[["checkpoint", "step", "progress", "ratio_mean", "ratio_std"]].copy()
+        found = ratios[["checkpoint", "step", "progress", "ratio_mean", "ratio_factor"]].copy()
         for column in ("cosine_sgd_mean", "cosine_sgd_std"):
             found[column] = found["checkpoint"].map(rows[column])
         tables.append(found.assign(label=member.label, method=member.method, damping=damping))

@@ -33,13 +33,17 @@ def assert_quality(
 ) -> None:
     """Assert that an approximation descends in every batch, and is as good there as it should be.
 
+    A bound holds in every batch or is missed: no mean and no interval is taken, so that a single
+    batch is enough.
+
     Args:
         direction: a function of (linearization, damping) that returns d with the sign of the
             gradient, (P,), or the name of a registered method.
         batches: what to compute it on: one linearization, or several, with names if wanted.
         damping: lambda, absolute, for summed losses.
         ratio_at_most: bound on gamma / gamma of SGD; 1 asks for no more than SGD.
-        efficiency_at_least: bound on gamma_floor / gamma; 1 is the best that any direction can be.
+        efficiency_at_least: bound on gamma_floor / gamma as a share; 1, which messages call 100%,
+            is the best that any direction can be.
         seed: for registered methods that draw samples.
 
     Raises:
@@ -126,9 +130,14 @@ def _complaint(found: Score, ratio_at_most: float | None, at_least: float | None
     if ratio_at_most is not None and not found.ratio <= ratio_at_most:
         return f"a ratio to SGD of at most {ratio_at_most:g}"
     if at_least is not None and not found.efficiency >= at_least:
-        return f"an efficiency of at least {at_least:g}"
+        return f"an efficiency of at least {_percent(at_least)}"
     return ""
 
 
 def _numbers(row: Score) -> str:
-    return f"ratio {row.ratio:.3g}, efficiency {row.efficiency:.3g}"
+    return f"ratio {row.ratio:.3g}, efficiency {_percent(row.efficiency)}"
+
+
+def _percent(share: float) -> str:
+    """Return a share as failures say it, with a digit more than tables: 61.5%."""
+    return f"{100 * share:.3g}%"

@@ -63,11 +63,11 @@ def test_rows_are_sorted_whatever_the_order_of_the_run(tmp_path: Path) -> None:
 
 def test_an_update_changes_the_lines_that_changed(tmp_path: Path) -> None:
     path = tmp_path / "baseline.csv"
-    update_baseline(path, made(0.5, 0.6).write(tmp_path / "first"))
+    update_baseline(path, made(0.5, 0.6, 0.7).write(tmp_path / "first"))
     before = path.read_text(encoding="utf-8")
-    assert update_baseline(path, made(0.500001, 0.6).write(tmp_path / "rounded")) == ""
+    assert update_baseline(path, made(0.500001, 0.6, 0.7).write(tmp_path / "rounded")) == ""
     assert path.read_text(encoding="utf-8") == before
-    diff = update_baseline(path, made(0.5, 0.7).write(tmp_path / "second")).splitlines()
+    diff = update_baseline(path, made(0.5, 0.7, 0.7).write(tmp_path / "second")).splitlines()
     changed = [line for line in diff[2:] if line[0] in "+-"]
     assert changed == [
         "-zero,ef,1e-12,1,0.6,0.83333333,yes,0.5",
@@ -80,8 +80,8 @@ def test_an_update_changes_the_lines_that_changed(tmp_path: Path) -> None:
 def test_an_unreadable_baseline_can_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "baseline.csv"
     path.write_bytes(b"\xff\xfe nonsense")
-    update_baseline(path, made(0.5, 0.6).write(tmp_path / "run"))
-    assert len(read_baseline(path).rows) == 4
+    update_baseline(path, made(0.5, 0.6, 0.7).write(tmp_path / "run"))
+    assert len(read_baseline(path).rows) == 6
 
 
 @pytest.mark.parametrize(
@@ -91,20 +91,20 @@ def test_an_unreadable_baseline_can_be_replaced(tmp_path: Path) -> None:
         (lambda run: replace(run, provenance={**run.provenance, "checkpoints": 3}), "hash"),
         (lambda run: replace(run, provenance={**run.provenance, "settings": []}), "'likelihood'"),
         (lambda run: replace(run, provenance={**run.provenance, "task": "a\nb"}), "one line"),
-        (lambda run: replace(run, scores=run.scores[run.scores["batch"] == 0]), "--batches"),
+        (lambda run: replace(run, scores=run.scores[run.scores["batch"] < 2]), "--batches"),
     ],
 )
 def test_a_run_that_cannot_serve_is_refused_and_nothing_written(
     tmp_path: Path, change: Callable[[Run], Run], hint: str
 ) -> None:
-    run = change(made(0.5, 0.6).write(tmp_path / "run"))
+    run = change(made(0.5, 0.6, 0.7).write(tmp_path / "run"))
     path = tmp_path / "folder" / "baseline.csv"
     assert hint in sentence(lambda: update_baseline(path, run))
     assert not path.parent.exists()
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    run = made(0.5, 0.6).write(tmp_path / "run")
+    run = made(0.5, 0.6, 0.7).write(tmp_path / "run")
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "baseline.csv"):
         assert str(path) in sentence(lambda path=path: update_baseline(path, run))
@@ -162,7 +162,7 @@ def test_line_ends_of_windows_are_read(tmp_path: Path) -> None:
 def test_awkward_names_come_back(tmp_path: Path) -> None:
     names = ("#1", "a,b", 'say "x"', "a b", "Größe")
     path = tmp_path / "baseline.csv"
-    expected = Made({"mine:x=1": (0.5, 0.6)}, names)
+    expected = Made({"mine:x=1": (0.5, 0.6, 0.7)}, names)
     update_baseline(path, expected.write(tmp_path / "run"))
     found = read_baseline(path)
     assert tuple(found.checkpoints) == names

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bokeh.models import GlyphRenderer, HoverTool
+from scipy.stats import gmean, gstd
 
 from evalkit.figures.palette import method_styles, run_styles
 from evalkit.page import curves
@@ -79,23 +80,23 @@ def hovered(chart: Chart) -> dict[str, list[str]]:
 def test_a_curve_shows_mean_and_one_sigma(tmp_path: Path) -> None:
     charts = charts_of(tmp_path, [2.0, 4.0], (1e-12,))
     assert list(charts) == ["ratio", "efficiency", "imbalance", "loss"]
-    assert drawn(charts["ratio"], "Line") == [{"x": [0.0, 1.0], "y": [3.0, 3.0]}]
+    assert drawn(charts["ratio"], "Line") == [{"x": [0.0, 1.0], "y": [gmean([2, 4])] * 2}]
     (bars,) = drawn(charts["ratio"], "Segment")
-    assert bars["high"] == pytest.approx([3 + math.sqrt(2)] * 2)
-    assert bars["low"] == pytest.approx([3 - math.sqrt(2)] * 2)
+    assert bars["high"] == pytest.approx([gmean([2, 4]) * gstd([2, 4])] * 2)
+    assert bars["low"] == pytest.approx([gmean([2, 4]) / gstd([2, 4])] * 2)
     assert drawn(charts["imbalance"], "Line", "imbalance") == [{"x": [0.0, 1.0], "y": [10.0, 10.0]}]
     assert hovered(charts["ratio"]) == {
         "checkpoint": ["first", "last"],
         "progress": ["0.00", "1.00"],
         "SGD": ["1.00", "1.00"],
-        "EF": ["3.00 ± 1.41"] * 2,
+        "EF": ["2.83 ×/÷ 1.63"] * 2,
         "floor": ["0.500", "0.500"],
     }
 
 
 def test_bars_on_a_log_axis_end_half_a_decade_down(tmp_path: Path) -> None:
     (bars,) = drawn(charts_of(tmp_path, [0.1, 10.0], (1e-12,))["ratio"], "Segment")
-    assert bars["low"] == pytest.approx([5.05 / math.sqrt(10)] * 2)
+    assert bars["low"] == pytest.approx([1 / math.sqrt(10)] * 2)
 
 
 def test_infinite_means_leave_the_line_for_the_upper_edge(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet
-registry extras json_files settings reductions paired
+registry extras json_files settings reductions paired spreads
 likelihoods tables
 next_token
 run toy_tables timing memory
+overlap
 layers factor
 linearization.determinism linearization.broadcasts linearization.precision
 linearization.double_backward
@@ -59,7 +60,9 @@ WITHOUT_TORCH = (
     "machine",
     "registry",
     "settings",
+    "overlap",
     "paired",
+    "spreads",
     "tables",
     "run",
     "toy_tables",

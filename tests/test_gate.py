@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evalkit.errors import EvalkitError
+from evalkit.gate.baseline import baseline_of
+from evalkit.gate.check import check
 from evalkit.gate.comparison import ALL, Check, Comparison
+from evalkit.paired import interval
 from tests.gates import SGD_GAMMA, Made, checked
 
 EXPECTED = (0.5, 0.6, 0.7, 0.8)
@@ -56,7 +60,8 @@ def test_the_numbers_of_a_row(tmp_path: Path) -> None:
     assert row.expected == pytest.approx(expected)
     assert row.obtained == pytest.approx(expected + difference)
     assert row.difference == pytest.approx(difference)
-    assert math.log(1.1) <= row.low < row.difference < row.high <= math.log(1.4)
+    assert row.low < row.difference < row.high
+    assert row.batches == 4
     assert (row.checkpoint, row.method, row.damping) == ("first", "ef", 1e-12)
 
 
@@ -71,6 +76,64 @@ def test_the_tolerance_decides(tmp_path: Path, tolerance: float, verdict: str) -
 def test_a_tolerance_out_of_range_is_refused(tmp_path: Path, tolerance: float) -> None:
     with pytest.raises(EvalkitError, match="tolerance"):
         checked(tmp_path, Made(), Made(), tolerance)
+
+
+def test_the_interval_is_that_of_the_paired_differences(tmp_path: Path) -> None:
+    row = rows_of(checked(tmp_path, scaled(1.1, 1.2, 1.3, 1.4), Made()))["log ratio"]
+    alone = interval(np.log([1.1, 1.2, 1.3, 1.4]))
+    assert (row.low, row.high) == pytest.approx((alone.low, alone.high), rel=1e-5)
+    assert alone.p_value < row.p_value <= 2 * alone.p_value  # two rows: the efficiency as well
+
+
+NOISE = (1.02, 1.12, 1.04, 1.16, 1.07, 1.10, 1.14, 1.05)
+FLAT = (0.5,) * len(NOISE)
+
+
+def test_a_verdict_among_many_rows_is_corrected_for_their_number(tmp_path: Path) -> None:
+    """One method a little worse: told where it stands alone, not where twenty others moved."""
+    draws = np.random.default_rng(0)
+    others = {f"m{place}": np.exp(0.2 * draws.normal(0, 1, len(NOISE))) for place in range(20)}
+    moved = {name: tuple(0.5 * factors) for name, factors in others.items()}
+    worse = {"ef": tuple(0.5 * factor for factor in NOISE)}
+    expected = Made({"ef": FLAT} | dict.fromkeys(others, FLAT))
+    alone = rows_of(checked(tmp_path / "a", Made(worse | dict.fromkeys(others, FLAT)), expected))
+    among = rows_of(checked(tmp_path / "b", Made(worse | moved), expected))
+    assert alone["log ratio"].verdict == "worse"
+    assert among["log ratio"].verdict == "same"
+    assert "corrected for" in among["log ratio"].reason
+
+
+def test_rows_that_cannot_be_beyond_the_tolerance_do_not_count(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    quiet = {f"m{place}": tuple(0.5 + 0.001 * draws.normal(0, 1, 8)) for place in range(20)}
+    obtained = Made({"ef": tuple(0.5 * factor for factor in NOISE)} | quiet)
+    found = checked(tmp_path, obtained, Made({"ef": FLAT} | dict.fromkeys(quiet, FLAT)))
+    assert rows_of(found)["log ratio"].verdict == "worse"
+    assert math.isnan(rows_of(found, "m0")["log ratio"].p_value)
+
+
+def test_noise_alone_hardly_ever_fails_the_gate(tmp_path: Path) -> None:
+    failed = 0
+    for seed in range(20):
+        draws = np.random.default_rng(seed)
+        names = [f"m{place}" for place in range(20)]
+        first, second = (
+            {name: tuple(np.exp(0.3 * draws.normal(0, 1, 8))) for name in names} for _ in range(2)
+        )
+        failed += not checked(tmp_path / str(seed), Made(first), Made(second)).passed
+    assert failed <= 2
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.2, "not comparable"), (1.01, "same")])
+def test_two_batches_decide_nothing(tmp_path: Path, factor: float, verdict: str) -> None:
+    expected, obtained = Made({"ef": (0.5, 0.6)}), Made({"ef": (0.5 * factor, 0.6 * factor)})
+    found = check(
+        baseline_of(obtained.write(tmp_path / "obtained")),
+        baseline_of(expected.write(tmp_path / "expected")),
+    )
+    row = rows_of(found)["log ratio"]
+    assert row.verdict == verdict
+    assert ("needs 3 batches" in row.reason) == (verdict != "same")
 
 
 def test_worst_first(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.gates import Made
 
 
 def row(
-    verdict: Verdict, method: str = "ef", checkpoint: str = "first", **more: float | str
+    verdict: Verdict, method: str = "ef", checkpoint: str = "first", **more: float | str | int
 ) -> Comparison:
     numbers = {"obtained": 0.25, "expected": 0.125, "difference": 0.125, "low": 0.1, "high": 0.15}
     return Comparison(checkpoint, method, 1e-12, "log ratio", verdict, **{**numbers, **more})
@@ -71,7 +71,27 @@ def test_the_terminal_shows_what_is_not_the_same() -> None:
     ]
     assert lines[2].split("  ")[0] == "not comparable"
     assert lines[2].endswith("not in the run")
-    assert terminal_table(check_of(row("same"))) is None
+    assert terminal_table(check_of(row("same", difference=0.01))) is None
+
+
+def test_efficiency_is_in_percent_and_batches_are_said() -> None:
+    efficiency = Comparison(
+        *("first", "ef", 1e-12, "efficiency", "worse", 0.524, 0.569, -0.045, -0.061, -0.029),
+        batches=8,
+    )
+    [_, line] = printed(check_of(efficiency))
+    assert line.split()[5:] == ["52%", "57%", "-4.5%", "[-6.1%,", "-2.9%]", "8"]
+
+
+def test_what_is_undecided_is_said() -> None:
+    undecided = row("same", "ief", difference=0.09, low=-0.1, batches=8, reason="holds zero")
+    found = check_of(row("same"), undecided)
+    assert headline(check_of(undecided)) == (
+        "Gate passed for digits-mlp: 1 same, 1 of them beyond the tolerance but undecided by 8 "
+        "batches: score more to tell (tolerance 0.05)."
+    )
+    assert len(printed(found)) == 3
+    assert "holds zero" in printed(found)[2]
 
 
 def test_markdown_holds_every_row_and_folds_those_that_are_the_same() -> None:

@@ -97,9 +97,9 @@ def test_the_page_holds_the_result(tmp_path: Path) -> None:
     scores, pairs, batches, solver, provenance, hashes = page.tables
     assert scores[0] == ["checkpoint", "progress", "SGD", "EF", "NGD"]
     assert scores[1][:2] == ["first", "0.00"]
-    assert scores[1][3] == "3.00 ± 1.41 | 0.188 ± 0.088"
+    assert scores[1][3] == "2.83 ×/÷ 1.63 | 18% ×/÷ 1.63"
     assert pairs[1][:2] == ["EF / SGD", "last"]
-    assert pairs[1][4] == "worse"
+    assert pairs[1][2:] == ["2.83", "0 to inf", "undecided", "2"]  # two batches decide nothing
     assert len(scores) == len(batches) == 3
     assert batches[1][2:6] == ["0.500", "0.750", "10.0", "5.00"]
     assert solver[1] == ["first", "NGD", "1e-12", "cg", "100%", "12.0", "1.00e-04", "20%"]
@@ -108,8 +108,8 @@ def test_the_page_holds_the_result(tmp_path: Path) -> None:
     assert ["settings: methods", "sgd, ef, ngd"] in provenance
     assert hashes[1][0] == "first"
     assert hashes[1][-1] == "ab" * 32
-    assert "At the end of training NGD is at 0.600x SGD&#39;s gamma, EF at 3.00x" in text
-    assert "Means over 2 batches of 8 samples at\n2 checkpoints" in text
+    assert "At the end of training NGD is at 0.600x SGD&#39;s gamma, EF at 2.83x" in text
+    assert "Geometric means over 2 batches of 8 samples at\n2 checkpoints" in text
     assert "not finished" not in text
 
 
@@ -171,7 +171,7 @@ def test_warnings_are_counted(tmp_path: Path) -> None:
     rows = [[score_row("ef", ratio, slope=-1.0)] for ratio in (2.0, math.inf, math.nan)]
     write_run(tmp_path, [cell("c", 0, 1.0, batch, row) for batch, row in enumerate(rows)])
     text, page = page_of(tmp_path)
-    assert page.tables[0][1][2].startswith("inf | 0.125 ± ")
+    assert page.tables[0][1][2].startswith("inf | 0% | uphill")
     assert page.values[:2] == ["1.0", "Infinity"]
     assert page.tables[0][1][2].endswith(
         "| uphill in 3 of 3, infinite in 1 of 3, undefined in 1 of 3"
@@ -232,8 +232,8 @@ def test_a_sweep_adds_a_table_and_a_figure(tmp_path: Path) -> None:
     text, page = page_of(tmp_path)
     assert page.tables[1] == [
         ["method", "damping", "start: a", "end: b"],
-        ["EF", "1e-12", "3.00 | 0.167", "3.00 | 0.167"],
-        ["EF", "0.001", "3.00 | 0.167", "3.00 | 0.167"],
+        ["EF", "1e-12", "3.00 | 17%", "3.00 | 17%"],
+        ["EF", "0.001", "3.00 | 17%", "3.00 | 17%"],
     ]
     assert 'id="chart-damping-end"' in text
     assert "Damping 1e-12, the smallest scored" in text
@@ -248,7 +248,7 @@ def test_little_provenance_is_enough(tmp_path: Path, provenance: dict) -> None:
     text, _ = page_of(tmp_path / "mine")
     assert "<title>evalkit report: mine</title>" in text
     assert "This run is not finished" in text
-    assert "Means over 1 batch of 8 samples at\n1 checkpoint," in text
+    assert "Geometric means over 1 batch of 8 samples at\n1 checkpoint," in text
 
 
 def test_the_page_is_the_same_each_time_and_leaves_the_tables(tmp_path: Path) -> None:

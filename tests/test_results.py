@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evalkit.results import (
     display_name,
     final_table,
-    format_number,
-    format_spread,
     headline,
     near_zero,
     stages,
@@ -19,6 +18,14 @@ from evalkit.results import (
     summarize_batches,
 )
 from evalkit.run import Run, read_run
+from evalkit.spreads import (
+    format_factor,
+    format_number,
+    format_percent,
+    format_spread,
+    geometric_spread,
+    spread,
+)
 from tests.test_run import cell, ngd_row, score_row, write_run
 
 
@@ -38,16 +45,16 @@ def small(tmp_path: Path) -> Run:
     return read_run(write_run(tmp_path, cells))
 
 
-def test_means_and_sigmas_over_batches(small: Run) -> None:
+def test_means_and_spreads_over_batches(small: Run) -> None:
     summary = summarize(small).set_index(["checkpoint", "method"])
     assert summary.index.tolist() == [
         (name, method) for name in ("first", "last") for method in ("sgd", "ef", "ngd")
     ]
     ef = summary.loc[("last", "ef")]
-    assert ef["ratio_mean"] == 200
-    assert ef["ratio_std"] == pytest.approx(math.sqrt(100**2 + 100**2))  # divisor n - 1
-    assert ef["gamma_mean"] == (100 * 2 + 300 * 4) / 2
-    assert ef["efficiency_mean"] == pytest.approx((1 / 200 + 1 / 1200) / 2)
+    assert ef["ratio_mean"] == pytest.approx(math.sqrt(100 * 300))
+    assert ef["ratio_factor"] == pytest.approx(math.exp(math.log(3) / math.sqrt(2)))  # n - 1
+    assert ef["gamma_mean"] == pytest.approx(math.sqrt(100 * 2 * 300 * 4))
+    assert ef["efficiency_mean"] == pytest.approx(math.sqrt(1 / 200 / 1200))
     assert ef["cosine_sgd_mean"] == 0.5
     assert (ef["batches"], ef["ascents"], ef["infinite"], ef["undefined"]) == (2, 1, 0, 0)
     assert summary["ascents"].sum() == 1
@@ -60,7 +67,7 @@ def test_what_no_method_changes(small: Run) -> None:
     floors = summarize_batches(small).set_index("checkpoint")
     first = floors.loc["first"]
     assert (first["imbalance_mean"], first["imbalance_std"]) == (20, pytest.approx(200**0.5))
-    assert first["floor_ratio_mean"] == (1 / 2 + 1 / 4) / 2
+    assert first["floor_ratio_mean"] == pytest.approx(math.sqrt(1 / 2 / 4))
     assert (first["loss_mean"], first["loss_std"], first["batches"]) == (0.5, 0, 2)
     assert (first["num_samples"], first["gram_rank"]) == (8, 8)
 
@@ -68,12 +75,12 @@ def test_what_no_method_changes(small: Run) -> None:
 def test_the_floor_does_not_need_sgd(small: Run) -> None:
     without = small.scores[small.scores["method"] != "sgd"]
     floors = summarize_batches(Run(small.folder, without, small.batches, {}))
-    assert floors["floor_ratio_mean"].tolist() == pytest.approx([3 / 8, 3 / 8])
+    assert floors["floor_ratio_mean"].tolist() == pytest.approx([math.sqrt(1 / 8)] * 2)
 
 
 def test_one_batch_has_no_sigma(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, [cell("c", 0, 1.0, 0, [score_row("ef", 0.5)])]))
-    assert summarize(run)[["ratio_mean", "ratio_std"]].to_numpy().tolist() == [[0.5, 0]]
+    assert summarize(run)[["ratio_mean", "ratio_factor"]].to_numpy().tolist() == [[0.5, 1]]
     assert summarize_batches(run)["imbalance_std"].tolist() == [0]
 
 
@@ -86,8 +93,8 @@ def test_infinite_and_undefined_ratios_stay_visible(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, cells))
     ef, ief = summarize(run).to_dict("records")
     assert (ef["ratio_mean"], ef["infinite"], ef["undefined"]) == (math.inf, 1, 1)
-    assert math.isnan(ef["ratio_std"])
-    assert (ef["efficiency_mean"], ef["batches"]) == ((0.25 + 0) / 2, 3)
+    assert math.isnan(ef["ratio_factor"])
+    assert (ef["efficiency_mean"], ef["batches"]) == (0, 3)
     assert math.isnan(ief["ratio_mean"])
     assert ief["undefined"] == 3
     # An infinite gamma has efficiency 0, and 0 times infinity says nothing of the floor.
@@ -127,13 +134,13 @@ def test_the_final_table_is_checkpoint_by_method(small: Run) -> None:
     table = final_table(small)
     assert table.columns.tolist() == ["checkpoint", "progress", "SGD", "EF", "NGD"]
     assert table["checkpoint"].tolist() == ["first", "last"]
-    assert table["EF"].tolist() == ["1.00 58%", "200 0.3%"]
-    assert table["SGD"].tolist() == ["1.00 38%"] * 2
+    assert table["EF"].tolist() == ["0.866 41%", "173 0.2%"]
+    assert table["SGD"].tolist() == ["1.00 35%"] * 2
 
 
 def test_the_headline_names_methods_best_first(small: Run) -> None:
     assert headline(small) == (
-        "At the end of training NGD is at 0.600x SGD's gamma, EF at 200x; the floor is at 0.375x. "
+        "At the end of training NGD is at 0.600x SGD's gamma, EF at 173x; the floor is at 0.354x. "
         "EF points uphill in 1 of 2 batches."
     )
 
@@ -177,6 +184,52 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
 )
 def test_sigma_goes_to_the_last_digit_of_the_mean(mean: float, sigma: float, text: str) -> None:
     assert format_spread(mean, sigma) == text
+
+
+@pytest.mark.parametrize(
+    ("mean", "factor", "text"),
+    [
+        (456.0, 2.134, "456 ×/÷ 2.13"),
+        (0.6234, 1.0, "0.623"),
+        (math.inf, math.nan, "inf"),
+        (0.0, math.nan, "0"),
+        (math.nan, math.nan, "n/a"),
+    ],
+)
+def test_a_geometric_sigma_is_a_factor(mean: float, factor: float, text: str) -> None:
+    assert format_factor(mean, factor) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([2.0, 8.0], (4.0, math.exp(math.log(4) / math.sqrt(2)))),
+        ([0.3, 0.3, 0.3], (0.3, 1.0)),
+        ([0.0, 1.0], (0.0, math.nan)),
+        ([math.inf, 1.0], (math.inf, math.nan)),
+        ([math.inf, math.inf], (math.inf, math.nan)),
+        ([math.inf, 0.0], (math.nan, math.nan)),
+        ([], (math.nan, math.nan)),
+    ],
+)
+def test_geometric_spread(values: list[float], expected: tuple[float, float]) -> None:
+    assert geometric_spread(np.array(values)) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.524, "52%"), (0.0021, "0.2%"), (1.0, "100%"), (math.nan, "n/a")]
+)
+def test_efficiency_is_in_percent(share: float, text: str) -> None:
+    assert format_percent(share) == text
+
+
+def test_no_bar_of_an_efficiency_goes_beyond_the_floor(tmp_path: Path) -> None:
+    cells = [
+        cell("c", 0, 1.0, batch, [score_row("ngd", ratio)])
+        for batch, ratio in enumerate((0.5, 0.9))
+    ]
+    found = spread(summarize(read_run(write_run(tmp_path, cells))), "efficiency")
+    assert found.low[0] < found.mean[0] < found.high[0] <= 1
 
 
 @pytest.mark.parametrize(

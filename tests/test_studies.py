@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import gmean
+from scipy.stats import gmean, gstd
 
 from evalkit.cli import main
 from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures, draw_figures_of_runs
 from evalkit.figures.layouts import LAYOUTS, PAPER
 from evalkit.pairs import Member, compare, compare_runs, named, parse_pair, statements
-from evalkit.run import Run, read_run
+from evalkit.reports import report_run
+from evalkit.results import final_table, headline, near_zero, summarize, summarize_batches
+from evalkit.run import Run, read_run, update_provenance
 from evalkit.sweeps import best_dampings, damping_discussion, discussed_dampings
 from tests.test_run import PROVENANCE, cell, score_row, write_run
 
@@ -62,23 +64,78 @@ def test_what_is_no_pair_is_refused(text: str) -> None:
         parse_pair(text)
 
 
-def test_both_ways_to_average(tmp_path: Path) -> None:
+def test_means_are_geometric(tmp_path: Path) -> None:
     run = sweep(tmp_path)
     table = compare(run, [parse_pair("ef/ief")])
     assert table["checkpoint"].tolist() == ["c0", "c1", "c2"]
     for row, ef, ief in zip(table.itertuples(), EF[1e-12], IEF, strict=True):
         ratios = np.array(ef) / np.array(ief)
-        assert row.ratio_mean == pytest.approx(ratios.mean())
-        assert row.ratio_std == pytest.approx(ratios.std(ddof=1))
-        gammas = np.array([2.0, 3.0])
-        assert row.ratio_of_means == pytest.approx((ef * gammas).sum() / (ief * gammas).sum())
+        assert row.ratio_mean == pytest.approx(gmean(ratios))
+        assert row.ratio_factor == pytest.approx(gstd(ratios))
         assert math.exp(row.log_ratio) == pytest.approx(gmean(ratios))
-        assert row.low <= row.log_ratio <= row.high
-        assert row.statement == "worse"
+        assert (row.low, row.high, row.statement) == (-math.inf, math.inf, "undecided")
     again = compare(run, [parse_pair("ef/ief")])
     pd.testing.assert_frame_equal(again, table)
     assert compare(run, [parse_pair("ief/ief")])["statement"].unique().tolist() == ["undecided"]
-    assert statements(table)[0].startswith("EF / iEF at c2: 1e+03 (1e+03 to 1e+03), worse")
+    assert statements(table)[0] == (
+        "EF / iEF at c2: 1e+03 (0 to inf, 2 batches), undecided: a statement needs 3 batches"
+    )
+
+
+def test_one_mean_everywhere(tmp_path: Path) -> None:
+    run = sweep(tmp_path)
+    there, back = compare(run, [parse_pair("ef/sgd")]), compare(run, [parse_pair("sgd/ef")])
+    assert (there["ratio_mean"] * back["ratio_mean"]).tolist() == pytest.approx([1] * 3)
+    summary = near_zero(summarize(run)).set_index(["method", "checkpoint"])
+    assert there["ratio_mean"].tolist() == pytest.approx(summary.loc["ef", "ratio_mean"].tolist())
+    floors = summarize_batches(run)["floor_ratio_mean"].to_numpy()
+    for method in ("ef", "ief", "sgd"):
+        of_method = summary.loc[method]
+        assert (of_method["ratio_mean"] * of_method["efficiency_mean"]).to_numpy() == (
+            pytest.approx(floors)
+        )
+    text = report_run(run.folder, [parse_pair("ef/sgd")]).statements[0]
+    assert text.startswith("EF / SGD at c2: 600 ")
+    assert final_table(run)["EF"].iloc[-1].startswith("600 ")
+    assert "EF at 600x" in headline(run)
+
+
+def noisy(folder: Path, batches: int, methods: int) -> Run:
+    """Return a run of one checkpoint: methods near SGD, of which the first is better."""
+    draws = np.random.default_rng(0)
+    ratios = np.exp(0.1 * draws.normal(0, 1, (methods, batches)))
+    ratios[0] = np.exp(-0.1 + 0.1 * np.linspace(-1, 1, batches))
+    cells = []
+    for batch in range(batches):
+        rows = [score_row(f"m{place}", ratio) for place, ratio in enumerate(ratios[:, batch])]
+        cells.append(cell("c", 0, 1.0, batch, [score_row("sgd", 1.0), *rows]))
+    return read_run(write_run(folder, cells))
+
+
+def test_statements_are_corrected_for_their_number(tmp_path: Path) -> None:
+    run = noisy(tmp_path, 8, 12)
+    [alone] = compare(run, [parse_pair("m0/sgd")]).to_dict("records")
+    pairs = [parse_pair(f"m{place}/sgd") for place in range(12)]
+    together = compare(run, pairs)
+    first = together.iloc[0]
+    assert alone["statement"] == "better"
+    assert first["statement"] == "undecided"
+    assert (first["p_value"], first["high"]) == (alone["p_value"], alone["high"])
+    assert first["corrected_p_value"] == pytest.approx(12 * first["p_value"])
+    lines = statements(together)
+    assert lines[0].endswith("8 batches), undecided: not after correction")
+    assert "all 12 rows" in lines[-1]
+
+
+@pytest.mark.parametrize(("samples", "noted"), [(10, True), (10_000, False), (None, False)])
+def test_a_report_says_when_batches_overlap(
+    tmp_path: Path, samples: int | None, noted: bool
+) -> None:
+    folder = noisy(tmp_path, 8, 1).folder
+    update_provenance(folder, training_samples=samples)
+    report = report_run(folder, [parse_pair("m0/sgd")])
+    assert ("80% of a batch are in any other" in report.statements[-1]) == noted
+    assert ("80% of a batch" in report.place.read_text(encoding="utf-8")) == noted
 
 
 def test_a_method_that_was_not_scored(tmp_path: Path) -> None:
@@ -103,8 +160,9 @@ def test_distance_of_near_zero_damping_from_the_best(tmp_path: Path) -> None:
     table = best_dampings(sweep(tmp_path)).set_index(["stage", "method"])
     row = table.loc[("end", "EF")]
     assert (row["damping"], row["best_damping"]) == (1e-12, 1e-3)
-    assert row["ratio"] == pytest.approx(650)
-    assert row["best_ratio"] == pytest.approx(1.2)
+    assert row["ratio"] == pytest.approx(600)
+    assert row["best_ratio"] == pytest.approx(gmean([1.1, 1.3]))
+    assert row["distance"] == pytest.approx(row["ratio"] / row["best_ratio"])
     assert row["distance"] == pytest.approx(gmean([400 / 1.1, 900 / 1.3]))
     assert row["distance_low"] <= row["distance"] <= row["distance_high"]
     assert table.loc[("end", "iEF"), "distance"] == 1
@@ -120,7 +178,7 @@ def test_damping_discussion(tmp_path: Path) -> None:
     large = table[table["label"] == "EF, λ = 0.001"]
     assert large["cosine_sgd_mean"].tolist() == [0.97] * 3
     assert large["ratio_mean"].tolist() == pytest.approx(
-        [np.mean(np.divide(EF[1e-3][place], IEF[place])) for place in range(3)]
+        [gmean(np.divide(EF[1e-3][place], IEF[place])) for place in range(3)]
     )
     assert table[table["label"] == "iEF"]["ratio_mean"].tolist() == [1.0] * 3
 
@@ -147,7 +205,7 @@ def test_figures_of_runs(tmp_path: Path, name: str) -> None:
     [first] = [ax for ax in figures["efficiency"].axes if ax.get_ylabel().endswith("iEF")]
     drawn = [line.get_ydata() for line in first.lines]
     assert drawn[0] == pytest.approx(
-        [np.mean([1 / (2 * a), 1 / (3 * b)]) for a, b in IEF]  # gamma_floor is 1
+        [gmean([1 / (2 * a), 1 / (3 * b)]) for a, b in IEF]  # gamma_floor is 1
     )
 
 

@@ -50,7 +50,7 @@ def test_what_is_good_enough_passes(lin: evalkit.Linearization) -> None:
     ("direction", "bounds", "complaint"),
     [
         (iterated, {"ratio_at_most": 0.1}, "a ratio to SGD of at most 0.1"),
-        (iterated, {"efficiency_at_least": 1.1}, "an efficiency of at least 1.1"),
+        (iterated, {"efficiency_at_least": 1.1}, "an efficiency of at least 110%"),
         (iterated, {"ratio_at_most": 9.0, "efficiency_at_least": 1.1}, "an efficiency"),
         ("ef", {"ratio_at_most": 1.0}, "a ratio to SGD of at most 1"),
         (uphill, {"ratio_at_most": 9.0}, "a direction of descent"),

@@ -115,7 +115,8 @@ def _print_table(table: CostTable) -> None:
     from rich.text import Text
 
     from evalkit.cli.console import print_table
-    from evalkit.results import display_name, format_number
+    from evalkit.results import display_name
+    from evalkit.spreads import format_number
 
     facts = table.provenance
     click.echo(

@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from scipy.optimize import isotonic_regression
 
 from evalkit.figures.palette import FLOOR, Style
+from evalkit.spreads import Spread, spread
 from evalkit.sweeps import damping_places
 
 _LINE = 1.28  # from one end label to the next, in font sizes
@@ -22,9 +23,9 @@ _LINE = 1.28  # from one end label to the next, in font sizes
 _STEPS = {1: (1, 1.5, 2, 3, 4, 5, 6, 8), 2: (1, 2, 5), 3: (1, 3), math.inf: (1,)}
 
 
-def curve(ax: Axes, x: pd.Series, mean: pd.Series, std: pd.Series, style: Style) -> None:
+def curve(ax: Axes, x: pd.Series, found: Spread, style: Style) -> None:
     """Draw means joined by a line with bars of one sigma; infinite means at the upper edge."""
-    xs, means, sigmas = (values.to_numpy(float) for values in (x, mean, std))
+    xs, means = x.to_numpy(float), found.mean
     drawn = np.isfinite(means)
     line: dict[str, Any] = {
         **line_style(style),
@@ -34,12 +35,11 @@ def curve(ax: Axes, x: pd.Series, mean: pd.Series, std: pd.Series, style: Style)
     }
     size = rcParams["lines.markersize"] * (1 if len(xs) <= 25 else 0.55)
     ax.plot(xs, np.where(drawn, means, np.nan), markersize=size, **line)
-    bars = drawn & (sigmas > 0)
+    bars = drawn & (found.high > found.low)
     if bars.any():
-        middle, upper = means[bars], means[bars] + sigmas[bars]
-        lower = (
-            bar_start(middle, sigmas[bars]) if ax.get_yscale() == "log" else middle - sigmas[bars]
-        )
+        lower, upper = found.low[bars], found.high[bars]
+        if ax.get_yscale() == "log":
+            lower = bar_start(means[bars], lower)
         ax.vlines(
             xs[bars], lower, upper, colors=style.color, linewidth=_font() / 10, alpha=0.55, zorder=2
         )
@@ -50,9 +50,9 @@ def curve(ax: Axes, x: pd.Series, mean: pd.Series, std: pd.Series, style: Style)
         ax.plot(edge, np.ones(edge.size), transform=ax.get_xaxis_transform(), clip_on=False, **up)
 
 
-def bar_start(mean: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Return where bars start on a log axis: mean - sigma, at most half a decade down."""
-    return np.maximum(mean - sigma, mean / math.sqrt(10))
+def bar_start(mean: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Return where bars start on a log axis: one sigma below, at most half a decade down."""
+    return np.maximum(low, mean / math.sqrt(10))
 
 
 def line_style(style: Style) -> dict[str, Any]:
@@ -131,11 +131,13 @@ def _label(ax: Axes, name: str, style: Style, places: tuple[float, float], width
 
 def bar_ends(table: pd.DataFrame, column: str) -> np.ndarray:
     """Return the ends of all finite bars of a column on a log axis."""
-    mean = table[f"{column}_mean"].to_numpy(float)
-    sigma = np.nan_to_num(table[f"{column}_std"].to_numpy(float))
-    kept = np.isfinite(mean) & (mean > 0)
-    mean, sigma = mean[kept], sigma[kept]
-    return np.concatenate([bar_start(mean, sigma), mean + sigma])
+    found = spread(table, column)
+    kept = np.isfinite(found.mean) & (found.mean > 0)
+    mean, low, high = found.mean[kept], found.low[kept], found.high[kept]
+    known = np.isfinite(low)
+    return np.concatenate(
+        [bar_start(mean, np.where(known, low, mean)), np.where(known, high, mean)]
+    )
 
 
 def log_limits(values: np.ndarray, always: float) -> tuple[float, float]:

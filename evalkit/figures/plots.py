@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
 
 from evalkit.figures.drawing import (
     bar_ends,
@@ -27,6 +28,7 @@ from evalkit.figures.drawing import (
 )
 from evalkit.figures.palette import FLOOR, IMBALANCE, Style, method_styles
 from evalkit.results import display_name
+from evalkit.spreads import spread
 
 PROGRESS = "Training progress (0 = initialised, 1 = end)"
 _SECOND: Any = {"marker": "^", "dashes": (1.5, 1)}
@@ -55,7 +57,7 @@ def plot_ratio(
     ends = [("SGD", 1.0, styles["sgd"]), ("floor", last_value(floors["floor_ratio_mean"]), FLOOR)]
     for method, rows in _by_method(summary):
         if method != "sgd":
-            curve(ax, rows["progress"], rows["ratio_mean"], rows["ratio_std"], styles[method])
+            curve(ax, rows["progress"], spread(rows, "ratio"), styles[method])
             ends.append((display_name(method), last_value(rows["ratio_mean"]), styles[method]))
     ax.set(xlim=(-0.02, 1.02), ylabel=RATIO)
     label_ends(ax, ends)
@@ -72,11 +74,12 @@ def plot_efficiency(summary: pd.DataFrame, ax: Axes) -> Axes:
     styles = method_styles(summary["method"])
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.03), xlabel=PROGRESS)
     ax.set_ylabel(r"Efficiency, $\gamma_{\mathrm{floor}}\,/\,\gamma$")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.axhline(1, **line_style(FLOOR), zorder=2)
     ends = [("floor", 1.0, FLOOR)]
     for method, rows in _by_method(summary):
         mean = rows["efficiency_mean"]
-        curve(ax, rows["progress"], mean, rows["efficiency_std"], styles[method])
+        curve(ax, rows["progress"], spread(rows, "efficiency"), styles[method])
         ends.append((display_name(method), last_value(mean), styles[method]))
     label_ends(ax, ends)
     return ax
@@ -94,7 +97,7 @@ def plot_imbalance(floors: pd.DataFrame, ax: Axes) -> Axes:
     ends = []
     for column, (name, style) in IMBALANCE.items():
         mean = floors[f"{column}_mean"]
-        curve(ax, floors["progress"], mean, floors[f"{column}_std"], style)
+        curve(ax, floors["progress"], spread(floors, column), style)
         ends.append((name, last_value(mean), style))
     ax.set(xlim=(-0.02, 1.02), ylabel="Imbalance", xlabel=PROGRESS)
     label_ends(ax, ends)
@@ -131,7 +134,7 @@ def plot_damping(
             continue
         rows = rows.sort_values("damping")
         x = rows["damping"].map(places)
-        curve(ax, x, rows["ratio_mean"], rows["ratio_std"], styles[method])
+        curve(ax, x, spread(rows, "ratio"), styles[method])
         ends.append((display_name(method), last_value(rows["ratio_mean"]), styles[method]))
         if np.isfinite(rows["ratio_mean"]).any():
             best = rows["ratio_mean"].fillna(np.inf).idxmin()
@@ -162,7 +165,7 @@ def plot_discussion(table: pd.DataFrame, column: str, ax: Axes) -> Axes:
         style = fixed[method] if method not in seen else replace(fixed[method], **_SECOND)
         seen.add(method)
         mean = rows[f"{column}_mean"]
-        curve(ax, rows["progress"], mean, rows[f"{column}_std"], style)
+        curve(ax, rows["progress"], spread(rows, column), style)
         ends.append((str(label), last_value(mean), style))
     ax.set(xlim=(-0.02, 1.02))
     label_ends(ax, ends)
@@ -179,16 +182,16 @@ def plot_by_run(
         column: its name without ``_mean``.
         ax: where to draw.
         styles: by run.
-        log: whether the axis is logarithmic; a shared axis keeps its limits.
+        log: whether the axis is logarithmic, else in percent; a shared axis keeps its limits.
     """
     if log:
         log_axis(ax, *log_limits(bar_ends(table, column), 1.0))
         ax.axhline(1, **line_style(method_styles([])["sgd"]), zorder=1)
     else:
         ax.set_ylim(-0.03, 1.03)
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
     for run, rows in table.groupby("run", sort=False):
-        columns = (rows["progress"], rows[f"{column}_mean"], rows[f"{column}_std"])
-        curve(ax, *columns, styles[str(run)])
+        curve(ax, rows["progress"], spread(rows, column), styles[str(run)])
     ax.set(xlim=(-0.02, 1.02))
     return ax
 

@@ -20,11 +20,10 @@ from evalkit.gate.baseline_file import (
     parse,
     render,
 )
+from evalkit.paired import FEWEST_BATCHES
 from evalkit.run import PROVENANCE_FILE, Run
 from evalkit.tables import SCORE_AGAIN, unwritable, write_atomically
 
-FEWEST_BATCHES = 2
-"""Per checkpoint; the interval of a single pair decides nothing."""
 _SETTLED = 1e-5
 
 

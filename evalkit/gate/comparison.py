@@ -34,6 +34,9 @@ class Comparison:
         low: lower end of the interval of the difference.
         high: upper end.
         reason: what the numbers alone do not say.
+        batches: on how many the means and the interval rest.
+        p_value: corrected for the number of rows of the check that could have a verdict by their
+            interval; NaN for the other rows.
     """
 
     checkpoint: str
@@ -47,6 +50,8 @@ class Comparison:
     low: float = math.nan
     high: float = math.nan
     reason: str = ""
+    batches: int = 0
+    p_value: float = math.nan
 
     @property
     def failed(self) -> bool:
@@ -84,6 +89,18 @@ class Check:
     def passed(self) -> bool:
         """Whether no comparison failed."""
         return not any(comparison.failed for comparison in self.comparisons)
+
+    @property
+    def undecided(self) -> tuple[Comparison, ...]:
+        """Those called the same because too few batches tell them from nothing.
+
+        Their mean differs by more than the tolerance.
+        """
+        return tuple(
+            comparison
+            for comparison in self.comparisons
+            if comparison.verdict == "same" and abs(comparison.difference) > self.tolerance
+        )
 
     @property
     def table(self) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from evalkit.figures.drawing import label_ends, last_value, line_style
 from evalkit.figures.layouts import SCREEN
 from evalkit.figures.palette import Style, method_styles
 from evalkit.gate.comparison import FAILURES, METRICS, Check
-from evalkit.paired import Metric
+from evalkit.paired import EFFICIENCY, Metric
 from evalkit.results import display_name
 
 _BAND = Style("#8c8c8c", "", (1, 1.2))
@@ -44,7 +44,11 @@ def plot_differences(table: pd.DataFrame, ax: Axes, metric: Metric, tolerance: f
     limit = 1.3 * max(reach, 2 * tolerance, 1e-3)
     ax.set_yscale("symlog", linthresh=max(2 * tolerance, 1e-3))
     ax.set(xlim=(-0.5, max(len(names), 1) - 0.5), ylim=(-limit, limit))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+    percent = metric.name == EFFICIENCY.name
+    scale, unit = (100, "%") if percent else (1, "")
+    ax.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{scale * value:+g}{unit}" if value else "0")
+    )
     ax.axhspan(-tolerance, tolerance, color=_BAND.color, alpha=0.16, linewidth=0, zorder=1)
     ax.axhline(0, **line_style(_BAND), zorder=1)
     styles, ends = method_styles(table["method"]), []

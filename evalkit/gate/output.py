@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from evalkit.gate.comparison import VERDICTS, Check, Comparison, Verdict
-from evalkit.results import format_number
+from evalkit.paired import EFFICIENCY
+from evalkit.spreads import format_number, format_percent
 
 HEAD = (
     "verdict",
@@ -26,9 +27,10 @@ HEAD = (
     "expected",
     "difference",
     "interval",
+    "batches",
     "reason",
 )
-_NUMBERS = frozenset({"damping", "obtained", "expected", "difference", "interval"})
+_NUMBERS = frozenset({"damping", "obtained", "expected", "difference", "interval", "batches"})
 _COLORS: dict[Verdict, str] = {
     "worse": "bold red",
     "not comparable": "bold magenta",
@@ -44,23 +46,35 @@ def headline(check: Check) -> str:
     counts = Counter(comparison.verdict for comparison in check.comparisons)
     listed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     outcome = "passed" if check.passed else "failed"
+    undecided = check.undecided
+    if undecided:
+        batches = sorted({comparison.batches for comparison in undecided})
+        counted = " to ".join(map(str, dict.fromkeys((batches[0], batches[-1]))))
+        listed += (
+            f", {len(undecided)} of them beyond the tolerance but undecided by {counted} batches: "
+            "score more to tell"
+        )
     notes = "".join(f"; {note}" for note in check.notes)
     return f"Gate {outcome} for {check.task}: {listed} (tolerance {check.tolerance:g}){notes}."
 
 
 def cells(comparison: Comparison) -> tuple[str, ...]:
     """Return the texts of a row, in the order of ``HEAD``."""
-    low, high = _signed(comparison.low), _signed(comparison.high)
+    share = comparison.metric == EFFICIENCY.name
+    signed = _points if share else _signed
+    number = format_percent if share else format_number
+    low, high = signed(comparison.low), signed(comparison.high)
     return (
         comparison.verdict,
         comparison.checkpoint,
         comparison.method,
         _unless_nan(comparison.damping, f"{comparison.damping:g}"),
         comparison.metric,
-        _unless_nan(comparison.obtained, format_number(comparison.obtained)),
-        _unless_nan(comparison.expected, format_number(comparison.expected)),
-        _signed(comparison.difference),
+        _unless_nan(comparison.obtained, number(comparison.obtained)),
+        _unless_nan(comparison.expected, number(comparison.expected)),
+        signed(comparison.difference),
         f"[{low}, {high}]" if low and high else "",
+        str(comparison.batches) if comparison.batches else "",
         comparison.reason,
     )
 
@@ -73,9 +87,18 @@ def _signed(value: float) -> str:
     return _unless_nan(value, f"{value:+.3f}")
 
 
+def _points(share: float) -> str:
+    """Return a difference of efficiencies in percentage points, ``-4.5%``."""
+    return _unless_nan(share, f"{share:+.1%}")
+
+
 def terminal_table(check: Check) -> Table | None:
-    """Return every comparison that is not the same, worst first; None where all are."""
+    """Return every comparison that is not the same, worst first, then what is undecided.
+
+    None where there is neither.
+    """
     shown = [comparison for comparison in check.comparisons if comparison.verdict != "same"]
+    shown += check.undecided
     if not shown:
         return None
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from bokeh.models import FixedTicker, Range1d
+from bokeh.models import FixedTicker, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
 from evalkit.figures.palette import FLOOR, IMBALANCE
@@ -115,6 +115,7 @@ class _Progress:
         draw_curves(ratio, self.stops, [*curves, floor])
         efficiency = self._empty("Efficiency", 320)
         efficiency.y_range = Range1d(-0.03, 1.03)
+        efficiency.yaxis.formatter = NumeralTickFormatter(format="0%")
         curves = method_curves(shown, "efficiency", _LINEAR, methods, scores)
         draw_curves(efficiency, self.stops, curves)
         return [Chart("ratio", ratio), Chart("efficiency", efficiency)]

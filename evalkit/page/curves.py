@@ -11,7 +11,8 @@ import pandas as pd
 from evalkit.figures.drawing import bar_start
 from evalkit.figures.palette import Style, method_styles, run_styles
 from evalkit.page.bokeh_figures import Curve
-from evalkit.results import display_name, format_number, format_spread
+from evalkit.results import display_name
+from evalkit.spreads import format_number, spread
 
 SPREAD_POINTS = 3000
 """The most single batches that one curve shows; of more, evenly spaced ones."""
@@ -93,8 +94,8 @@ def method_curves(
     for method, key in zip(methods, method_keys_of(methods), strict=True):
         group = rows[rows["method"] == method]
         if len(group):
-            spread = batches[batches["method"] == method] if len(batches) else batches
-            curves.append(mean_curve(key, group, column, axis, spread))
+            single = batches[batches["method"] == method] if len(batches) else batches
+            curves.append(mean_curve(key, group, column, axis, single))
     return curves
 
 
@@ -110,18 +111,17 @@ def mean_curve(
         axis: how rows become points.
         batches: rows whose ``column`` is the spread; may be empty.
     """
-    mean, sigma = (rows[f"{column}_{part}"].to_numpy(float) for part in ("mean", "std"))
-    texts = [format_spread(value, spread) for value, spread in zip(mean, sigma, strict=True)]
+    found = spread(rows, column)
+    texts = list(found.texts)
     if "infinite" in rows:
         counts = zip(texts, rows["infinite"], rows["batches"], strict=True)
         texts = [
             f"{text} (infinite in {count} of {batches} batches)" if count else text
             for text, count, batches in counts
         ]
-    with np.errstate(invalid="ignore"):
-        low = bar_start(mean, sigma) if axis.log else mean - sigma
-        high = mean + sigma
-    return _curve(key, rows, axis, (mean, low, high), texts, _spread(batches, column, axis))
+    low = bar_start(found.mean, found.low) if axis.log else found.low
+    values = (found.mean, low, found.high)
+    return _curve(key, rows, axis, values, texts, _spread(batches, column, axis))
 
 
 def interval_curve(key: Key, rows: pd.DataFrame, axis: Axis) -> Curve:
@@ -156,11 +156,11 @@ def _curve(
     axis: Axis,
     values: tuple[np.ndarray, np.ndarray, np.ndarray],
     texts: Sequence[str],
-    spread: tuple[np.ndarray, np.ndarray] = (np.empty(0), np.empty(0)),
+    single: tuple[np.ndarray, np.ndarray] = (np.empty(0), np.empty(0)),
 ) -> Curve:
     """Return a curve through ``values``: mean, lower and upper ends of the bars."""
     x, keys = rows[axis.place].to_numpy(float), tuple(rows[axis.key])
-    return Curve(key.tag, key.name, key.style, keys, x, *values, tuple(texts), spread)
+    return Curve(key.tag, key.name, key.style, keys, x, *values, tuple(texts), single)
 
 
 def _spread(batches: pd.DataFrame, column: str, axis: Axis) -> tuple[np.ndarray, np.ndarray]:

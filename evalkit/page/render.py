@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from evalkit.overlap import overlap_note
 from evalkit.page.bokeh_figures import document_json
 from evalkit.page.charts import draw_charts, method_keys, run_methods
 from evalkit.page.scripts import BOKEH_VERSION, chart_library, compressed, script_hash
@@ -27,6 +28,7 @@ from evalkit.page.tables import (
     solver_sentences,
     solver_table,
 )
+from evalkit.paired import FEWEST_BATCHES
 from evalkit.results import headline, near_zero, summarize, summarize_batches
 from evalkit.run import REPORT_FILE, Run
 from evalkit.sweeps import is_sweep
@@ -96,6 +98,9 @@ def render_page(run: Run, studies: Studies, files: Sequence[Path] = ()) -> str:
         **_charts(run, studies.pairs),
         **_summary(run),
         pairs=pairs_table(studies.pairs),
+        statements=len(studies.pairs),
+        fewest=FEWEST_BATCHES,
+        overlap=overlap_note(run),
         best=best_table(studies.dampings),
         provenance=provenance_table(run.provenance),
         hashes=checkpoints_table(run.provenance),

@@ -9,7 +9,9 @@ from typing import Any, TypeGuard
 
 import pandas as pd
 
-from evalkit.results import display_name, format_number, format_spread, stages
+from evalkit.pairs import last_rows
+from evalkit.results import display_name, stages
+from evalkit.spreads import format_number, spread
 
 NEAR_FLOOR = 0.01
 """How far above the floor, as a share, a gamma is as good as the best one."""
@@ -74,13 +76,14 @@ class Table:
 
 
 def scores_table(shown: pd.DataFrame) -> Table:
-    """Return checkpoint by method: ratio to SGD with one sigma, efficiency below it.
+    """Return checkpoint by method: mean ratio to SGD with one sigma, efficiency below it.
 
     Args:
         shown: of ``results.summarize``, one damping per method.
     """
     methods = list(shown["method"].unique())
-    cells = {(row["checkpoint"], row["method"]): _score(row) for _, row in shown.iterrows()}
+    keys = zip(shown["checkpoint"], shown["method"], strict=True)
+    cells = dict(zip(keys, _scores(shown), strict=True))
     rows = tuple(
         (
             Cell(name),
@@ -95,10 +98,8 @@ def scores_table(shown: pd.DataFrame) -> Table:
 def damping_table(summary: pd.DataFrame) -> Table:
     """Return method and damping by stage: ratio to SGD with one sigma, efficiency below it."""
     chosen = stages(summary)
-    cells = {
-        (row["method"], row["damping"], row["checkpoint"]): _score(row)
-        for _, row in summary.iterrows()
-    }
+    keys = zip(*(summary[key] for key in ("method", "damping", "checkpoint")), strict=True)
+    cells = dict(zip(keys, _scores(summary), strict=True))
     pairs = summary[["method", "damping"]].drop_duplicates().itertuples(index=False)
     rows = tuple(
         (
@@ -120,22 +121,20 @@ def pairs_table(table: pd.DataFrame) -> Table:
         table: of ``pairs.compare``.
     """
     rows = []
-    for pair, group in table.groupby("pair", sort=False) if len(table) else ():
-        last = group.iloc[-1]
+    for (pair,), last in last_rows(table):
         low, middle, high = (math.exp(last[key]) for key in ("low", "log_ratio", "high"))
         rows.append(
             (
-                Cell(str(pair)),
+                Cell(pair),
                 Cell(str(last["checkpoint"])),
                 Cell(format_number(middle), middle),
                 Cell(f"{format_number(low)} to {format_number(high)}", low),
                 Cell(str(last["statement"]), worse=last["statement"] == "worse"),
-                _number(last["ratio_mean"]),
-                _number(last["ratio_of_means"]),
+                Cell(str(last["batches"]), last["batches"]),
             )
         )
-    head = ("pair", "checkpoint", "ratio", "95% interval", "the first is")
-    return Table((*head, "mean of ratios", "ratio of means"), tuple(rows), names=2)
+    head = ("pair", "checkpoint", "ratio (geometric mean)", "95% interval", "the first is")
+    return Table((*head, "batches"), tuple(rows), names=2)
 
 
 def best_table(table: pd.DataFrame) -> Table:
@@ -157,11 +156,12 @@ def best_table(table: pd.DataFrame) -> Table:
                 f"{format_number(row['distance_low'])} to {format_number(row['distance_high'])}",
                 row["distance_low"],
             ),
+            Cell(str(row["batches"]), row["batches"]),
         )
         for _, row in table.iterrows()
     )
     head = ("method", "stage", "smallest damping", "ratio to SGD", "best damping", "ratio to SGD")
-    return Table((*head, "smallest / best", "95% interval"), rows, names=2)
+    return Table((*head, "smallest / best", "95% interval", "batches"), rows, names=2)
 
 
 def batches_table(floors: pd.DataFrame) -> Table:
@@ -174,15 +174,16 @@ def batches_table(floors: pd.DataFrame) -> Table:
         "gamma_floor": "floor",
         "floor_ratio": "floor / SGD",
     }
+    means = zip(*(_means(floors, key) for key in columns), strict=True)
     rows = tuple(
         (
             Cell(row["checkpoint"]),
             Cell(f"{row['progress']:.2f}", row["progress"]),
-            *(_mean(row[f"{key}_mean"], row[f"{key}_std"]) for key in columns),
+            *cells,
             Cell(format_number(row["gram_rank"]), row["gram_rank"]),
             Cell(str(row["batches"]), row["batches"]),
         )
-        for _, row in floors.iterrows()
+        for (_, row), cells in zip(floors.iterrows(), means, strict=True)
     )
     head = ("checkpoint", "progress", *columns.values(), "rank", "batches")
     return Table(head, rows, names=2)
@@ -301,15 +302,25 @@ def as_text(value: Any) -> str:
     return ", ".join(map(as_text, value)) if _listed(value) else str(value)
 
 
-def _mean(mean: float, sigma: float) -> Cell:
-    return Cell(format_number(mean), mean, f"± {format_number(sigma)}" if sigma > 0 else "")
+def _means(floors: pd.DataFrame, column: str) -> list[Cell]:
+    """Return a cell per row: the mean, and one sigma in a line below it."""
+    found = spread(floors, column)
+    means = [(format_number(mean), mean) for mean in found.mean]
+    pairs = zip(means, found.texts, strict=True)
+    return [Cell(*mean, text.removeprefix(mean[0]).strip()) for mean, text in pairs]
 
 
 def _number(value: float) -> Cell:
     return Cell(format_number(value), value)
 
 
-def _score(row: pd.Series) -> Cell:
+def _scores(rows: pd.DataFrame) -> list[Cell]:
+    """Return a cell per row: the ratio to SGD, and the efficiency below it."""
+    texts = zip(spread(rows, "ratio").texts, spread(rows, "efficiency").texts, strict=True)
+    return [_score(row, *pair) for (_, row), pair in zip(rows.iterrows(), texts, strict=True)]
+
+
+def _score(row: pd.Series, ratio: str, efficiency: str) -> Cell:
     counts = {
         "uphill": row["ascents"],
         "infinite": row["infinite"],
@@ -317,9 +328,9 @@ def _score(row: pd.Series) -> Cell:
     }
     warnings = [f"{kind} in {count} of {row['batches']}" for kind, count in counts.items() if count]
     return Cell(
-        format_spread(row["ratio_mean"], row["ratio_std"]),
+        ratio,
         row["ratio_mean"],
-        note=format_spread(row["efficiency_mean"], row["efficiency_std"]),
+        note=efficiency,
         warning=", ".join(warnings),
         worse=row["ratio_mean"] > 1,
     )
