@@ -14,8 +14,9 @@ from evalkit.cli import main
 from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures, draw_figures_of_runs
 from evalkit.figures.layouts import LAYOUTS, PAPER
+from evalkit.page import render_page
 from evalkit.pairs import Member, compare, compare_runs, named, parse_pair, statements
-from evalkit.reports import report_run
+from evalkit.reports import overlap_notes, studies_of
 from evalkit.results import final_table, headline, near_zero, summarize, summarize_batches
 from evalkit.run import Run, read_run, update_provenance
 from evalkit.sweeps import best_dampings, damping_discussion, discussed_dampings
@@ -94,8 +95,7 @@ def test_one_mean_everywhere(tmp_path: Path) -> None:
         assert (of_method["ratio_mean"] * of_method["efficiency_mean"]).to_numpy() == (
             pytest.approx(floors)
         )
-    text = report_run(run.folder, [parse_pair("ef/sgd")]).statements[0]
-    assert text.startswith("EF / SGD at c2: 600 ")
+    assert statements(there)[0].startswith("EF / SGD at c2: 600 ")
     assert final_table(run)["EF"].iloc[-1].startswith("600 ")
     assert "EF at 600x" in headline(run)
 
@@ -133,9 +133,12 @@ def test_a_report_says_when_batches_overlap(
 ) -> None:
     folder = noisy(tmp_path, 8, 1).folder
     update_provenance(folder, training_samples=samples)
-    report = report_run(folder, [parse_pair("m0/sgd")])
-    assert ("80% of a batch are in any other" in report.statements[-1]) == noted
-    assert ("80% of a batch" in report.place.read_text(encoding="utf-8")) == noted
+    run = read_run(folder)
+    assert [("80% of a batch are in any other" in note) for note in overlap_notes([run])] == (
+        [True] if noted else []
+    )
+    page = render_page(run, studies_of(run, [parse_pair("m0/sgd")]))
+    assert ("80% of a batch" in page) == noted
 
 
 def test_a_method_that_was_not_scored(tmp_path: Path) -> None:
