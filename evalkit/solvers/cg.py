@@ -159,6 +159,8 @@ def _left(end: _End, gamma_floor: float) -> float:
     if not end.gammas:
         return 0.0
     last = end.gammas[-1]
+    if last == 0:  # no gamma is smaller
+        return 0.0
     to_floor = last / gamma_floor - 1 if gamma_floor > 0 else math.inf
     if end.status != "residual":
         return abs(to_floor)
