@@ -50,7 +50,7 @@ class Watch(transformers.TrainerCallback):
 def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Watch]:
     place = tmp_path_factory.mktemp("watched")
     watch = Watch(place / "run")
-    made = trainer(place / "out", scorer(place / "run", initial=False), watch)
+    made = trainer(place / "out", scorer(place / "run", initial=False, batches=3), watch)
     made.train()
     return made, place, watch
 
@@ -69,8 +69,10 @@ def test_a_run_can_be_watched_and_is_finished_in_the_end(
     assert kept == [
         ["checkpoint-2", 2, 0.5, 0],
         ["checkpoint-2", 2, 0.5, 1],
+        ["checkpoint-2", 2, 0.5, 2],
         ["checkpoint-4", 4, 1.0, 0],
         ["checkpoint-4", 4, 1.0, 1],
+        ["checkpoint-4", 4, 1.0, 2],
     ]
     for entry in run.provenance["checkpoints"]:
         saved = find_saved(place / "out" / entry["name"])

@@ -108,4 +108,4 @@ def trainer(
 
 
 def scorer(folder: Path, **changes: Any) -> ScoreCallback:
-    return ScoreCallback(folder, METHODS, batches=2, batch_size=8, **changes)
+    return ScoreCallback(folder, METHODS, **{"batches": 2, "batch_size": 8, **changes})
