@@ -24,6 +24,7 @@ from evalkit.checkpoints.saved import find_saved, holds_saved, named_adapters, s
 from evalkit.checkpoints.trainer_state import whole_epoch
 from evalkit.errors import EvalkitError
 from evalkit.extras import missing
+from evalkit.identity import check_same_request, check_same_run
 from evalkit.next_token import base_model, check_shift
 from evalkit.run import (
     PROVENANCE_FILE,
@@ -38,7 +39,7 @@ from evalkit.run import (
 )
 from evalkit.scoring import check_request
 from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Settings
-from evalkit.study import check_same_run, checkpoint_entry
+from evalkit.study import checkpoint_entry
 from evalkit.tasks.task import user_code
 from evalkit.trainer_batches import (
     TrainerBatches,
@@ -178,6 +179,8 @@ class ScoreCallback(TrainerCallback):
         kept = [item for item in earlier.get("checkpoints", ()) if item["step"] <= step]
         self._provenance["checkpoints"] = earlier["checkpoints"]
         check_same_run(self.folder, earlier, self._provenance)
+        # The models of earlier checkpoints are gone: nothing can be added to their rows.
+        check_same_request(self.folder, earlier, self._provenance)
         self._provenance["checkpoints"] = kept
         repair(self.folder)
         # Steps after the one that is resumed are taken again.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization import linearize
+from evalkit.linearization import Linearization, linearize
 from evalkit.linearization.forward import Inputs, cast
 from evalkit.machine import versions
 from evalkit.metrics import batch_metrics
 from evalkit.scoring import score_linearization, to_frame
 from evalkit.settings import Settings
 from evalkit.tables import KEY_COLUMNS
-from evalkit.tasks.task import user_code
+from evalkit.tasks.samples import ItemSamples, Samples
+from evalkit.tasks.user_code import all_seeded, user_code
 from evalkit.version import __version__
 
 
@@ -65,6 +66,49 @@ def batch_seed(seed: int, batch: int, use: str) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
+def draw(
+    samples: Samples | ItemSamples, batch_size: int, seed: int, batch: int
+) -> tuple[Inputs, Tensor]:
+    """Return inputs and targets of one batch: the same whenever it is drawn.
+
+    What a data set or a collate function draws at random comes from generators of the batch; those
+    of torch, numpy and Python are as they were afterwards.
+
+    Args:
+        samples: to draw from.
+        batch_size: how many to draw.
+        seed: of the study.
+        batch: number of the batch, from 0.
+    """
+    indices = draw_batch(len(samples), batch_size, seed, batch)
+    with all_seeded(batch_seed(seed, batch, "data")):
+        return samples.take(indices)
+
+
+def data_hash(inputs: Any, targets: Any) -> str:
+    """Return the SHA-256 of names, types, shapes and bytes of a batch, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    _add_to(digest, "inputs", inputs)
+    _add_to(digest, "targets", targets)
+    return digest.hexdigest()
+
+
+def _add_to(digest: Any, name: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            _add_to(digest, f"{name}[{key!r}]", value[key])
+    elif isinstance(value, (tuple, list)):
+        for place, item in enumerate(value):
+            _add_to(digest, f"{name}[{place}]", item)
+    elif isinstance(value, Tensor):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        dense = value.detach().cpu().to_dense() if value.layout != torch.strided else value
+        plain = dense.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+    else:
+        digest.update(f"{name} {value!r}".encode())
+
+
 def on_device(values: Any, device: str | torch.device) -> Any:
     """Return tensors of any nesting on a device."""
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, values)
@@ -78,6 +122,8 @@ def score_cell(
     cell: Cell,
     task: str,
     on_iteration: Callable[[int, float], None] | None = None,
+    pairs: Collection[tuple[str, float]] | None = None,
+    on_gradient: Callable[[Linearization], None] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the rows of one checkpoint and one batch: scores, and the batch's own metrics.
 
@@ -89,6 +135,8 @@ def score_cell(
         cell: what the rows are keyed by.
         task: what sentences about errors call the task.
         on_iteration: called by iterative methods with the iteration and its gamma.
+        pairs: of the methods and dampings of ``settings``, those to score; None for all.
+        on_gradient: called before the first method, when the gradient is known.
 
     Raises:
         EvalkitError: the batch cannot be scored; the sentence names the cell.
@@ -96,21 +144,36 @@ def score_cell(
     place = f"checkpoint '{cell.checkpoint}', batch {cell.batch}"
     try:
         with user_code(f"the scoring of task '{task}'"):
+            digest = data_hash(*batch)
             lin = linearize(model, *batch, likelihood, settings.micro_batch_size, settings.dtype)
+            if on_gradient is not None:
+                _ = lin.gradient
+                on_gradient(lin)
             # The labels that methods sample are paired between checkpoints too.
             seed = batch_seed(settings.seed, cell.batch, "methods")
-            rows = score_linearization(
-                lin,
-                settings.methods,
-                settings.dampings,
-                seed,
-                on_iteration,
-                again=settings.dtype is None,
-            )
-            metrics = pd.DataFrame([asdict(batch_metrics(lin))])
+            rows = []
+            for methods, dampings in _blocks(settings, pairs):
+                again = settings.dtype is None
+                rows += score_linearization(lin, methods, dampings, seed, on_iteration, again=again)
+            metrics = pd.DataFrame([{**asdict(batch_metrics(lin)), "data_sha256": digest}])
     except EvalkitError as error:
         raise EvalkitError(f"{place}: {error}") from error
     return _keyed(cell, to_frame(rows)), _keyed(cell, metrics)
+
+
+def _blocks(
+    settings: Settings, pairs: Collection[tuple[str, float]] | None
+) -> list[tuple[list[str], list[float]]]:
+    """Return methods with the dampings that they have in common, which cover the pairs.
+
+    The pairs of a whole request are one block, as they are where a run is not extended.
+    """
+    blocks: dict[tuple[float, ...], list[str]] = {}
+    for method in settings.methods:
+        dampings = tuple(d for d in settings.dampings if pairs is None or (method, d) in pairs)
+        if dampings:
+            blocks.setdefault(dampings, []).append(method)
+    return [(methods, list(dampings)) for dampings, methods in blocks.items()]
 
 
 def _keyed(cell: Cell, frame: pd.DataFrame) -> pd.DataFrame:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 _PACKAGES = ("torch", "numpy", "scipy", "pandas", "safetensors")
 _PACKAGES_IN_USE = ("transformers", "peft", "datasets")
@@ -25,23 +21,6 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in (*_PACKAGES, *used)},
     }
-
-
-def sources(functions: Iterable[Callable[..., Any]]) -> dict[str, str]:
-    """Return the SHA-256 of the files that functions from outside of evalkit are in, by file name.
-
-    Args:
-        functions: of a task, of methods.
-    """
-    found = {}
-    for function in functions:
-        while isinstance(function, partial):
-            function = function.func
-        module = sys.modules.get(getattr(function, "__module__", None) or "")
-        path = Path(getattr(module, "__file__", None) or "")
-        if module is not None and module.__name__.split(".")[0] != "evalkit" and path.is_file():
-            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
 
 
 def processor() -> str:

@@ -3,6 +3,7 @@
 ``scores.csv`` has a row per checkpoint, batch, method and damping; ``batches.csv`` a row per
 checkpoint and batch; ``run.json`` says how they were made. A pair (checkpoint, batch) is a cell.
 A cell is finished exactly when its row in ``batches.csv`` is whole, since that row is written last.
+Methods and dampings that a run is extended by are rows that finished cells lack.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from evalkit.errors import EvalkitError
+from evalkit.json_files import parse_object, printable
 from evalkit.tables import (
     BATCHES_FILE,
     SCORE_AGAIN,
@@ -119,15 +121,47 @@ def finished_cells(folder: str | os.PathLike[str]) -> set[tuple[str, int]]:
     return _cells(read_table(Path(folder) / BATCHES_FILE))
 
 
+def drawn_hashes(folder: str | os.PathLike[str]) -> dict[int, str]:
+    """Return the SHA-256 of the data of each batch that was drawn, where ``batches.csv`` has it."""
+    batches = read_table(Path(folder) / BATCHES_FILE).dropna(subset=["data_sha256"])
+    return {
+        int(batch): str(digest)
+        for batch, digest in zip(batches["batch"], batches["data_sha256"], strict=True)
+    }
+
+
+def place_checkpoints(
+    folder: str | os.PathLike[str], places: Mapping[str, tuple[int, float]]
+) -> None:
+    """Give rows the step and the progress that their checkpoint has among more checkpoints.
+
+    Args:
+        folder: a RUN.
+        places: step and progress by the name of a checkpoint; others stay as they are.
+    """
+    folder = Path(folder)
+    tables = []
+    for name in (SCORES_FILE, BATCHES_FILE):
+        frame = read_table(folder / name)
+        for at, column in enumerate(("step", "progress")):
+            moved = frame["checkpoint"].map({key: place[at] for key, place in places.items()})
+            frame[column] = moved.fillna(frame[column]).astype(frame[column].dtype)
+        tables.append(frame)
+    _rewrite(folder, *tables)
+
+
+def read_tables(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return scores and batches of the finished cells, none where there is none."""
+    batches = read_table(Path(folder) / BATCHES_FILE)
+    return _finished(read_table(Path(folder) / SCORES_FILE), batches), batches
+
+
 def repair(folder: str | os.PathLike[str]) -> None:
     """Drop what an interruption left half-written: a torn last line, scores without a batch row.
 
     Finished cells keep their rows as they are. A whole folder is not touched.
     """
-    folder = Path(folder)
-    batches = read_table(folder / BATCHES_FILE)
-    scores = _finished(read_table(folder / SCORES_FILE), batches)
-    _rewrite(folder, scores, batches)
+    _rewrite(Path(folder), *read_tables(folder))
 
 
 def drop_after(folder: str | os.PathLike[str], step: int) -> None:
@@ -138,14 +172,22 @@ def drop_after(folder: str | os.PathLike[str], step: int) -> None:
 
 
 def sort_tables(folder: str | os.PathLike[str]) -> None:
-    """Order rows by step and batch, drop repeated ones; methods keep their order within a cell.
+    """Order rows by step, batch, method and damping, and drop repeated ones.
 
-    A run that was interrupted and resumed ends with the same bytes as one that was not.
+    Methods and dampings go as ``run.json`` lists them. A run that was interrupted and resumed, or
+    extended, ends with the same bytes as one that was not.
     """
     folder = Path(folder)
     order = ["step", "checkpoint", "batch"]
     cell = ["checkpoint", "batch"]
-    scores = read_table(folder / SCORES_FILE).sort_values(order, kind="stable")
+    asked = asked_for(read_provenance(folder))
+    scores = read_table(folder / SCORES_FILE)
+    places = {}
+    for column, listed in zip(("method", "damping"), asked, strict=True):
+        numbers = {value: place for place, value in enumerate(listed)}
+        places[f"{column}_place"] = scores[column].map(numbers).fillna(len(numbers))
+    scores = scores.assign(**places).sort_values([*order, *places], kind="stable")
+    scores = scores.drop(columns=list(places))
     batches = read_table(folder / BATCHES_FILE).sort_values(order, kind="stable")
     _rewrite(
         folder,
@@ -161,15 +203,26 @@ def read_provenance(folder: str | os.PathLike[str]) -> dict[str, Any]:
         EvalkitError: no such folder or file, or a file that is not a JSON object.
     """
     path = Path(folder) / PROVENANCE_FILE
-    try:
-        provenance = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise EvalkitError(f"expected JSON in {path}, found {error}; {SCORE_AGAIN}") from error
-    if not isinstance(provenance, dict):
-        raise EvalkitError(
-            f"expected a JSON object in {path}, found {type(provenance).__name__}; {SCORE_AGAIN}"
+    return parse_object(read_text(path), path, SCORE_AGAIN)
+
+
+def asked_for(provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Return the methods and the dampings that ``run.json`` lists, none where it lists none."""
+    settings = provenance.get("settings")
+    listed = settings if isinstance(settings, Mapping) else {}
+    methods, dampings = listed.get("methods"), listed.get("dampings")
+    return (
+        tuple(name for name in methods if isinstance(name, str))
+        if isinstance(methods, (list, tuple))
+        else (),
+        tuple(
+            float(value)
+            for value in dampings
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
         )
-    return provenance
+        if isinstance(dampings, (list, tuple))
+        else (),
+    )
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
@@ -180,8 +233,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     """
     folder = Path(folder)
     provenance = read_provenance(folder)
-    batches = read_table(folder / BATCHES_FILE)
-    scores = _finished(read_table(folder / SCORES_FILE), batches)
+    scores, batches = read_tables(folder)
     for name, frame in ((BATCHES_FILE, batches), (SCORES_FILE, scores)):
         if frame.empty:
             raise EvalkitError(
@@ -217,11 +269,13 @@ def _json(provenance: Mapping[str, Any]) -> str:
 def _plain(value: Any) -> Any:
     """Return ``value`` as JSON has it: numpy scalars as numbers, what is not finite as null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {printable(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, str):
+        return printable(value)
     return value if isinstance(value, (str, int, float, type(None))) else str(value)

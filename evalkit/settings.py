@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 
 DEFAULT_METHODS = ("sgd", "ef", "ief", "sf")
 DEFAULT_DAMPING = 1e-12
@@ -53,11 +53,13 @@ class Settings:
         check_dtype(self.dtype)
         for name in ("batches", "batch_size", "micro_batch_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not 1 <= value < 2**63:
                 words = name.replace("_", " ")
+                bound = "at least 1" if value < 1 else "at most 2^63 - 1"
+                advice = "1 or more" if value < 1 else "less"
                 raise EvalkitError(
-                    f"expected {words} of at least 1, found {value}; "
-                    f"set --{name.replace('_', '-')} to 1 or more"
+                    f"expected {words} of {bound}, found {shortened(str(value))}; "
+                    f"set --{name.replace('_', '-')} to {advice}"
                 )
         check_seed(self.seed)
 
@@ -70,12 +72,12 @@ def check_damping(damping: Any) -> float:
     """
     try:
         value = float(damping)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not 0 <= value < math.inf:
         raise EvalkitError(
-            f"expected a damping that is a finite number of at least 0, found {damping!r}; the "
-            f"paper's near-zero damping is {DEFAULT_DAMPING:g}"
+            f"expected a damping that is a finite number of at least 0, found "
+            f"{shortened(repr(damping))}; the paper's near-zero damping is {DEFAULT_DAMPING:g}"
         )
     return value
 
@@ -104,7 +106,8 @@ def check_seed(seed: Any) -> int:
     whole = isinstance(seed, Integral) and not isinstance(seed, bool)
     if not whole or not 0 <= int(seed) < 2**63:
         raise EvalkitError(
-            f"expected a seed that is a whole number from 0 to 2^63 - 1, found {seed!r}; choose one"
+            "expected a seed that is a whole number from 0 to 2^63 - 1, found "
+            f"{shortened(repr(seed))}; choose one"
         )
     return int(seed)
 

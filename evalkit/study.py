@@ -14,27 +14,27 @@ import torch
 from torch import nn
 
 from evalkit import likelihoods
-from evalkit.cells import Cell, describe_run, draw_batch, now, on_device, score_cell
+from evalkit.cells import Cell, describe_run, draw, on_device, score_cell
 from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
-from evalkit.errors import EvalkitError, reason, shortened
+from evalkit.errors import EvalkitError, reason
+from evalkit.estimate import cell_seconds, free_outputs, product_seconds
+from evalkit.identity import check_same_data
+from evalkit.linearization import Linearization
 from evalkit.linearization.forward import Inputs
-from evalkit.machine import sources
+from evalkit.notes import notes_on
+from evalkit.resuming import code_of, finish, resume
 from evalkit.run import (
     PROVENANCE_FILE,
     append_rows,
     create_run,
-    finished_cells,
-    read_provenance,
-    repair,
     sort_tables,
-    update_provenance,
 )
 from evalkit.scoring import check_request
 from evalkit.settings import Settings
-from evalkit.tables import check_writable
+from evalkit.tables import check_name, check_writable
 from evalkit.tasks import Samples, Task
-from evalkit.updates.registry import function_of
+from evalkit.tasks.samples import ItemSamples
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,35 @@ class Progress:
     iteration: int = 0
 
 
+@dataclass(frozen=True)
+class Start:
+    """What is known before the first score.
+
+    Attributes:
+        cells: that are left to score.
+        seconds: that they are expected to take, a rough number.
+        notes: sentences about the request: what it can and cannot tell.
+    """
+
+    cells: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
 def run_study(
     trajectory: Trajectory,
     task: Task,
     settings: Settings,
     folder: str | Path,
     on_progress: Callable[[Progress], None] | None = None,
+    on_start: Callable[[Start], None] | None = None,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
 
     Everything is verified before the first score, and the folder appears with the first finished
     cell. A study that was interrupted goes on where it stopped when it is called again with the
-    same arguments; more batches extend it.
+    same arguments; more methods, dampings, checkpoints and batches extend it. Rows that are there
+    are not scored again, and rows that were lost are.
 
     Args:
         trajectory: the checkpoints.
@@ -74,64 +91,84 @@ def run_study(
         folder: of the run; new, or one that these arguments started.
         on_progress: called when the study starts, at every iteration of a solver and after every
             cell.
+        on_start: called once, before the first score, unless there is nothing to score.
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
-            holds a run of other settings or cannot be written to.
+            holds a run of other settings, code or data, or cannot be written to.
     """
     folder = Path(folder)
     check_request(settings.methods, settings.dampings)
+    for checkpoint in trajectory.checkpoints:
+        check_name("checkpoint", checkpoint.name)
     samples = samples_to_score(task, settings.batch_size)
     device = check_device(settings.device)
     model = model_for(trajectory, task, settings.seed).eval().to(device)
     samples = task.fit_labels(samples, model)
     verify_trajectory(trajectory, model)
-    provenance = _provenance(trajectory, task, settings, model)
-    done = _resume(folder, provenance)
-    total = len(trajectory.checkpoints) * settings.batches
-    seconds = time.monotonic()
+    provenance = _provenance(trajectory, task, settings, model, len(samples))
+    held = resume(folder, provenance, task, samples, settings)
+    wanted = set(itertools.product(settings.methods, settings.dampings))
+    names = {checkpoint.name for checkpoint in trajectory.checkpoints}
+    total = len(names) * settings.batches
+    finished = held.whole(names, settings.batches, wanted)
+    started = time.monotonic()
 
     def report(checkpoint: str, iteration: int = 0) -> None:
         if on_progress is not None:
-            on_progress(Progress(len(done), total, checkpoint, iteration))
+            on_progress(Progress(finished, total, checkpoint, iteration))
+
+    def begin(lin: Linearization) -> None:
+        provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
+        if on_start is not None:
+            left, dampings = total - finished, len(settings.dampings)
+            seconds = left * cell_seconds(product_seconds(lin), settings.methods, dampings)
+            on_start(Start(left, seconds, notes_on(provenance)))
 
     report(trajectory.checkpoints[0].name)
+    begun = False
     for checkpoint in trajectory.checkpoints:
-        missing = [b for b in range(settings.batches) if (checkpoint.name, b) not in done]
-        if missing:
-            check_writable(folder)
-            load_into(model, checkpoint)
+        loaded = False
         iterated = partial(_iterated, report, checkpoint.name)
-        for batch in missing:
+        for batch in range(settings.batches):
+            rows = held.rows.get((checkpoint.name, batch))
+            missing = wanted - (rows or set())
+            if not missing:
+                continue
+            if not loaded:
+                check_writable(folder)
+                load_into(model, checkpoint)
+                loaded = True
             taken = take_batch(samples, settings, batch)
-            cell = Cell(checkpoint.name, checkpoint.step, checkpoint.progress, batch)
             scores, batches = score_cell(
-                model, taken, task.likelihood, settings, cell, task.name, iterated
+                model,
+                taken,
+                task.likelihood,
+                settings,
+                Cell(checkpoint.name, checkpoint.step, checkpoint.progress, batch),
+                task.name,
+                iterated,
+                missing,
+                None if begun else begin,
             )
+            begun = True
+            digest = str(batches["data_sha256"].iloc[0])
+            check_same_data(folder, batch, held.data.setdefault(batch, digest), digest)
             if not (folder / PROVENANCE_FILE).exists():
                 create_run(folder, provenance)
-            append_rows(folder, scores, batches)
-            done.add((checkpoint.name, batch))
+            append_rows(folder, scores, batches if rows is None else batches.iloc[:0])
+            held.rows.setdefault((checkpoint.name, batch), set()).update(missing)
+            finished += 1
             report(checkpoint.name)
     sort_tables(folder)
-    _finish(folder, done, time.monotonic() - seconds)
-
-
-def _finish(folder: Path, done: set[tuple[str, int]], seconds: float) -> None:
-    """Mark a run as finished that was not, if it has every batch that it was ever asked for."""
-    provenance = read_provenance(folder)
-    names = [item["name"] for item in provenance["checkpoints"]]
-    wanted = itertools.product(names, range(provenance["settings"]["batches"]))
-    if not provenance.get("finished") and done.issuperset(wanted):
-        seconds += provenance.get("seconds") or 0.0
-        update_provenance(folder, finished=now(), seconds=round(seconds, 3))
+    finish(folder, held, time.monotonic() - started)
 
 
 def _iterated(report: Callable[[str, int], None], name: str, iteration: int, _: float) -> None:
     report(name, iteration)
 
 
-def samples_to_score(task: Task, batch_size: int) -> Samples:
+def samples_to_score(task: Task, batch_size: int) -> Samples | ItemSamples:
     """Return the training samples of a task, checked.
 
     Raises:
@@ -143,7 +180,8 @@ def samples_to_score(task: Task, batch_size: int) -> Samples:
             f"expected a batch size of at most {len(samples)}, the training samples of task "
             f"'{task.name}', found {batch_size}; lower --batch-size"
         )
-    if likelihoods.get(task.likelihood).ignores_labels:
+    # A data set of single items is not read through; its batches are checked when they are drawn.
+    if isinstance(samples, Samples) and likelihoods.get(task.likelihood).ignores_labels:
         likelihoods.check_labels(samples.targets != likelihoods.IGNORED_LABEL)
     return samples
 
@@ -165,24 +203,27 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def take_batch(samples: Samples, settings: Settings, batch: int) -> tuple[Inputs, torch.Tensor]:
+def take_batch(
+    samples: Samples | ItemSamples, settings: Settings, batch: int
+) -> tuple[Inputs, torch.Tensor]:
     """Return inputs and targets of one batch, on the device of the evaluation."""
-    indices = draw_batch(len(samples), settings.batch_size, settings.seed, batch)
-    taken: tuple[Inputs, torch.Tensor] = on_device(samples.take(indices), settings.device)
+    drawn = draw(samples, settings.batch_size, settings.seed, batch)
+    taken: tuple[Inputs, torch.Tensor] = on_device(drawn, settings.device)
     return taken
 
 
 def _provenance(
-    trajectory: Trajectory, task: Task, settings: Settings, model: nn.Module
+    trajectory: Trajectory, task: Task, settings: Settings, model: nn.Module, training_samples: int
 ) -> dict[str, Any]:
     checkpoints = [checkpoint_entry(checkpoint) for checkpoint in trajectory.checkpoints]
     described = describe_run(
         model, task.name, task.likelihood, settings, trajectory.folder, checkpoints
     )
-    manifest, methods = trajectory.manifest or {}, settings.methods
+    manifest = trajectory.manifest or {}
     origin = {
+        "training_samples": training_samples,
         "task_settings": dict(task.settings),
-        "code": sources((task.model, task.data, *map(function_of, methods))),
+        "code": code_of(task, settings.methods),
         "base_model": trajectory.base_model,
         "training": manifest.get("recipe"),
     }
@@ -192,60 +233,3 @@ def _provenance(
 def checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what ``run.json`` says of a checkpoint."""
     return {key: value for key, value in asdict(checkpoint).items() if key != "path"}
-
-
-def _resume(folder: Path, provenance: dict[str, Any]) -> set[tuple[str, int]]:
-    """Return the cells that an earlier start finished; it must have been the same study.
-
-    Raises:
-        EvalkitError: the folder holds a run that differs in more than the number of batches.
-    """
-    if not (folder / PROVENANCE_FILE).exists():
-        return set()
-    earlier = read_provenance(folder)
-    check_same_run(folder, earlier, provenance)
-    repair(folder)
-    if earlier["settings"]["batches"] < provenance["settings"]["batches"]:
-        update_provenance(folder, settings=provenance["settings"], finished=None)
-    return finished_cells(folder)
-
-
-def check_same_run(folder: Path, earlier: dict[str, Any], provenance: dict[str, Any]) -> None:
-    """Check that a start goes on with what ``folder`` holds, but for the number of batches.
-
-    Raises:
-        EvalkitError: it differs in another respect.
-    """
-    try:
-        before = _identity(earlier)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise EvalkitError(
-            f"expected the {PROVENANCE_FILE} of a run in '{folder}', found one that does not list "
-            "its settings and checkpoints; choose another folder"
-        ) from error
-    for name, found in _identity(provenance).items():
-        if before[name] != found:
-            raise EvalkitError(
-                f"expected a new folder, or a run to go on with, found '{folder}' with another "
-                f"{name}: {shortened(str(before[name]), 60)} instead of "
-                f"{shortened(str(found), 60)}; choose another folder"
-            )
-
-
-def _identity(provenance: dict[str, Any]) -> dict[str, Any]:
-    """Return what makes two studies the same, but for the number of batches."""
-    settings = provenance.get("settings", {})
-    if type(settings["batches"]) is not int:
-        raise TypeError("batches")
-    identity = {name: settings.get(name) for name in ("batch_size", "seed", "likelihood", "dtype")}
-    for name in ("methods", "dampings"):
-        identity[name] = list(settings.get(name, ()))
-    identity["evalkit"] = provenance.get("evalkit")
-    identity["task"] = provenance.get("task")
-    identity["task_settings"] = provenance.get("task_settings")
-    identity["code"] = provenance.get("code")
-    identity["checkpoints"] = [
-        [item.get(key) for key in ("name", "step", "progress", "sha256", "key")]
-        for item in provenance.get("checkpoints", ())
-    ]
-    return identity

@@ -14,7 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
+from evalkit.json_files import is_unicode
+from evalkit.plain_files import check_regular
 
 SCORES_FILE = "scores.csv"
 BATCHES_FILE = "batches.csv"
@@ -45,17 +47,20 @@ BATCH_COLUMNS = (
     "target_probability",
     "gamma_floor",
     "gram_rank",
+    "data_sha256",
 )
 TABLES = {
     SCORES_FILE: KEY_COLUMNS + SCORE_COLUMNS,
     BATCHES_FILE: KEY_COLUMNS + BATCH_COLUMNS,
 }
-_TEXT = frozenset({"checkpoint", "method", "solver", "dtype"})
+_TEXT = frozenset({"checkpoint", "method", "solver", "dtype", "data_sha256"})
 _WHOLE = frozenset({"step", "batch", "num_samples", "gram_rank", "iterations"})
 _FLAG = frozenset({"converged"})
-_OPTIONAL = frozenset({"solver", "error", "dtype"})
+_OPTIONAL = frozenset({"solver", "error", "dtype", "data_sha256"})
 """Columns that a table may lack, and then is read and written with empty ones."""
 _REQUIRED = frozenset({*KEY_COLUMNS, "method", "damping", "num_samples"})
+_SIGNED = frozenset({"slope", "cosine_sgd"})
+"""Numbers that may be negative; every other is a size, a count or a share."""
 SCORE_AGAIN = "score again into a new folder with 'evalkit score'"
 
 
@@ -142,12 +147,25 @@ def csv_rows(frame: pd.DataFrame, name: str) -> str:
         )
     typed = pd.DataFrame({column: _typed(frame[column]) for column in columns})
     for column in _TEXT & set(columns):
-        broken = [text for text in typed[column] if "\n" in text or "\r" in text]
-        if broken:
-            raise EvalkitError(
-                f"expected a {column} name of one line, found {broken[0]!r}; rename it"
-            )
+        for text in typed[column].unique():
+            check_name(column, text)
     return typed.to_csv(index=False, header=False, lineterminator="\n")
+
+
+def check_name(kind: str, text: str) -> None:
+    """Check that a table can hold a name.
+
+    Args:
+        kind: what is named.
+        text: the name.
+
+    Raises:
+        EvalkitError: it has several lines, or holds what UTF-8 cannot write.
+    """
+    if "\n" in text or "\r" in text:
+        raise EvalkitError(f"expected a {kind} name of one line, found {text!r}; rename it")
+    if not is_unicode(text):
+        raise EvalkitError(f"expected a {kind} name in UTF-8, found {text!a}; rename it")
 
 
 def _typed(column: pd.Series) -> pd.Series:
@@ -165,6 +183,7 @@ def read_text(path: Path) -> str:
         raise EvalkitError(
             f"expected a run folder at {path.parent}, found none; make one with 'evalkit score'"
         )
+    check_regular(path, SCORE_AGAIN)
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
@@ -215,6 +234,8 @@ def _number(text: str, column: str) -> float:
     value = float(text)
     if column in _REQUIRED and not math.isfinite(value):
         raise ValueError
+    if value < 0 and column not in _SIGNED:
+        raise ValueError
     return value
 
 
@@ -247,9 +268,11 @@ def _parsed(column: str, texts: list[str], path: Path) -> pd.Series:
                 values.append(whole_number(text) if column in _WHOLE else _number(text, column))
         except (ValueError, KeyError):
             kind = "True or False" if column in _FLAG else "a number"
+            if column not in _SIGNED | _FLAG:
+                kind = "a number of at least 0"
             raise EvalkitError(
                 f"expected {kind} as {column} in line {number} of {path}, "
-                f"found '{text}'; {SCORE_AGAIN}"
+                f"found '{shortened(text)}'; {SCORE_AGAIN}"
             ) from None
     if column in _FLAG:
         return pd.Series(values, dtype="boolean")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from evalkit.cells import draw_batch
+from evalkit.cells import draw
 from evalkit.checkpoints import load_into, open_trajectory, trajectory_task
 from evalkit.checkpoints.adapters import model_for
 from evalkit.errors import EvalkitError
@@ -102,8 +102,8 @@ def checkpoint_batches(
         load_into(model, checkpoint)
         fitting = loaded.fit_labels(samples, model)
         for batch in range(settings.batches):
-            indices = draw_batch(len(samples), settings.batch_size, settings.seed, batch)
-            lin = linearize(model, *fitting.take(indices), loaded.likelihood)
+            taken = draw(fitting, settings.batch_size, settings.seed, batch)
+            lin = linearize(model, *taken, loaded.likelihood)
             yield f"{checkpoint.name}, batch {batch}", lin
 
 

@@ -24,7 +24,7 @@ from evalkit.errors import EvalkitError
 from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.next_token import at_positions, base_model, predicts_next, prompt_length
 from evalkit.settings import Settings
-from evalkit.tasks.task import seeded, user_code
+from evalkit.tasks.user_code import all_seeded, user_code
 
 LABELS = "labels"
 _WRAPPED = "data_collator"
@@ -270,20 +270,6 @@ def _apart(collate: Any) -> Any:
         elif name == _WRAPPED:
             vars(twin)[name] = _apart(value)
     return twin
-
-
-@contextmanager
-def all_seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of torch, numpy and Python; they are as they were afterwards."""
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002 (what collators draw from)
-    with seeded(seed):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.linearization.forward import forward
 from evalkit.settings import check_seed
 from evalkit.tasks import Recipe, Samples, Task
+from evalkit.tasks.samples import ItemSamples
 from evalkit.tasks.task import seeded, user_code
 from evalkit.version import __version__
 
@@ -123,8 +124,8 @@ class _Training:
 
     task: Task
     model: nn.Module
-    samples: Samples
-    validation: Samples | None
+    samples: Samples | ItemSamples
+    validation: Samples | ItemSamples | None
     recipe: Recipe
     folder: Path
 
@@ -164,7 +165,9 @@ class _Training:
             optimizer.step()
         return total / len(order)
 
-    def _losses(self, samples: Samples, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _losses(
+        self, samples: Samples | ItemSamples, indices: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses (n,), logits (n, ..., C) and checked targets of the samples at indices."""
         inputs, targets = samples.take(indices)
         with user_code(f"the model of task '{self.task.name}' on its data"):
@@ -209,7 +212,7 @@ class _Training:
         return path
 
     @torch.no_grad()
-    def _evaluate(self, samples: Samples) -> tuple[float, float | None]:
+    def _evaluate(self, samples: Samples | ItemSamples) -> tuple[float, float | None]:
         """Return the mean loss per sample and the accuracy, the model in eval mode.
 
         The accuracy is the share of labels predicted right, None for a likelihood without classes.

@@ -214,7 +214,7 @@ def test_losses_and_validation_metrics_are_drawn_where_they_are_known(tmp_path: 
     assert charts["validation"].figure.yaxis.axis_label == "Validation accuracy"
 
 
-@pytest.mark.parametrize("loss", [10**400, "0.1", None, True, math.nan])
+@pytest.mark.parametrize("loss", ["0.1", None, True, math.nan])
 def test_what_is_no_loss_is_not_drawn(tmp_path: Path, loss: object) -> None:
     entry = {"name": "first", "training_loss": loss}
     charts = charts_of(tmp_path, [2.0], (1e-12,), (entry,))

@@ -7,11 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
 
+from evalkit import optimizers
 from evalkit.cli import main
+from evalkit.cli.early import check_names, registered_names
+from evalkit.cli.main import commands
+from evalkit.cli.options import check_given_once
+from evalkit.cli.progress import Lines, duration
+from evalkit.errors import EvalkitError
 from evalkit.run import read_run
+from evalkit.updates import methods
 from tests.folders import BUNDLED
 
 SMALL = ["--batches", "2", "--batch-size", "16"]
@@ -111,6 +119,30 @@ BAD = {
     "negative damping": (["score", "{bundled}", "--damping", "-1"], "damping"),
     "damping no number": (["score", "{bundled}", "--damping", "1e-3,low"], "low"),
     "damping infinite": (["score", "{bundled}", "--damping", "inf"], "damping"),
+    "damping twice": (
+        ["score", "{bundled}", "--damping", "1e-3", "--damping", "1e-6"],
+        "expected --damping once, found it again; write --damping x[,y...]",
+    ),
+    "seed twice": (["score", "{bundled}", "--seed", "1", "--seed=2"], "--seed once"),
+    "optimizer twice": (
+        ["train", "digits-mlp", "--optimizer", "sgd", "--optimizer", "adam", "--out", "{tmp}/new"],
+        "--optimizer once",
+    ),
+    "baseline twice": (
+        ["check", "{tmp}/no-run", "--baseline", "a.csv", "--baseline", "b.csv"],
+        "--baseline once",
+    ),
+    "batches of 401 digits": (["score", "{bundled}", "--batches", "1" + 400 * "0"], "2^63"),
+    "batches of 5000 digits": (["score", "{bundled}", "--batches", 5000 * "9"], "--batches"),
+    "seed of 401 digits": (["score", "{bundled}", "--seed", "1" + 400 * "0"], "seed"),
+    "setting of 5000 digits": (
+        ["score", "{bundled}", "--methods", "ngd:max_iterations=" + 5000 * "9"],
+        "max_iterations",
+    ),
+    "nested setting": (
+        ["score", "{bundled}", "--methods", "ngd:max_iterations=" + 9000 * "["],
+        "max_iterations",
+    ),
     "no batches": (["score", "{bundled}", "--batches", "0"], "--batches"),
     "zero batch size": (["score", "{bundled}", "--batch-size", "0"], "--batch-size"),
     "more than data": (["score", "{bundled}", "--batch-size", "9999"], "--batch-size"),
@@ -137,8 +169,102 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     arguments = [part.format(bundled=BUNDLED, tmp=tmp_path) for part in template]
     if arguments[0] == "score" and len(arguments) > 1:
         arguments += ["--out", str(tmp_path / "run")]
-    assert hint in sentence(capsys, arguments)
+    found = sentence(capsys, arguments)
+    assert hint in found
+    assert "error of its own" not in found
     assert list(tmp_path.iterdir()) == []
+
+
+def test_repeatable_options_and_flags_add_up() -> None:
+    arguments = ["--load", "a.py", "--load", "b.py", "--set", "a=1", "--set", "a=2"]
+    check_given_once(commands.get_command(None, "score"), click.Context(commands), arguments)
+    flags = ["--update-baseline", "--update-baseline"]
+    check_given_once(commands.get_command(None, "check"), click.Context(commands), flags)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KeyError("x"), "found an error of its own (KeyError: 'x'); give the same command with"),
+        (RecursionError("deep"), "RecursionError: deep"),
+        (MemoryError(), "lower --batch-size"),
+        (OSError(28, "No space left", "name"), "No space left 'name'"),
+    ],
+)
+def test_an_error_that_nobody_foresaw_is_one_sentence(
+    error: Exception,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("evalkit.updates.registry.describe", fail)
+    assert expected in sentence(capsys, ["list"])
+    for arguments in (["list", "--debug"], ["--debug", "list"]):
+        assert main(arguments) == 2
+        shown = capsys.readouterr().err
+        assert "Traceback" in shown
+        assert "in fail" in shown
+        assert shown.splitlines()[-1].startswith("evalkit: error: ")
+
+
+def test_names_are_checked_without_torch_as_they_are_with_it() -> None:
+    assert sorted(registered_names("method")) == sorted(methods())
+    assert sorted(registered_names("optimizer")) == sorted(optimizers.names())
+    check_names("method", ["mine"], ["my_method.py"])
+    check_names("method", ["mine"], [None, "my_task.py:task"])
+    with pytest.raises(EvalkitError, match="unknown method 'mine'"):
+        check_names("method", ["sgd", "mine:a=1"], [None, "digits-mlp"])
+
+
+def test_a_typing_error_is_found_before_torch_is_loaded() -> None:
+    bad = (
+        ["score", str(BUNDLED), "--methods", "sgd,iefs"],
+        ["score", "no-such-folder"],
+        ["score", str(BUNDLED), "--dtype", "float12"],
+        ["score", str(BUNDLED), "--damping", "1", "--damping", "2"],
+        ["cost", "digits-mlp", "--methods", "iefs"],
+        ["train", "digits-mlp", "--optimizer", "adamx", "--out", "new"],
+        ["report", "no-such-run"],
+    )
+    code = (
+        "import sys; from evalkit.cli import main\n"
+        f"assert [main(one) for one in {bad!r}] == [2] * {len(bad)}\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_lines_of_progress_where_there_is_no_terminal() -> None:
+    now, lines = [0.0], []
+    shown = Lines(lines.append, clock=lambda: now[0], every=30)
+    for passed, done in ((0, 2), (1, 3), (29, 4), (31, 5), (32, 6), (90, 8), (91, 12), (91, 12)):
+        now[0] = passed
+        shown.update(done, 12, "step-1")
+    assert lines == [
+        "evalkit: 5 of 12, step-1, 31 s passed, about 72 s left",
+        "evalkit: 8 of 12, step-1, 90 s passed, about 60 s left",
+        "evalkit: 12 of 12, step-1, 91 s passed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.04 s"),
+        (9.96, "10 s"),
+        (99, "99 s"),
+        (300, "5 min"),
+        (9000, "2.5 h"),
+        (3e5, "3.5 days"),
+        (1e13, "1.157e+08 days"),
+    ],
+)
+def test_times_have_a_unit_that_suits_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_an_altered_checkpoint_is_refused_before_the_first_score(

@@ -15,11 +15,13 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet
+plain_files
 registry extras json_files settings reductions paired spreads
 likelihoods tables
 next_token
 run toy_tables timing memory
 overlap
+lost_rows identity source_files notes
 layers factor
 linearization.determinism linearization.broadcasts linearization.precision
 linearization.double_backward
@@ -39,9 +41,9 @@ updates
 accuracy metrics
 scoring
 optimizers
-tasks
+estimate tasks
 cells checkpoints
-trainer_batches
+trainer_batches resuming
 training study
 testing toy cost callback
 results
@@ -57,6 +59,11 @@ WITHOUT_TORCH = (
     "errors",
     "version",
     "extras",
+    "identity",
+    "lost_rows",
+    "notes",
+    "plain_files",
+    "source_files",
     "machine",
     "registry",
     "settings",

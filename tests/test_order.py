@@ -174,4 +174,4 @@ def test_the_order_is_printed_before_the_first_score(
         "2 checkpoints, as --order names them, equally spaced: b, a"
     ) < printed.index("gamma relative")
     assert main([*command, "--order", "b,a", "--key", "dis"]) == 2
-    assert "another checkpoints" in capsys.readouterr().err
+    assert "another checkpoint 'b'" in capsys.readouterr().err

@@ -31,8 +31,10 @@ SUBTLE = "iEF with un-squared norms"
 
 def score(folder: Path, run: Path, *more: str) -> Path:
     """Score the trajectory in ``folder`` into ``run``."""
-    small = ["--batches", "8", "--batch-size", "16", "--methods", METHODS]
-    command = ["score", str(folder), "--task", "digits-mlp", *small, "--out", str(run), *more]
+    small = {"--batches": "8", "--batch-size": "16", "--methods": METHODS}
+    small |= dict(zip(more[::2], more[1::2], strict=True))
+    options = [word for pair in small.items() for word in pair]
+    command = ["score", str(folder), "--task", "digits-mlp", *options, "--out", str(run)]
     assert main(command) == 0
     return run
 

@@ -102,7 +102,7 @@ def test_registered_task() -> None:
 def test_task_from_a_file(user_file: Path, attribute: str) -> None:
     spec = f"{user_file}:{attribute}"
     task = load_task(spec)
-    assert task.name == spec
+    assert task.name == f"mytask.py:{attribute}"
     assert len(task.training_samples()) == 10
     assert isinstance(task.build_model(0), nn.Linear)
 

@@ -26,6 +26,7 @@ from evalkit.checkpoints.saved import (
     saved_hash,
 )
 from evalkit.errors import EvalkitError
+from evalkit.identity import task_name
 from evalkit.tasks import Task, load_task, setting_names, task_names
 from evalkit.tasks.task import Setting
 
@@ -287,6 +288,6 @@ def trajectory_task(
     merged: dict[str, Setting] = {}
     if trajectory.base_model is not None and "model" in setting_names(spec):
         merged["model"] = trajectory.base_model
-    if spec == trajectory.task:
+    if trajectory.task is not None and task_name(spec) == task_name(trajectory.task):
         merged |= trajectory.settings
     return load_task(spec, {**merged, **(settings or {})})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from evalkit.cli.console import remark, say
 from evalkit.cli.options import Number
 from evalkit.errors import EvalkitError
 from evalkit.settings import DEFAULT_TOLERANCE
@@ -95,7 +96,7 @@ def _update(run: Path, path: Path) -> int:
     from evalkit.run import read_run
 
     diff = update_baseline(path, read_run(run))
-    click.echo(diff if diff else f"Baseline {path} is up to date")
+    say(diff if diff else f"Baseline {path} is up to date")
     return 0
 
 
@@ -106,10 +107,13 @@ def _check(run: Path, path: Path, tolerance: float, outputs: dict[str, Path | No
     from evalkit.gate.check import check
     from evalkit.gate.figure import write_differences
     from evalkit.gate.output import headline, junit, markdown, terminal_table
+    from evalkit.lost_rows import lost_rows
     from evalkit.run import FIGURES_FOLDER, read_run
     from evalkit.tables import write_atomically
 
-    found = check(baseline_of(read_run(run)), read_baseline(path), tolerance)
+    result = read_run(run)
+    remark("warning", lost_rows(result))
+    found = check(baseline_of(result), read_baseline(path), tolerance)
     for name, write in (("--junit", junit), ("--markdown", markdown)):
         file = outputs[name]
         if file is not None:
@@ -118,8 +122,8 @@ def _check(run: Path, path: Path, tolerance: float, outputs: dict[str, Path | No
     table = terminal_table(found)
     if table is not None:
         print_table(table)
-    click.echo(headline(found))
+    say(headline(found))
     if found.passed:
         return 0
-    click.echo(f"If this is meant: evalkit check {run} --baseline {path} --update-baseline")
+    say(f"If this is meant: evalkit check {run} --baseline {path} --update-baseline")
     return REGRESSION

@@ -1,12 +1,39 @@
-"""Tables on the terminal."""
+"""What commands print: lines that any terminal can show, tables, and words of warning."""
 
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from evalkit.json_files import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def say(text: object) -> None:
+    """Print a line; what cannot be written, as in a path that is not UTF-8, becomes escapes."""
+    click.echo(printable(text))
+
+
+def remark(kind: str, text: str) -> None:
+    """Print a sentence on standard error, unless it is empty.
+
+    Args:
+        kind: ``"note"`` or ``"warning"``.
+        text: the sentence.
+    """
+    if text:
+        print(f"evalkit: {kind}: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def print_table(table: Table) -> None:
     """Print a table, wider than the window rather than cut off."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
     endless = Console(width=10_000)
     needed = Measurement.get(endless, endless.options, table).maximum
     Console(width=max(Console().width, needed)).print(table)

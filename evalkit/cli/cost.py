@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from evalkit.cli.console import say
+from evalkit.cli.early import check_names
 from evalkit.cli.options import (
     BATCH_SIZE,
     DEVICE,
@@ -77,7 +79,8 @@ def command(
     its model is taken as initialised. An update or a score starts from model and batch. A training
     step is one forward and backward of the same batch.
     """
-    from evalkit.cli.progress import progress_bar
+    check_names("method", methods or (), (*code, task))
+    from evalkit.cli.progress import shown_progress
     from evalkit.cost import measure_costs, write_costs
     from evalkit.tables import make_folder
     from evalkit.tasks import load_task
@@ -94,18 +97,12 @@ def command(
         dtype=dtype,
         device=device,
     )
-    with progress_bar() as bar:
-        shown = bar.add_task(loaded.name, total=None)
-
-        def show(done: int, total: int, piece: str) -> None:
-            bar.update(shown, completed=done, total=total, description=piece)
-
-        table = measure_costs(loaded, settings, repetitions, show)
-        bar.remove_task(shown)
+    with shown_progress(loaded.name) as shown:
+        table = measure_costs(loaded, settings, repetitions, shown.update)
     _print_table(table)
     if folder is not None:
         write_costs(table, make_folder(folder))
-        click.echo(f"Table in {folder}")
+        say(f"Table in {folder}")
 
 
 def _print_table(table: CostTable) -> None:
@@ -119,7 +116,7 @@ def _print_table(table: CostTable) -> None:
     from evalkit.spreads import format_number
 
     facts = table.provenance
-    click.echo(
+    say(
         f"{facts['task']}: N = {facts['num_samples']}, P = {facts['num_params']:,}, "
         f"{facts['dtype']} on {facts['device']}, threads: {facts['machine']['threads']}\n"
         f"medians of {facts['repetitions']} repetitions; a step is one forward and backward"

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
 
-from evalkit.errors import EvalkitError
+from evalkit.cli.options import check_given_once
+from evalkit.errors import EvalkitError, reason
+from evalkit.json_files import printable
 from evalkit.machine import keep_freed_memory
 from evalkit.registry import suggest
 from evalkit.version import __version__
 
 UNUSABLE_INPUT = 2
 INTERRUPTED = 130
+DEBUG = "--debug"
 COMMANDS = ("train", "score", "report", "check", "toy", "cost", "list")
 
 
@@ -35,7 +39,10 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise EvalkitError(f"unknown command '{args[0]}'; {suggest(args[0], COMMANDS)}")
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            check_given_once(command, ctx, rest)
+        return name, command, rest
 
 
 @click.command(
@@ -51,8 +58,11 @@ Examples:
 """,
 )
 @click.version_option(__version__, prog_name="evalkit")
+@click.option(
+    DEBUG, is_flag=True, help="Show where an error comes from, at any place in a command."
+)
 @click.pass_context
-def commands(context: click.Context) -> None:
+def commands(context: click.Context, debug: bool) -> None:
     """Score approximate natural-gradient updates against the exact natural gradient."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -68,33 +78,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 2 input that cannot be used (said in one sentence), 130 interrupted.
     """
     keep_freed_memory()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Commands do not know this option: it may stand before and behind their names.
+    debug = DEBUG in given
+    asked = [argument for argument in given if argument != DEBUG]
     try:
-        result = commands.main(
-            args=None if arguments is None else list(arguments),
-            prog_name="evalkit",
-            standalone_mode=False,
-        )
-    except EvalkitError as error:
-        return _refuse(str(error))
-    except click.UsageError as error:
-        place = error.ctx.command_path if error.ctx else "evalkit"
-        return _refuse(f"{error.format_message().rstrip('.')}; see '{place} --help'")
-    except click.ClickException as error:
-        return _refuse(error.format_message())
-    except OSError as error:
-        name = f" '{error.filename}'" if error.filename else ""
-        return _refuse(
-            f"expected to read and write files, found {error.strerror or error}{name}; "
-            "check the path, the permissions and the free space"
-        )
+        result = commands.main(args=asked, prog_name="evalkit", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        hint = "; the same command goes on where it stopped" if given[:1] == ["score"] else ""
+        hint = "; the same command goes on where it stopped" if asked[:1] == ["score"] else ""
         print(f"evalkit: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"evalkit: error: {printable(_sentence(error))}", file=sys.stderr)
+        return UNUSABLE_INPUT
     return result if isinstance(result, int) else 0
 
 
-def _refuse(sentence: str) -> int:
-    print(f"evalkit: error: {sentence}", file=sys.stderr)
-    return UNUSABLE_INPUT
+def _sentence(error: Exception) -> str:
+    """Return what is said of an error: what was expected, what was found, what to do."""
+    if isinstance(error, EvalkitError):
+        return str(error)
+    if isinstance(error, click.UsageError):
+        place = error.ctx.command_path if error.ctx else "evalkit"
+        return f"{error.format_message().rstrip('.')}; see '{place} --help'"
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, OSError):
+        name = f" '{error.filename}'" if error.filename else ""
+        return (
+            f"expected to read and write files, found {error.strerror or error}{name}; "
+            "check the path, the permissions and the free space"
+        )
+    if isinstance(error, MemoryError):
+        return (
+            "expected enough memory, found too little; lower --batch-size, or set "
+            "--micro-batch-size"
+        )
+    return (
+        f"expected input that evalkit can use, found an error of its own ({reason(error)}); give "
+        f"the same command with {DEBUG} to see where, and report it"
+    )

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from evalkit.errors import EvalkitError, shortened
 from evalkit.settings import Settings
 
 
@@ -28,7 +29,8 @@ class CommaSeparated(click.ParamType):
         try:
             return tuple(self.kind(part) for part in parts)
         except ValueError:
-            self.fail(f"expected numbers separated by commas, found '{value}'", param, ctx)
+            found = shortened(str(value))
+            self.fail(f"expected numbers separated by commas, found '{found}'", param, ctx)
 
 
 class Number(click.ParamType):
@@ -48,7 +50,7 @@ class Number(click.ParamType):
             return self.kind(value)
         except ValueError:
             wanted = "a whole number" if self.kind is int else "a number"
-            self.fail(f"expected {wanted}, found '{value}'", param, ctx)
+            self.fail(f"expected {wanted}, found '{shortened(str(value))}'", param, ctx)
 
 
 class SettingText(click.ParamType):
@@ -63,6 +65,31 @@ class SettingText(click.ParamType):
         if not name.strip() or not equals:
             self.fail(f"expected NAME=VALUE, found '{value}'", param, ctx)
         return name.strip(), text.strip()
+
+
+def check_given_once(command: click.Command, context: click.Context, arguments: list[str]) -> None:
+    """Refuse an option that is given again, unless it is declared repeatable: the last would count.
+
+    Args:
+        command: whose options they are.
+        context: of the command above it.
+        arguments: of the command.
+
+    Raises:
+        EvalkitError: an option with a value is given twice.
+    """
+    try:
+        inner = click.Context(command, parent=context, info_name=command.name)
+        _, _, order = command.make_parser(inner).parse_args(list(arguments))
+    except click.UsageError:
+        return  # said when the command itself reads them
+    for option in order:
+        if not isinstance(option, click.Option) or option.multiple or option.is_flag:
+            continue
+        if sum(other is option for other in order) > 1:
+            several = isinstance(option.type, CommaSeparated)
+            advice = f"write {option.opts[0]} {option.type.name}" if several else "drop one"
+            raise EvalkitError(f"expected {option.opts[0]} once, found it again; {advice}")
 
 
 SET = click.option(

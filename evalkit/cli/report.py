@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from evalkit.cli.console import remark, say
 from evalkit.cli.options import STYLE, CommaSeparated
 
 
@@ -42,8 +43,10 @@ def command(
     Several RUNs are drawn as lines of the same figures, a panel per pair of methods.
     """
     from evalkit.figures.layouts import chosen_layouts
+    from evalkit.lost_rows import lost_rows
     from evalkit.pairs import parse_pair
     from evalkit.reports import report_run, report_runs
+    from evalkit.run import read_run
 
     layouts = chosen_layouts(style)
     chosen = [parse_pair(pair) for pair in pairs or ()]
@@ -51,6 +54,8 @@ def command(
         report = report_run(runs[0], chosen, layouts)
     else:
         report = report_runs(runs, chosen, layouts, folder)
+    for run in runs:
+        remark("warning", lost_rows(read_run(run)))
     for line in report.statements:
-        click.echo(line)
-    click.echo(f"Report: {report.place.resolve()}")
+        say(line)
+    say(f"Report: {report.place.resolve()}")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from evalkit.cli.console import remark, say
+from evalkit.cli.early import check_names, check_there
 from evalkit.cli.options import (
     BATCH_SIZE,
     DEVICE,
@@ -110,15 +112,18 @@ def command(
 
     Writes scores.csv, batches.csv and run.json into RUN and prints, for every checkpoint and
     method, gamma as a ratio to SGD's with the efficiency in brackets. An interrupted run goes on
-    where it stopped when the same command is given again.
+    where it stopped when the same command is given again; more methods, dampings, checkpoints and
+    batches extend it.
     """
+    check_there(folder)
+    check_names("method", methods, (*code, task))
     settings = Settings(
         methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device
     )
     run = run if run is not None else Path("runs") / _run_name(folder)
     _score((folder, order, key), (task, dict(task_settings)), code, settings, run)
     _print_table(run)
-    click.echo(f"Tables in {run}; figures and page: evalkit report {run}")
+    say(f"Tables in {run}; figures and page: evalkit report {run}")
 
 
 def _run_name(folder: Path) -> str:
@@ -135,8 +140,8 @@ def _score(
     run: Path,
 ) -> None:
     from evalkit.checkpoints import open_trajectory, trajectory_task
-    from evalkit.cli.progress import progress_bar
-    from evalkit.study import Progress, run_study
+    from evalkit.cli.progress import duration, shown_progress
+    from evalkit.study import Progress, Start, run_study
     from evalkit.tasks.loading import load_code
 
     for location in code:
@@ -145,15 +150,21 @@ def _score(
     for note in trajectory.notes:
         click.echo(textwrap.fill(note, 80, break_long_words=False, break_on_hyphens=False))
     task = trajectory_task(trajectory, *spec)
-    with progress_bar() as bar:
-        shown = bar.add_task(task.name)
+    with shown_progress(task.name) as shown:
 
         def show(state: Progress) -> None:
             doing = f"{state.checkpoint}, iteration {state.iteration}"
-            text = doing if state.iteration else state.checkpoint
-            bar.update(shown, completed=state.done, total=state.total, description=text)
+            shown.update(state.done, state.total, doing if state.iteration else state.checkpoint)
 
-        run_study(trajectory, task, settings, run, show)
+        def begin(start: Start) -> None:
+            for note in start.notes:
+                shown.say(f"evalkit: note: {note}")
+            shown.say(
+                f"evalkit: {start.cells} batches to score, roughly {duration(start.seconds)} by "
+                "the time of one product"
+            )
+
+        run_study(trajectory, task, settings, run, show, begin)
 
 
 def _print_table(run: Path) -> None:
@@ -162,10 +173,12 @@ def _print_table(run: Path) -> None:
     from rich.text import Text
 
     from evalkit.cli.console import print_table
+    from evalkit.lost_rows import lost_rows
     from evalkit.results import final_table, headline
     from evalkit.run import read_run
 
     result = read_run(run)
+    remark("warning", lost_rows(result))
     rows = final_table(result)
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -180,4 +193,4 @@ def _print_table(run: Path) -> None:
     for row in rows.itertuples(index=False):
         table.add_row(*map(Text, row))
     print_table(table)
-    click.echo(headline(result))
+    say(headline(result))

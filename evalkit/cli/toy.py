@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from evalkit.cli.console import say
 from evalkit.cli.options import STYLE, Number
 from evalkit.settings import DEFAULT_DAMPING
 
@@ -54,4 +55,4 @@ def command(problem: str, damping: float, folder: Path | None, style: str) -> No
     write_toy(toy, folder)
     for layout in layouts:
         for path in write_toy_figure(toy, folder, layout):
-            click.echo(path)
+            say(path)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from evalkit.cli.console import say
+from evalkit.cli.early import check_names
 from evalkit.cli.options import SET, Number
 
 
@@ -54,27 +56,23 @@ def command(
 
     TASK is a registered name (see 'evalkit list'), file.py:attribute or package.module:attribute.
     """
-    from evalkit.cli.progress import progress_bar
+    optimizer = recipe["optimizer"]
+    check_names("optimizer", () if optimizer is None else (str(optimizer),), (task,))
+    from evalkit.cli.progress import shown_progress
     from evalkit.tasks import load_task
     from evalkit.training import Epoch, train
 
     loaded = load_task(task, dict(task_settings))
-    with progress_bar() as bar:
-        shown = bar.add_task(loaded.name, total=None)
+    with shown_progress(loaded.name) as shown:
 
         def show(epoch: Epoch) -> None:
-            bar.update(
-                shown,
-                completed=epoch.number,
-                total=epoch.of,
-                description=f"{loaded.name} loss {epoch.loss:.4g}",
-            )
+            shown.update(epoch.number, epoch.of, f"{loaded.name} loss {epoch.loss:.4g}")
 
         trajectory = train(loaded, folder=folder, seed=seed, on_epoch=show, **recipe)  # type: ignore[arg-type]
     last = trajectory.checkpoints[-1]
     accuracy = last.validation_accuracy
     validated = "" if accuracy is None else f", validation accuracy {accuracy:.1%}"
-    click.echo(
+    say(
         f"{len(trajectory.checkpoints)} checkpoints in {folder}; at the end training loss "
         f"{last.training_loss:.4g}{validated}"
     )

@@ -18,6 +18,7 @@ from evalkit.figures.palette import FLOOR, Style
 from evalkit.spreads import Spread, spread
 from evalkit.sweeps import damping_places
 
+_LARGEST = 1e100  # on an axis, and its inverse the smallest: products of its ends must not overflow
 _LINE = 1.28  # from one end label to the next, in font sizes
 # Ticks in a decade of a log axis that spans at most so many decades.
 _STEPS = {1: (1, 1.5, 2, 3, 4, 5, 6, 8), 2: (1, 2, 5), 3: (1, 3), math.inf: (1,)}
@@ -141,8 +142,9 @@ def bar_ends(table: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def log_limits(values: np.ndarray, always: float) -> tuple[float, float]:
-    """Return limits a little beyond all finite positive values and ``always``."""
-    inside = np.append(values[np.isfinite(values) & (values > 0)], always)
+    """Return limits a little beyond all positive values that an axis can hold and ``always``."""
+    held = (values > 1 / _LARGEST) & (values < _LARGEST)
+    inside = np.append(values[held], always)
     margin = 10 ** (0.06 + 0.03 * math.log10(inside.max() / inside.min()))
     return float(inside.min() / margin), float(inside.max() * margin)
 

@@ -20,11 +20,14 @@ from evalkit.gate.baseline_file import (
     parse,
     render,
 )
-from evalkit.paired import FEWEST_BATCHES
+from evalkit.lost_rows import lost_rows
+from evalkit.plain_files import check_regular
 from evalkit.run import PROVENANCE_FILE, Run
 from evalkit.tables import SCORE_AGAIN, unwritable, write_atomically
 
 _SETTLED = 1e-5
+FEWEST_KEPT = 2
+"""Batches of a baseline, at least: with two the gate can say what is the same."""
 
 
 def baseline_of(run: Run) -> Baseline:
@@ -93,6 +96,7 @@ def update_baseline(path: str | os.PathLike[str], run: Run) -> str:
     path = Path(path)
     baseline = baseline_of(run)
     _check_enough(run, baseline)
+    check_regular(path, "name another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -116,10 +120,13 @@ def _check_enough(run: Run, baseline: Baseline) -> None:
             f"expected a finished run as a baseline, found '{run.folder}' unfinished; run the same "
             "'evalkit score' command to the end first"
         )
+    lost = lost_rows(run)
+    if lost:
+        raise EvalkitError(f"expected every row of the run as a baseline, found that {lost}")
     fewest = int(baseline.rows.groupby("checkpoint")["batch"].nunique().min())
-    if fewest < FEWEST_BATCHES:
+    if fewest < FEWEST_KEPT:
         raise EvalkitError(
-            f"expected at least {FEWEST_BATCHES} batches per checkpoint in a baseline, found "
+            f"expected at least {FEWEST_KEPT} batches per checkpoint in a baseline, found "
             f"{fewest} in '{run.folder}'; score more, as in 'evalkit score DIR --batches 5'"
         )
 

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from evalkit.errors import EvalkitError
+from evalkit.plain_files import check_regular
 from evalkit.tables import csv_line, whole_number
 
 FORMAT = "1"
@@ -75,6 +76,7 @@ def read_baseline(path: str | os.PathLike[str]) -> Baseline:
         EvalkitError: there is no file, or it is not a baseline.
     """
     path = Path(path)
+    check_regular(path, "check the path")
     try:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:

@@ -16,6 +16,7 @@ import pandas as pd
 from evalkit.errors import EvalkitError
 from evalkit.gate.baseline_file import IDENTITY, INFORMATION, Baseline
 from evalkit.gate.comparison import ALL, METRICS, Check, Comparison, Verdict
+from evalkit.identity import task_name
 from evalkit.paired import (
     EFFICIENCY,
     FEWEST_BATCHES,
@@ -84,6 +85,8 @@ def _differing(names: Iterable[str], run: Baseline, baseline: Baseline) -> Itera
     """Yield a phrase for each entry in which run and baseline differ."""
     for name in names:
         found, wanted = run.made_with[name], baseline.made_with[name]
+        if name == "task":
+            found, wanted = task_name(found), task_name(wanted)
         if found != wanted:
             yield f"{name} {found} instead of {wanted}"
 

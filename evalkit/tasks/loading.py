@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from evalkit.errors import EvalkitError
+from evalkit.identity import task_name
 from evalkit.registry import suggest
 from evalkit.tasks.registered import make_task, registered_task, task_names
 from evalkit.tasks.task import Setting, Task, user_code
@@ -35,7 +36,8 @@ def load_task(spec: str, settings: Mapping[str, Setting] | None = None) -> Task:
         settings: of a family of tasks, as values or as the text of them.
 
     Returns:
-        The task; where it has no name of its own, ``spec`` becomes its name.
+        The task; where it has no name of its own, ``spec`` becomes its name, a file without its
+        folders.
 
     Raises:
         EvalkitError: there is no such task, or its code fails.
@@ -51,14 +53,26 @@ def load_task(spec: str, settings: Mapping[str, Setting] | None = None) -> Task:
     if not location or not attribute:
         raise EvalkitError(f"expected a task as {FORMS}, found '{spec}'; write both parts")
     task = _task_of(_attribute_of(load_code(location), attribute, location), spec, settings)
-    if not task.name:
-        return dataclasses.replace(task, name=spec)
+    if not task.name or task.name == spec:
+        return dataclasses.replace(task, name=_name(spec))
     if task.name in task_names() and not _is_registered(task):
         raise EvalkitError(
             f"task '{spec}': expected a name of its own, found '{task.name}', which another task "
             "is registered under; choose another name"
         )
     return task
+
+
+def _name(spec: str) -> str:
+    """Return what a task of a specification is called, whichever path and link lead to its file."""
+    location, _, attribute = spec.rpartition(":")
+    if _is_file(location):
+        location = str(Path(location).expanduser().resolve())
+    return task_name(f"{location}:{attribute}")
+
+
+def _is_file(location: str) -> bool:
+    return location.endswith(".py") or "/" in location or "\\" in location
 
 
 def _is_registered(task: Task) -> bool:
@@ -74,8 +88,7 @@ def load_code(location: str) -> ModuleType:
     Raises:
         EvalkitError: it is not there, or its code fails.
     """
-    is_file = location.endswith(".py") or "/" in location or "\\" in location
-    return _import_file(location) if is_file else _import_module(location)
+    return _import_file(location) if _is_file(location) else _import_module(location)
 
 
 def _import_file(location: str) -> ModuleType:

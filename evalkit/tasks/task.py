@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import DataLoader
 
 from evalkit import likelihoods, optimizers
 from evalkit.errors import EvalkitError
-from evalkit.linearization.forward import Inputs
 from evalkit.next_token import (
     answers_in_words,
     check_shift,
@@ -24,126 +20,14 @@ from evalkit.next_token import (
     refuse_labels,
     shifting,
 )
+from evalkit.tasks.samples import Collate, ItemSamples, Samples, as_samples, is_item_source
+from evalkit.tasks.user_code import seeded, user_code
 
-_MESSAGE_LENGTH = 200
-
-
-@contextmanager
-def user_code(what: str, file: str | Path | None = None) -> Iterator[None]:
-    """Turn an exception of code that evalkit did not write into one sentence.
-
-    Args:
-        what: the code, as the sentence calls it (``"the model of task 'mine'"``).
-        file: the file that the line number should refer to; default: where it was raised.
-
-    Raises:
-        EvalkitError: the code raised; errors that are sentences already pass unchanged.
-    """
-    try:
-        yield
-    except EvalkitError:
-        raise
-    except (Exception, SystemExit) as error:
-        message = " ".join(str(error).split())[:_MESSAGE_LENGTH] or "no message"
-        place = _place(error, file)
-        raise EvalkitError(
-            f"expected {what} to run, found {type(error).__name__}: {message} ({place}); "
-            "correct that code"
-        ) from error
-
-
-def _place(error: BaseException, file: str | Path | None) -> str:
-    """Return ``file, line n`` for the innermost frame in ``file``, or the innermost frame."""
-    if isinstance(error, SyntaxError) and error.filename is not None:
-        return f"{error.filename}, line {error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if file is not None and Path(frame.filename) == Path(file)]
-    frame = (own or list(frames))[-1]
-    return f"{frame.filename}, line {frame.lineno}"
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's ambient generators within the block and restore their state afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
-
-
-Collate = Callable[[Inputs, Tensor], tuple[Inputs, Tensor]]
-"""Maps the inputs and targets of a batch to others, sample axis first."""
+__all__ = ["Collate", "Recipe", "Samples", "Setting", "Task", "seeded", "user_code"]
 
 
 Setting = str | int | float | bool
 """A value that a task was made with: a model's name, a number of samples."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Inputs and targets of N samples, each tensor with the samples along its first axis.
-
-    Args:
-        inputs: a tensor, a tuple of tensors or a dict of tensors.
-        targets: a tensor.
-        collate: makes of the inputs and targets of a batch what the model and the likelihood take;
-            None where they are that already.
-
-    Raises:
-        EvalkitError: something else than tensors, no samples, or different numbers of samples.
-    """
-
-    inputs: Inputs
-    targets: Tensor
-    collate: Collate | None = None
-
-    def __post_init__(self) -> None:
-        tensors = {**_named(self.inputs), "targets": self.targets}
-        for name, tensor in tensors.items():
-            if not isinstance(tensor, Tensor) or tensor.dim() == 0:
-                raise EvalkitError(
-                    f"expected {name} to be a tensor with the samples along its first axis, found "
-                    f"{_kind(tensor)}; return (inputs, targets), with inputs a tensor, a tuple of "
-                    "tensors or a dict of tensors"
-                )
-        lengths = {name: len(tensor) for name, tensor in tensors.items()}
-        if len(set(lengths.values())) != 1:
-            found = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-            raise EvalkitError(
-                f"expected as many inputs as targets, found {found}; put the samples along the "
-                "first axis of every tensor"
-            )
-        if len(self) == 0:
-            raise EvalkitError("expected at least one sample, found none; check the task's data")
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def take(self, indices: Tensor | slice) -> tuple[Inputs, Tensor]:
-        """Return the inputs and the targets of the samples at ``indices``: (n,) integers."""
-        inputs, targets = self.inputs, self.targets[indices]
-        if isinstance(inputs, Tensor):
-            inputs = inputs[indices]
-        elif isinstance(inputs, tuple):
-            inputs = tuple(tensor[indices] for tensor in inputs)
-        else:
-            inputs = {name: tensor[indices] for name, tensor in inputs.items()}
-        if self.collate is None:
-            return inputs, targets
-        with user_code("the collate function of the task"):
-            return self.collate(inputs, targets)
-
-
-def _named(inputs: Any) -> dict[str, Any]:
-    if isinstance(inputs, tuple) and inputs:
-        return {f"inputs[{index}]": tensor for index, tensor in enumerate(inputs)}
-    if isinstance(inputs, dict) and inputs:
-        return {f"inputs['{name}']": tensor for name, tensor in inputs.items()}
-    return {"inputs": inputs}
-
-
-def _kind(value: Any) -> str:
-    return "a single number" if isinstance(value, Tensor) else type(value).__name__
 
 
 @dataclass(frozen=True)
@@ -204,7 +88,9 @@ class Task:
 
     Args:
         model: builds the model, freshly initialised from torch's ambient generator.
-        data: returns the training samples, (inputs, targets); see :class:`Samples`.
+        data: returns the training samples: (inputs, targets), as tensors or arrays, see
+            :class:`Samples`; or a ``Dataset`` or ``DataLoader``, see :class:`ItemSamples`. Such a
+            data set or loader can stand here itself.
         likelihood: what the outputs mean, a name of :func:`evalkit.likelihoods.names`.
         validation: returns samples in the form of ``data``, or None where there are none.
         recipe: the defaults of training.
@@ -223,9 +109,9 @@ class Task:
     """
 
     model: Callable[[], nn.Module]
-    data: Callable[[], tuple[Inputs, Tensor]]
+    data: Callable[[], Any]
     likelihood: str = "categorical"
-    validation: Callable[[], tuple[Inputs, Tensor]] | None = None
+    validation: Callable[[], Any] | None = None
     recipe: Recipe = field(default_factory=Recipe)
     name: str = ""
     base: Callable[[], nn.Module] | None = None
@@ -237,6 +123,8 @@ class Task:
         for argument in ("model", "data", "validation", "base"):
             value = getattr(self, argument)
             if argument in ("validation", "base") and value is None:
+                continue
+            if argument in ("data", "validation") and is_item_source(value):
                 continue
             # A built module can be called too, but it would carry its weights between uses.
             if isinstance(value, nn.Module) or not callable(value):
@@ -251,6 +139,15 @@ class Task:
             )
         likelihoods.get(self.likelihood)
         check_shift(self.shift_labels)
+
+    def parts(self) -> tuple[Any, ...]:
+        """Return the functions and objects of the user that scores depend on."""
+        parts = [self.model, self.base, self.data, self.collate]
+        for value in parts[:]:
+            if isinstance(value, DataLoader):
+                parts += [value.dataset, value.collate_fn]
+        loaders = (DataLoader, type(None))
+        return tuple(value for value in parts if not isinstance(value, loaders))
 
     def build_model(self, seed: int) -> nn.Module:
         """Return the model as initialised from ``seed``; the ambient generators stay as they are.
@@ -274,7 +171,7 @@ class Task:
             )
         return model
 
-    def training_samples(self) -> Samples:
+    def training_samples(self) -> Samples | ItemSamples:
         """Return the samples to train on and to score.
 
         Raises:
@@ -282,7 +179,7 @@ class Task:
         """
         return self._samples("data", self.data)
 
-    def validation_samples(self) -> Samples | None:
+    def validation_samples(self) -> Samples | ItemSamples | None:
         """Return the samples to validate on, None where the task has none.
 
         Raises:
@@ -290,7 +187,7 @@ class Task:
         """
         return None if self.validation is None else self._samples("validation", self.validation)
 
-    def fit_labels(self, samples: Samples, model: nn.Module) -> Samples:
+    def fit_labels(self, samples: Samples | ItemSamples, model: nn.Module) -> Samples | ItemSamples:
         """Return the samples with labels that fit the logits of ``model``, its prompt included.
 
         Raises:
@@ -301,14 +198,9 @@ class Task:
         prompt = prompt_length(model) if self.shift_labels else 0
         return replace(samples, collate=shifting(self.collate, prompt)) if prompt else samples
 
-    def _samples(self, argument: str, load: Callable[[], tuple[Inputs, Tensor]]) -> Samples:
+    def _samples(self, argument: str, load: Any) -> Samples | ItemSamples:
         what = f"the {argument} of task '{self.name}'"
         with user_code(what):
-            loaded = load()
-        if not isinstance(loaded, tuple) or len(loaded) != 2:
-            found = f"{len(loaded)} values" if isinstance(loaded, tuple) else type(loaded).__name__
-            raise EvalkitError(f"expected {what} to be (inputs, targets), found {found}")
-        try:
-            return Samples(*loaded, shifting(self.collate) if self.shift_labels else self.collate)
-        except EvalkitError as error:
-            raise EvalkitError(f"{what}: {error}") from None
+            loaded = load if is_item_source(load) else load()
+        collate = shifting(self.collate) if self.shift_labels else self.collate
+        return as_samples(loaded, what, collate)

@@ -152,7 +152,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
             )
         try:
             settings[key] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             settings[key] = value  # a word; whether the setting takes one is checked below
     _check_settings(name, settings)
     return name, settings
