@@ -20,10 +20,12 @@ likelihoods tables
 next_token
 run toy_tables timing memory
 layers factor
-linearization.determinism linearization.broadcasts linearization.precision
-linearization.double_backward
+linearization.modules linearization.broadcasts linearization.precision
+linearization.determinism linearization.double_backward
 linearization.recorder
+linearization.graph_ends
 linearization.forward
+linearization.adjoint linearization.sample_axis
 linearization.ruled_rows linearization.per_sample linearization.pulled
 linearization.tangents
 linearization.micro_batches
