@@ -124,14 +124,10 @@ class _Seen:
         """Return the calls of one forward in the order in which they end."""
         pending: list[tuple[int, ...]] = []
         seen: list[_Seen] = []
-        with (
-            torch.no_grad(),
-            preserved_random_state(),
-            watched(
-                model,
-                lambda call: seen.append(cls(call, pending.pop())),
-                lambda call: pending.append(_digests(call.inputs)),
-            ),
+        with watched(
+            model,
+            lambda call: seen.append(cls(call, pending.pop())),
+            lambda call: pending.append(_digests(call.inputs)),
         ):
             run()
         return seen

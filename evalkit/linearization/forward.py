@@ -171,9 +171,13 @@ class Evaluation:
     cast: Callable[[Inputs], Inputs]
 
     def run(self, inputs: Inputs) -> Tensor:
-        """Return the logits of inputs without a graph; no random state is used up."""
-        with differentiable(), torch.no_grad(), preserved_random_state():
-            return self.call(self.parameters, self.cast(inputs))
+        """Return the logits of inputs, detached; no random state is used up.
+
+        Gradients are on as in a recorded forward: it may take some inside, and without them some
+        modules take another path.
+        """
+        with differentiable(), preserved_random_state():
+            return self.call(self.parameters, self.cast(inputs)).detach()
 
 
 def evaluation(model: nn.Module, dtype: torch.dtype | None = None) -> Evaluation:
