@@ -20,6 +20,9 @@ from evalkit.linearization.forward import Recording, differentiable
 from evalkit.linearization.graph_ends import functions_between
 from evalkit.linearization.modules import ModuleCall, first, watched
 
+MOST_AT_ONCE = 1 << 16
+"""Numbers of float32 in a dot product of no more rounding than a factor of a backward has."""
+
 
 @dataclass(frozen=True)
 class AdjointTest:
@@ -69,10 +72,13 @@ def compare(
 
 def _dot(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Return the inner product of two tensors, and how large one of random numbers would be."""
-    one, other = one.detach(), other.detach()
-    norms = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in (one, other)]
-    total = (one * other).sum(dtype=torch.float64)
-    return total, norms[0] * norms[1] / max(1, one.numel()) ** 0.5
+    one, other = one.detach().reshape(-1), other.detach().reshape(-1)
+    norms = torch.linalg.vector_norm(one) * torch.linalg.vector_norm(other)
+    other = other.to(one.dtype)
+    # A dot product of float32 loses digits with its length, and one in float64 copies its factors.
+    parts = zip(one.split(MOST_AT_ONCE), other.split(MOST_AT_ONCE), strict=True)
+    total = torch.stack([torch.dot(a, b) for a, b in parts]).sum(dtype=torch.float64)
+    return total, norms.double() / max(1, one.numel()) ** 0.5
 
 
 def refuse_opaque_backward(recording: Recording, found: str = "") -> NoReturn:
@@ -125,4 +131,3 @@ def _differentiable_twice(call: ModuleCall) -> bool:
     except RuntimeError:
         return False
     return not compare(u, products, reached, v).fails(u[0].dtype)
-

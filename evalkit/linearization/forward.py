@@ -170,13 +170,15 @@ class Evaluation:
     call: Callable[[dict[str, Tensor], Inputs], Tensor]
     cast: Callable[[Inputs], Inputs]
 
-    def run(self, inputs: Inputs) -> Tensor:
+    def run(self, inputs: Inputs, graph: bool = True) -> Tensor:
         """Return the logits of inputs, detached; no random state is used up.
 
-        Gradients are on as in a recorded forward: it may take some inside, and without them some
-        modules take another path.
+        Args:
+            inputs: what the forward takes.
+            graph: gradients are on, as in a recorded forward: it may take some inside, and without
+                them some modules take another path.
         """
-        with differentiable(), preserved_random_state():
+        with differentiable(), torch.set_grad_enabled(graph), preserved_random_state():
             return self.call(self.parameters, self.cast(inputs)).detach()
 
 
@@ -232,7 +234,9 @@ def evaluation(model: nn.Module, dtype: torch.dtype | None = None) -> Evaluation
         return cast(logits, precision)
 
     def cast_inputs(inputs: Inputs) -> Inputs:
-        return tree_map(lambda leaf: cast(leaf, dtype) if isinstance(leaf, Tensor) else leaf, inputs)
+        return tree_map(
+            lambda leaf: cast(leaf, dtype) if isinstance(leaf, Tensor) else leaf, inputs
+        )
 
     return Evaluation(model, trainable, parameters, call, cast_inputs)
 

@@ -73,14 +73,23 @@ class MicroBatches:
         self._evaluated = evaluation(model, dtype)
         self._num_samples = num_samples
         self._kept: dict[int, MicroBatch] = {}
+        self._first: Tensor | None = None
         if len(self.slices) == 1:
             self.logits = _check(self[0], self.slices[0])
-            refuse_other_logits(self._evaluated, inputs, num_samples, self.logits)
+            self.refuse_other_logits()
             return
         self._split = split_leaves(self._evaluated, inputs, num_samples)
         logits = [_check(batch, part) for batch, part in zip(self, self.slices, strict=True)]
-        self.logits = torch.cat(logits)
+        self.logits = self._first = torch.cat(logits)
         self._refuse_dependent_samples()
+
+    def refuse_other_logits(self) -> None:
+        """Run samples of a single micro-batch again and compare.
+
+        Raises:
+            EvalkitError: their logits differ from those of the first forward.
+        """
+        refuse_other_logits(self._evaluated, self._inputs, self._num_samples, self.logits)
 
     def _refuse_dependent_samples(self) -> None:
         """Compare samples of different micro-batches with what they are together.
@@ -126,17 +135,16 @@ class MicroBatches:
             samples = part.stop - part.start
             recording = record(self._evaluated, self._part(part), samples)
             self._kept[index] = MicroBatch(recording, Tangents(recording))
-            self._refuse_other_logits(part, recording.logits.detach())
+            self._refuse_change(part, recording.logits.detach())
         return self._kept[index]
 
-    def _refuse_other_logits(self, part: slice, logits: Tensor) -> None:
+    def _refuse_change(self, part: slice, logits: Tensor) -> None:
         """Compare the logits of a forward that was run again with those of the first.
 
         Raises:
             EvalkitError: they differ.
         """
-        known = getattr(self, "logits", None)
-        if known is not None and not repeats(known[part], logits):
+        if self._first is not None and not repeats(self._first[part], logits):
             inputs = self._part(part)
             refuse_varying_forward(self._model, lambda: self._evaluated.run(inputs))
 

@@ -116,7 +116,7 @@ def _two_samples(run: Run, inputs: Inputs, split: Sequence[int], samples: int) -
     except Exception as error:  # whatever the model's code raises
         return f"an error from the forward of two samples or of one ({_first_line(error)})"
     if len(together) != 2 or any(len(one) != 1 for one in alone):
-        return f"logits of shape {tuple(together.shape)} for two samples"
+        return "another number of logits than of samples when two or one are run"
     if not nearly(together, torch.cat(alone), ROUNDING):
         return "logits of a sample that depend on which others are run with it"
     return together
@@ -153,7 +153,8 @@ def refuse_other_logits(
     """Refuse a whole batch whose logits a second forward does not give.
 
     Two samples are run again. Only where their logits are not those that they had in the batch, as
-    when samples influence each other, the whole forward is.
+    when samples influence each other, the whole forward is; and on a GPU, where a part of the batch
+    that indexes out of bounds would end the process.
 
     Args:
         evaluated: the model.
@@ -165,15 +166,25 @@ def refuse_other_logits(
         EvalkitError: naming the module.
     """
     ends = [0, samples - 1]
-    if samples > len(ends):
-        try:
-            again = evaluated.run(part_of(inputs, long_leaves(inputs, samples), ends))
-            if nearly(logits[ends], again, 0.6):
-                return
-        except Exception:  # whatever the model's code raises: it takes whole batches alone
-            pass
-    if not repeats(logits, evaluated.run(inputs)):
+    if samples > len(ends) and logits.device.type == "cpu":
+        part = part_of(inputs, long_leaves(inputs, samples), ends)
+        if _gives(evaluated, part, logits[ends], 0.6):
+            return
+        refuse_if_varying(evaluated.model, evaluated.run, part)
+    if _gives(evaluated, inputs, logits, 0.75, graph=False):  # a second graph may not fit
+        return
+    if not all(repeats(logits, evaluated.run(inputs)) for _ in range(2)):
         refuse_varying_forward(evaluated.model, lambda: evaluated.run(inputs))
+
+
+def _gives(
+    evaluated: Evaluation, inputs: Inputs, logits: Tensor, exponent: float, graph: bool = True
+) -> bool:
+    """Return whether inputs can be run, and give these logits."""
+    try:
+        return nearly(logits, evaluated.run(inputs, graph), exponent)
+    except Exception:  # whatever the model's code raises
+        return False
 
 
 def _first_line(error: Any) -> str:

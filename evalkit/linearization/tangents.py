@@ -35,6 +35,9 @@ class Tangents:
 
     Args:
         recording: the forward pass.
+
+    Attributes:
+        tested: a product that moves everything has passed the adjoint test.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -43,7 +46,7 @@ class Tangents:
         self._uses = [u for u in recording.uses if u.weight in ruled or u.bias in ruled]
         self._others = [name for name in recording.parameters if name not in ruled]
         self._inner_products: dict[str, Tensor] = {}
-        self._tested = False
+        self.tested = False
 
     def _pull(self, cotangents: Tensor, graph: bool) -> tuple[Tensor | None, ...]:
         """Return the gradients in the outputs of ruled calls, then in the other parameters."""
@@ -160,7 +163,7 @@ class Tangents:
                 for use in self._uses
             ]
             product = product + self._differentiated([*rest, *[None] * len(others)])
-        if not self._tested or self._recording.foreign:
+        if not self.tested or self._recording.foreign:
             far = [
                 _sum(root, _moved(use, change)) if use.pushes else root
                 for use, root, change in zip(self._uses, roots, changes, strict=True)
@@ -184,7 +187,7 @@ class Tangents:
         test = compare([u], [product], roots, moved)
         if test.fails(u.dtype):
             refuse_opaque_backward(self._recording)
-        self._tested = test.complete
+        self.tested = test.complete
 
     def _differentiated(self, changes: Sequence[Tensor | None]) -> Tensor:
         """Return the derivative of u -> J^T u along changes of what it pulls back to."""
