@@ -23,10 +23,12 @@ run toy_tables timing memory
 overlap
 lost_rows identity source_files notes
 layers factor
-linearization.determinism linearization.broadcasts linearization.precision
-linearization.double_backward
+linearization.modules linearization.broadcasts linearization.precision
+linearization.determinism linearization.double_backward
 linearization.recorder
+linearization.graph_ends
 linearization.forward
+linearization.adjoint linearization.sample_axis
 linearization.ruled_rows linearization.per_sample linearization.pulled
 linearization.tangents
 linearization.micro_batches

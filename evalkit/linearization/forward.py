@@ -27,6 +27,7 @@ from evalkit.linearization.determinism import (
     refuse_random_forward,
 )
 from evalkit.linearization.double_backward import Backward
+from evalkit.linearization.graph_ends import refuse_lost_gradients
 from evalkit.linearization.precision import AllDouble
 from evalkit.linearization.recorder import (
     Graph,
@@ -57,6 +58,8 @@ class Recording:
         call: maps (parameters by name, inputs) to logits: the same forward again.
         inputs: the inputs of this pass.
         backward: how backwards through its replaced layers are run.
+        model: as given.
+        foreign: the graph has autograd functions of the model's own.
         pass_work: multiplications of a pass through all layers with a rule, frozen ones too.
     """
 
@@ -68,6 +71,8 @@ class Recording:
     call: Callable[[dict[str, Tensor], Inputs], Tensor]
     inputs: Inputs
     backward: Backward
+    model: nn.Module
+    foreign: bool
     pass_work: int
 
     @property
@@ -147,21 +152,47 @@ def check_batch(inputs: Inputs, targets: Tensor) -> int:
     return len(targets)
 
 
-def record(
-    model: nn.Module, inputs: Inputs, samples: int, dtype: torch.dtype | None = None
-) -> Recording:
-    """Run the forward once and keep its graph.
+@dataclass(frozen=True)
+class Evaluation:
+    """A model in the precision of the evaluation.
+
+    Attributes:
+        model: as given.
+        trainable: its trainable parameters by name.
+        parameters: what stands in for them.
+        call: maps (parameters by name, inputs) to logits.
+        cast: casts inputs.
+    """
+
+    model: nn.Module
+    trainable: dict[str, nn.Parameter]
+    parameters: dict[str, Tensor]
+    call: Callable[[dict[str, Tensor], Inputs], Tensor]
+    cast: Callable[[Inputs], Inputs]
+
+    def run(self, inputs: Inputs, graph: bool = True) -> Tensor:
+        """Return the logits of inputs, detached; no random state is used up.
+
+        Args:
+            inputs: what the forward takes.
+            graph: gradients are on, as in a recorded forward: it may take some inside, and without
+                them some modules take another path.
+        """
+        with differentiable(), torch.set_grad_enabled(graph), preserved_random_state():
+            return self.call(self.parameters, self.cast(inputs)).detach()
+
+
+def evaluation(model: nn.Module, dtype: torch.dtype | None = None) -> Evaluation:
+    """Return a model as it is evaluated.
 
     Args:
         model: any module; its trainable parameters are those with ``requires_grad``.
-        inputs: what its forward takes.
-        samples: N.
         dtype: of the evaluation: parameters, buffers and inputs are cast. None keeps each as it
             is, but for half precision, which is evaluated in float32, and for trainable parameters
             of several precisions, where all is evaluated in the highest.
 
     Raises:
-        EvalkitError: nothing is trainable, or the forward is not deterministic.
+        EvalkitError: nothing is trainable, or samples influence each other.
     """
     if not isinstance(model, nn.Module):
         raise EvalkitError(
@@ -183,7 +214,6 @@ def record(
         name: cast(value.detach(), dtype, id(value) in changed).requires_grad_()
         for name, value in trainable.items()
     }
-    inputs = tree_map(lambda leaf: cast(leaf, dtype) if isinstance(leaf, Tensor) else leaf, inputs)
     owners = _owners(model)
     frozen = {
         id(value): cast(value.detach(), dtype, id(value) in changed)
@@ -203,6 +233,27 @@ def record(
         # Another precision comes from autocast, or from a forward that casts its output.
         return cast(logits, precision)
 
+    def cast_inputs(inputs: Inputs) -> Inputs:
+        return tree_map(
+            lambda leaf: cast(leaf, dtype) if isinstance(leaf, Tensor) else leaf, inputs
+        )
+
+    return Evaluation(model, trainable, parameters, call, cast_inputs)
+
+
+def record(evaluated: Evaluation, inputs: Inputs, samples: int) -> Recording:
+    """Run the forward once and keep its graph.
+
+    Args:
+        evaluated: the model.
+        inputs: what its forward takes.
+        samples: N.
+
+    Raises:
+        EvalkitError: the forward draws random numbers, or its graph hides gradients.
+    """
+    model, trainable, parameters = evaluated.model, evaluated.trainable, evaluated.parameters
+    call, inputs = evaluated.call, evaluated.cast(inputs)
     backward = Backward()
     recorder = Recorder({id(value): name for name, value in parameters.items()}, backward, samples)
     with differentiable(), preserved_random_state(), recorder:
@@ -219,12 +270,25 @@ def record(
         )
     graph = graph_of(logits)
     _refuse_kept_references(graph, trainable)
+    with differentiable():
+        foreign = refuse_lost_gradients(
+            model, graph, parameters, frozenset(recorder.hidden), lambda v: call(v, inputs)
+        )
     ruled = ruled_parameters(graph, parameters, recorder)
     reached = graph.accumulators_of(parameters)
     broadcasts = shared_parameters(graph.users, reached, recorder.broadcasts)
-    uses = tuple(recorder.uses)
     return Recording(
-        logits, parameters, uses, ruled, broadcasts, call, inputs, backward, recorder.pass_work
+        logits,
+        parameters,
+        tuple(recorder.uses),
+        ruled,
+        broadcasts,
+        call,
+        inputs,
+        backward,
+        model,
+        foreign,
+        recorder.pass_work,
     )
 
 

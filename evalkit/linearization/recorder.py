@@ -52,6 +52,7 @@ class Recorder(TorchFunctionMode):
         uses: the calls of layers with a rule that a trainable parameter took part in.
         broadcasts: where values that every sample gets alike meet the batch.
         other: names of parameters that anything else was done with.
+        hidden: names of parameters that something was done with while gradients were off.
         pass_work: multiplications of a pass through all layers with a rule, frozen ones too.
 
     Args:
@@ -65,6 +66,7 @@ class Recorder(TorchFunctionMode):
         self.uses: list[LayerUse] = []
         self.broadcasts: list[Broadcast] = []
         self.other: set[str] = set()
+        self.hidden: set[str] = set()
         self.pass_work = 0
         self.recomputed = False
         self._names = names
@@ -84,6 +86,8 @@ class Recorder(TorchFunctionMode):
         else:
             output = self._run(func, args, kwargs)
         used = [self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if self._known(leaf)]
+        if used and not torch.is_grad_enabled():
+            self.hidden.update(used)
         if used and any(
             isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(output)
         ):
