@@ -1,4 +1,4 @@
-"""J v and J^T u belong to one Jacobian, and it is that of ``loss.backward()``; else one sentence."""
+"""J v and J^T u belong to one Jacobian, that of ``loss.backward()``; else one sentence."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ lost_rows identity source_files notes
 layers factor
 linearization.modules linearization.broadcasts linearization.precision
 linearization.determinism linearization.double_backward
-linearization.recorder
+linearization.recorder linearization.forward
 linearization.graph_ends
-linearization.forward
+linearization.recording
 linearization.adjoint linearization.sample_axis
 linearization.ruled_rows linearization.per_sample linearization.pulled
 linearization.tangents

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization.forward import Recording, differentiable
+from evalkit.linearization.forward import differentiable
 from evalkit.linearization.graph_ends import functions_between
 from evalkit.linearization.modules import ModuleCall, first, watched
+from evalkit.linearization.recording import Recording
 
 MOST_AT_ONCE = 1 << 16
 """Numbers of float32 in a dot product of no more rounding than a factor of a backward has."""

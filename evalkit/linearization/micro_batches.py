@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError
 from evalkit.linearization.determinism import nearly, refuse_varying_forward, repeats
-from evalkit.linearization.forward import Inputs, Recording, evaluation, record
+from evalkit.linearization.forward import Inputs, evaluation
+from evalkit.linearization.recording import Recording, record
 from evalkit.linearization.sample_axis import (
     ROUNDING,
     dependent_samples,
@@ -38,7 +39,7 @@ class MicroBatches:
     micro-batch, time grows by about one training step per product.
 
     Args:
-        model: as in :func:`evalkit.linearization.forward.record`.
+        model: as in :func:`evalkit.linearization.recording.record`.
         inputs: of the whole batch; tensors with a sample axis are split, others shared.
         num_samples: N.
         size: samples in a micro-batch, None for all.
@@ -49,8 +50,8 @@ class MicroBatches:
         logits: of the whole batch, detached.
 
     Raises:
-        EvalkitError: as :func:`evalkit.linearization.forward.record`, the size is not positive, the
-            logits change from call to call, or parts of the batch are not what they are in it.
+        EvalkitError: as :func:`evalkit.linearization.recording.record`, the size is not positive,
+            the logits change from call to call, or parts of the batch are not what they are in it.
     """
 
     def __init__(

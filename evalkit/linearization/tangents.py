@@ -25,9 +25,10 @@ from evalkit.layers.embedding import Embedding
 from evalkit.layers.linear import Linear
 from evalkit.linearization.adjoint import compare, refuse_opaque_backward
 from evalkit.linearization.double_backward import Change
-from evalkit.linearization.forward import Recording, differentiable
+from evalkit.linearization.forward import differentiable
 from evalkit.linearization.pulled import Pulled
 from evalkit.linearization.recorder import LayerUse
+from evalkit.linearization.recording import Recording
 
 
 class Tangents:
@@ -164,11 +165,11 @@ class Tangents:
             ]
             product = product + self._differentiated([*rest, *[None] * len(others)])
         if not self.tested or self._recording.foreign:
-            far = [
+            whole = [
                 _sum(root, _moved(use, change)) if use.pushes else root
                 for use, root, change in zip(self._uses, roots, changes, strict=True)
             ]
-            self._test(product, [*far, *others])
+            self._test(product, [*whole, *others])
         return product
 
     def _test(self, product: Tensor, changes: Sequence[Tensor | None]) -> None:

@@ -25,7 +25,7 @@ PROCESSES = 5
 
 TESTED = "J v with its adjoint test"
 REPEATED = "two samples run again"
-"""What a linearization does once more than its products: the other rows that linearize have both."""
+"""What a linearization does once beside its products; other rows that linearize have both."""
 
 FLOOR_TOLERANCE = 0.01
 DAMPINGS = tuple(10.0**k for k in range(-12, -2))
