@@ -24,6 +24,8 @@ overlap
 lost_rows identity source_files notes
 layers factor
 linearization.modules linearization.broadcasts linearization.precision
+linearization.given linearization.outputs linearization.wrapped
+linearization.failures
 linearization.determinism linearization.double_backward
 linearization.recorder linearization.forward
 linearization.graph_ends

@@ -25,6 +25,7 @@ from evalkit.layers.embedding import Embedding
 from evalkit.layers.linear import Linear
 from evalkit.linearization.adjoint import compare, refuse_opaque_backward
 from evalkit.linearization.double_backward import Change
+from evalkit.linearization.failures import backward_failures
 from evalkit.linearization.forward import differentiable
 from evalkit.linearization.pulled import Pulled
 from evalkit.linearization.recorder import LayerUse
@@ -53,7 +54,7 @@ class Tangents:
         """Return the gradients in the outputs of ruled calls, then in the other parameters."""
         places: list[Any] = [use.outputs for use in self._uses]
         places += [self._recording.parameters[name] for name in self._others]
-        with differentiable():
+        with differentiable(), backward_failures():
             return torch.autograd.grad(
                 self._recording.logits,
                 places,
