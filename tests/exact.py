@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from flint import arb, arb_mat, ctx
 from torch import Tensor, nn
+
+Rows = list[list[arb]]
+"""Numbers by samples."""
 
 CERTAIN = 1e-9
 """Relative radius at which a gamma is known."""
@@ -68,8 +70,8 @@ class Batch:
     """
 
     kernel: arb_mat
-    residual: list[list[arb]]
-    sampled: list[list[arb]]
+    residual: Rows
+    sampled: Rows
     curvature: Callable[[int, Sequence[arb]], list[arb]]
 
     @property
@@ -101,7 +103,7 @@ def batch(model: nn.Sequential, x: Tensor, y: Tensor, likelihood: str, drawn: Te
         x: (N, D).
         y: labels or values.
         likelihood: name.
-        drawn: labels drawn from the model; where these are values, how far they are from the logits.
+        drawn: labels drawn from the model; of values, how far they are from the logits.
     """
     first, activation, last = model[0], model[1], model[2]
     assert isinstance(first, nn.Linear)
@@ -136,7 +138,7 @@ def batch(model: nn.Sequential, x: Tensor, y: Tensor, likelihood: str, drawn: Te
     return Batch(kernel, residual(y), sampled, curvature)
 
 
-def _rows(values: Tensor) -> list[list[arb]]:
+def _rows(values: Tensor) -> Rows:
     return [[arb(value) for value in row] for row in values.double().view(len(values), -1).tolist()]
 
 
@@ -146,7 +148,6 @@ def _plus(product: arb_mat, bias: Tensor) -> arb_mat:
     return arb_mat([[product[n, k] + shift[k] for k in range(len(shift))] for n in rows])
 
 
-Rows = list[list[arb]]
 Derivatives = tuple[Callable[[Tensor], Rows], Callable[[int, Sequence[arb]], list[arb]]]
 """The logit gradients for given targets, and v -> S_n v."""
 
@@ -170,16 +171,13 @@ def _bernoulli(z: Rows) -> Derivatives:
     p = [[1 / (1 + (-value).exp()) for value in row] for row in z]
 
     def residual(y: Tensor) -> Rows:
-        return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(p, _rows(y), strict=True)]
+        return _difference(p, _rows(y))
 
     return residual, lambda n, v: [a * (1 - a) * b for a, b in zip(p[n], v, strict=True)]
 
 
 def _gaussian(z: Rows) -> Derivatives:
-    def residual(y: Tensor) -> Rows:
-        return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(z, _rows(y), strict=True)]
-
-    return residual, lambda _, v: list(v)
+    return lambda y: _difference(z, _rows(y)), lambda _, v: list(v)
 
 
 LIKELIHOODS = {"categorical": _categorical, "bernoulli": _bernoulli, "gaussian": _gaussian}
@@ -193,7 +191,7 @@ def gamma(one: Batch, c: Sequence[Sequence[arb]]) -> arb:
     return square.sqrt() / abs(_dot(pushed, one.residual))
 
 
-def _pushed(one: Batch, c: Sequence[Sequence[arb]]) -> list[list[arb]]:
+def _pushed(one: Batch, c: Sequence[Sequence[arb]]) -> Rows:
     """Return J J^T c."""
     column = one.kernel * arb_mat([[value] for row in c for value in row])
     outputs = len(c[0])
@@ -223,7 +221,11 @@ def _weights(
     return [found[n, 0] for n in range(samples)]
 
 
-def _scaled(rows: Sequence[Sequence[arb]], weights: Sequence[arb]) -> list[list[arb]]:
+def _difference(one: Sequence[Sequence[arb]], other: Sequence[Sequence[arb]]) -> Rows:
+    return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(one, other, strict=True)]
+
+
+def _scaled(rows: Sequence[Sequence[arb]], weights: Sequence[arb]) -> Rows:
     return [[a * w for a in row] for row, w in zip(rows, weights, strict=True)]
 
 
@@ -243,12 +245,12 @@ def cotangents(one: Batch, method: str, damping: arb) -> Rows:
     if method == "sf":
         along = [_dot([a], [b]) for a, b in zip(_pushed(one, r), drawn, strict=True)]
         taken = _scaled(drawn, _weights(one, drawn, along, same))
-        return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(r, taken, strict=True)]
+        return _difference(r, taken)
     assert method == "ngd"
     return _natural(one, damping)
 
 
-def _natural(one: Batch, damping: arb) -> list[list[arb]]:
+def _natural(one: Batch, damping: arb) -> Rows:
     """Return c with (S K + lambda I) c = r, so that J^T c = (F + lambda I)^-1 g."""
     outputs, size = len(one.residual[0]), one.kernel.nrows()
     system = arb_mat(size, size)
@@ -262,9 +264,7 @@ def _natural(one: Batch, damping: arb) -> list[list[arb]]:
     return [[found[n * outputs + k, 0] for k in range(outputs)] for n in range(one.samples)]
 
 
-def exact_gamma(
-    make: Callable[[int], Batch], method: str, damping: float
-) -> float:
+def exact_gamma(make: Callable[[int], Batch], method: str, damping: float) -> float:
     """Return gamma to nine digits, with as many bits as that takes.
 
     Undamped, it is the limit of dampings that fall until gamma stays.
@@ -302,4 +302,3 @@ def _known(
                 pass
         count *= 2
     raise Unknown(f"gamma of {method} is not known with {MOST_BITS} bits")
-

@@ -47,12 +47,12 @@ float64 cannot tell which directions belong to them the error is infinite.
 def scored(problem: Problem) -> pd.DataFrame:
     """Return the rows of a problem with their exact gammas."""
     model, x, y = problem.trained()
-    drawn = _drawn(problem, model, x, y)
+    sampled = drawn(model, x, y, problem.likelihood)
 
     @cache
     def batch(bits: int) -> exact.Batch:
         with exact.bits(bits):
-            return exact.batch(model, x, y, problem.likelihood, drawn)
+            return exact.batch(model, x, y, problem.likelihood, sampled)
 
     found = evalkit.score(model, x, y, problem.likelihood, METHODS, DAMPINGS)
     known = {
@@ -64,11 +64,11 @@ def scored(problem: Problem) -> pd.DataFrame:
     return found.assign(**_labels(problem), samples=len(x), parameters=parameters)
 
 
-def _drawn(problem: Problem, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def drawn(model: nn.Module, x: Tensor, y: Tensor, likelihood: str) -> Tensor:
     """Return what the sampled Fisher draws with the default seed, for :func:`exact.batch`."""
-    lin = evalkit.linearize(model, x, y, problem.likelihood, dtype="float64")
+    lin = evalkit.linearize(model, x, y, likelihood, dtype="float64")
     generator = torch.Generator().manual_seed(0)
-    if problem.likelihood == "gaussian":
+    if likelihood == "gaussian":
         return torch.randn(lin.logits.shape, generator=generator, dtype=torch.float64)
     return lin.likelihood.sample_targets(lin.logits, lin.targets, generator)
 
