@@ -5,7 +5,8 @@ With gamma = sqrt(q) / |s|, q = d^T F d and s = d^T g, changes delta d and delta
     |delta gamma| / gamma <= sqrt(delta d^T F delta d / q) + |delta s| / |s|.
 
 Rounding has no preferred direction, so that delta d^T F delta d is taken to be |delta d|^2 tr F,
-which is at least as long as any single direction makes it.
+which is at least as long as any single direction makes it. Where the estimate reaches one, d may
+point anywhere and a first order says nothing more: the error is infinite.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def score_error(
     moved = rounding.moved * math.sqrt(lin.fisher_trace) / found.fisher_norm
     relative = SAFETY * (moved + rounding.slope / abs(found.slope)) + LEAST * lin.unit
     relative = max(relative, floor_ratio - 1)
+    relative = relative if relative < 1 else math.inf
     of_solver = update.error or 0.0
     return Error(max(relative, of_solver), max(relative, of_solver if update.curable else 0.0))
 

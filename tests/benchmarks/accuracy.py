@@ -1,88 +1,148 @@
-"""Errors of float32 scores against float64 ones, on late checkpoints of two trajectories.
+"""Scores at the defaults beside those of exact arithmetic, on sixty small problems.
 
-Run ``make accuracy``, which writes ``reports/accuracy.md``. The trajectories are the bundled one
-and one of the same task trained ten times as long, whose imbalance is beyond 1e6. Both evaluations
-take the same float32 checkpoints, batches and seeds; only the precision of the evaluation differs.
+Run ``make accuracy``, which writes ``reports/accuracy.md``. The reference is `tests/exact.py`,
+which shares no code with the package beside the draw of the sampled labels.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
-from collections.abc import Iterator
-from dataclasses import replace
+import itertools
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
+import torch
+from torch import Tensor, nn
 
-from evalkit.checkpoints import Trajectory, open_trajectory
-from evalkit.run import read_run
-from evalkit.settings import Settings
-from evalkit.study import run_study
-from evalkit.tasks import load_task
-from evalkit.training import train
-from tests.benchmarks.table import line, lines, machine
+import evalkit
+from evalkit.accuracy import MARKED
+from tests import exact
+from tests.benchmarks.markdown import line, lines, machine
+from tests.benchmarks.small_problems import Problem, problems
 
-ROOT = Path(__file__).parents[2]
-REPORT = ROOT / "reports" / "accuracy.md"
-SETTINGS = Settings(methods=("sgd", "ef", "ief", "sf", "ngd"), batches=10)
-EPOCHS = 400
-LATEST = 3
-BATCH_METRICS = ("gamma_floor", "imbalance", "loss")
-HEAD = f"""# Accuracy in float32
+REPORT = Path(__file__).parents[2] / "reports" / "accuracy.md"
+METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "sf", "ngd")
+DAMPINGS = (0.0, 1e-12, 1e-6, 1e-3)
+FAR = 1e-2
+"""A relative error that no row may have without a mark."""
+HEAD = f"""# Accuracy
 
-`make accuracy` measures this table: the largest relative error of a float32 evaluation against a
-float64 one over {SETTINGS.batches} batches of {SETTINGS.batch_size} samples, at the last {LATEST}
-checkpoints of the bundled `digits-mlp` trajectory and of the same task trained for {EPOCHS}
-epochs. The first columns are errors of gamma at damping {SETTINGS.dampings[0]:g};
-`largest imbalance` is the largest over the batches, in float64.
+`make accuracy` measures these tables: gamma of {len(METHODS)} methods at {len(DAMPINGS)} dampings
+with the default settings, against the same gamma in ball arithmetic (python-flint), which has as
+many bits as nine certain digits take. The sixty problems are five data sets of scikit-learn, scaled
+or as they are, times networks of one hidden layer, with more parameters than samples and with
+fewer, new and trained for long; the checkpoints are in float32.
+
+`error` is what a row states, `off` how far its gamma is from the exact one, relative to it. A row
+is marked where its `error` exceeds {MARKED:g}; undamped, methods are pseudo-inverses, and where
+float64 cannot tell which directions belong to them the error is infinite.
 
 """
 
 
-def trajectories(folder: Path) -> Iterator[tuple[str, Trajectory]]:
-    """Yield the bundled trajectory and one trained longer."""
-    yield "bundled", open_trajectory(ROOT / "checkpoints" / "digits-mlp")
-    task = load_task("digits-mlp")
-    yield (
-        f"{EPOCHS} epochs",
-        train(task, folder=folder / "longer", epochs=EPOCHS, checkpoint_every=EPOCHS // 10),
+def scored(problem: Problem) -> pd.DataFrame:
+    """Return the rows of a problem with their exact gammas."""
+    model, x, y = problem.trained()
+    sampled = drawn(model, x, y, problem.likelihood)
+
+    @cache
+    def batch(bits: int) -> exact.Batch:
+        with exact.bits(bits):
+            return exact.batch(model, x, y, problem.likelihood, sampled)
+
+    found = evalkit.score(model, x, y, problem.likelihood, METHODS, DAMPINGS)
+    known = {
+        (method, damping): exact.exact_gamma(batch, method, damping)
+        for method, damping in itertools.product(METHODS, DAMPINGS)
+    }
+    found["exact"] = [known[key] for key in zip(found["method"], found["damping"], strict=True)]
+    parameters = sum(value.numel() for value in model.parameters())
+    return found.assign(**_labels(problem), samples=len(x), parameters=parameters)
+
+
+def drawn(model: nn.Module, x: Tensor, y: Tensor, likelihood: str) -> Tensor:
+    """Return what the sampled Fisher draws with the default seed, for :func:`exact.batch`."""
+    lin = evalkit.linearize(model, x, y, likelihood, dtype="float64")
+    generator = torch.Generator().manual_seed(0)
+    if likelihood == "gaussian":
+        return torch.randn(lin.logits.shape, generator=generator, dtype=torch.float64)
+    return lin.likelihood.sample_targets(lin.logits, lin.targets, generator)
+
+
+def _labels(problem: Problem) -> dict[str, object]:
+    return {
+        "data": problem.data + ("" if problem.scaled else ", as it is"),
+        "network": f"{problem.width} {problem.activation.__name__}, {problem.epochs} epochs",
+    }
+
+
+def judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with how far each is off and what is wrong about it."""
+    off = (rows["gamma"] / rows["exact"] - 1).abs()
+    marked = rows["error"] > MARKED
+    return rows.assign(
+        off=off,
+        marked=marked,
+        double=rows["dtype"] == "float64",
+        beyond=off > rows["error"],
+        silent=(off > FAR) & ~marked,
     )
 
 
-def quantities(trajectory: Trajectory, dtype: str, folder: Path) -> pd.DataFrame:
-    """Return gamma of every method and the metrics of every batch, by checkpoint and batch."""
-    run_study(trajectory, load_task("digits-mlp"), replace(SETTINGS, dtype=dtype), folder)
-    results = read_run(folder)
-    cells = ["checkpoint", "batch"]
-    gammas = results.scores.pivot(index=cells, columns="method", values="gamma")
-    metrics = results.batches.set_index(cells)[list(BATCH_METRICS)]
-    return gammas[list(SETTINGS.methods)].join(metrics)
+def as_markdown(rows: pd.DataFrame, where: str) -> str:
+    """Return the whole report."""
+    text = HEAD + where + "\n\n"
+    text += (
+        f"Of {len(rows)} rows {rows['beyond'].sum()} are off by more than their error, and "
+        f"{rows['silent'].sum()} by more than {FAR:.0%} without a mark.\n\n## By method\n\n"
+    )
+    text += _table(rows, ["method", "damping"]) + "\n## By problem\n\n"
+    return text + _table(rows, ["data", "network", "samples", "parameters"])
 
 
-def errors(trajectory: Trajectory, folder: Path) -> pd.DataFrame:
-    """Return the largest relative errors at the latest checkpoints, a row per checkpoint."""
-    latest = replace(trajectory, checkpoints=trajectory.checkpoints[-LATEST:])
-    single = quantities(latest, "float32", folder / "float32")
-    double = quantities(latest, "float64", folder / "float64")
-    found = ((single - double) / double).abs().groupby("checkpoint").max()
-    return found.assign(largest=double["imbalance"].groupby("checkpoint").max())
+def _table(rows: pd.DataFrame, keys: list[str]) -> str:
+    text = lines(
+        *keys, "in float64", "marked", "largest off unmarked", "largest off / error", "beyond"
+    )
+    for key, group in rows.groupby(keys, sort=False):
+        unmarked = group[~group["marked"]]
+        text += line(
+            *(f"{part:g}" if isinstance(part, float) else str(part) for part in key),
+            f"{group['double'].mean():.0%}",
+            f"{group['marked'].mean():.0%}",
+            f"{unmarked['off'].max():.1e}" if len(unmarked) else "",
+            f"{(group['off'] / group['error']).max():.2g}",
+            str(group["beyond"].sum()),
+        )
+    return text
+
+
+def measured(chosen: Iterable[Problem], processes: int) -> pd.DataFrame:
+    """Score problems in several processes of one thread each."""
+    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        tables = []
+        for table in pool.map(scored, chosen):
+            tables.append(judged(table))
+            last = tables[-1]
+            print(_table(last, ["data", "network"]).splitlines()[-1], flush=True)
+        return pd.concat(tables, ignore_index=True)
 
 
 def main() -> None:
-    """Measure, print the table, and write it if asked to."""
+    """Measure, print the tables, and write them if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
+    parser.add_argument("--rows", type=Path, help="write all rows to this CSV file")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    text = HEAD + machine("cpu") + "\n\n"
-    text += lines(
-        "trajectory", "checkpoint", *SETTINGS.methods, *BATCH_METRICS, "largest imbalance"
-    )
-    with tempfile.TemporaryDirectory() as name:
-        for label, trajectory in trajectories(Path(name)):
-            table = errors(trajectory, Path(name) / label)
-            for checkpoint, row in table.iterrows():
-                text += line(label, str(checkpoint), *(f"{value:.1e}" for value in row))
+    rows = measured(problems(), arguments.processes)
+    if arguments.rows:
+        rows.to_csv(arguments.rows, index=False)
+    text = as_markdown(rows, machine("cpu", "python-flint"))
     print(text)
     if arguments.write:
         REPORT.write_text(text, encoding="utf-8")

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 
-import torch
-
-from evalkit.machine import memory_gib, processor
-from evalkit.version import __version__
+from tests.benchmarks.markdown import line, lines
 from tests.benchmarks.marks import Verdict
 from tests.benchmarks.measure import Memory, Row
 
@@ -22,17 +17,6 @@ products in several, whose medians these are.
 Memory is the peak of a process above what it holds with model and batch loaded.
 
 """
-
-
-def machine(device: str) -> str:
-    """Return the machine and the versions in one line."""
-    gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
-    others = (f"{name} {version(name)}" for name in ("torch", "curvlinops-for-pytorch"))
-    packages = ", ".join((f"evalkit {__version__}", *others))
-    return (
-        f"{processor()}, {torch.get_num_threads()} threads, {memory_gib():.0f} GiB{gpu}; "
-        f"Python {platform.python_version()}, {packages}."
-    )
 
 
 def as_markdown(
@@ -63,13 +47,3 @@ def as_markdown(
             ratio = f"{item.formed / item.ours:.1f}"
             parts[-1] += line(item.problem, f"{item.ours:.0f}", f"{item.formed:.0f}", ratio)
     return "\n".join(parts)
-
-
-def lines(*names: str) -> str:
-    """Return the head of a table."""
-    return line(*names) + line(*["---"] * len(names))
-
-
-def line(*cells: str) -> str:
-    """Return one row of a table."""
-    return "| " + " | ".join(cells) + " |\n"

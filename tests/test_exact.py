@@ -1,0 +1,89 @@
+"""Scores at the defaults are within their stated error of exact arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+
+import pytest
+from torch import nn
+
+import evalkit
+from evalkit.accuracy import MARKED
+from tests import dense, exact
+from tests.benchmarks.accuracy import DAMPINGS, FAR, METHODS, drawn
+from tests.benchmarks.small_problems import Problem
+
+PROBLEMS = [
+    Problem("iris", scaled=False, width=6, activation=nn.Tanh, epochs=30),
+    Problem("wine", scaled=True, width=4, activation=nn.ReLU, epochs=5),
+    Problem("breast_cancer", scaled=False, width=5, activation=nn.GELU, epochs=20),
+    Problem("diabetes", scaled=True, width=16, activation=nn.Tanh, epochs=10),
+    Problem("diabetes", scaled=False, width=2, activation=nn.Tanh, epochs=10),
+]
+SAMPLES = 12
+
+
+class Prepared:
+    """A problem with few samples and the exact numbers of it."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.likelihood = problem.likelihood
+        self.model, x, y = problem.trained()
+        self.x, self.y = x[:SAMPLES], y[:SAMPLES]
+        self.drawn = drawn(self.model, self.x, self.y, self.likelihood)
+        self.batch = cache(self._batch)
+
+    def _batch(self, bits: int) -> exact.Batch:
+        with exact.bits(bits):
+            return exact.batch(self.model, self.x, self.y, self.likelihood, self.drawn)
+
+    def exact(self, method: str, damping: float) -> float:
+        return exact.exact_gamma(self.batch, method, damping)
+
+
+def title(problem: Problem) -> str:
+    return f"{problem.data}{'' if problem.scaled else ' as it is'}, {problem.width}"
+
+
+@pytest.fixture(scope="module", params=PROBLEMS, ids=title)
+def prepared(request: pytest.FixtureRequest) -> Prepared:
+    return Prepared(request.param)
+
+
+def test_exact_numbers_agree_with_the_dense_reference(prepared: Prepared) -> None:
+    reference = dense.dense(prepared.model, prepared.x, prepared.y, prepared.likelihood)
+    damping = 1e-2 * float(reference.gram.diagonal().max())
+    for method in ("ef", "ief", "ief_tikhonov", "ngd"):
+        expected = reference.gamma(getattr(dense, method)(reference, damping))
+        found = prepared.exact(method.replace("_", "-"), damping)
+        assert found == pytest.approx(expected, rel=1e-8)
+    assert prepared.exact("sgd", 0.0) == pytest.approx(reference.gamma(reference.gradient))
+
+
+def test_exact_sampled_fisher_agrees_with_the_dense_reference(prepared: Prepared) -> None:
+    reference = dense.dense(prepared.model, prepared.x, prepared.y, prepared.likelihood)
+    rows = [[float(a) for a in row] for row in prepared.batch(exact.FEWEST_BITS).sampled]
+    sampled = reference.residual.new_tensor([rows])
+    damping = 1e-2 * float(reference.gram.diagonal().max())
+    expected = reference.gamma(dense.sf(reference, sampled, damping))
+    assert prepared.exact("sf", damping) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float64"])
+def test_rows_are_within_their_stated_error(prepared: Prepared, dtype: str | None) -> None:
+    rows = evalkit.score(
+        prepared.model,
+        prepared.x,
+        prepared.y,
+        prepared.likelihood,
+        METHODS,
+        DAMPINGS,
+        dtype=dtype,
+    )
+    rows = rows.set_index(["method", "damping"])
+    for key in itertools.product(METHODS, DAMPINGS):
+        row = rows.loc[key]
+        off = abs(row["gamma"] / prepared.exact(*key) - 1)
+        assert off <= row["error"], key
+        assert off <= FAR or row["error"] > MARKED, key
