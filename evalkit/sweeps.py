@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from evalkit.method_names import display_name
 from evalkit.pairs import Member, Pair, compare
-from evalkit.results import display_name, stages, summarize
+from evalkit.results import stages, summarize
 from evalkit.run import Run
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evalkit.method_names import display_name
 from evalkit.results import (
-    display_name,
     final_table,
     headline,
     near_zero,
