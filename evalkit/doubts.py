@@ -31,8 +31,10 @@ Doubt = Literal[
     "damped",
 ]
 DOUBTS: tuple[Doubt, ...] = get_args(Doubt)
-UNRELIABLE: tuple[Doubt, ...] = DOUBTS[:7]
-"""Those of a gamma that is not to be relied on; the rest only need a word."""
+CAUSES: tuple[Doubt, ...] = DOUBTS[:5]
+"""Causes of an error above :data:`MARKED`."""
+IMPOSSIBLE: tuple[Doubt, ...] = DOUBTS[5:7]
+"""Gammas that cannot be, by more than the stated errors; what is left only needs a word."""
 
 _BATCH = ["checkpoint", "batch", "damping"]
 

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from evalkit.doubts import DOUBTS, MARKED, UNRELIABLE, Doubt, iteration_limit, judge, mean_error
+from evalkit.doubts import (
+    CAUSES,
+    DOUBTS,
+    IMPOSSIBLE,
+    MARKED,
+    Doubt,
+    iteration_limit,
+    judge,
+    mean_error,
+)
 from evalkit.method_names import base_name, display_name
 
 UNRELIABLE_SIGN = "*"
@@ -66,16 +75,17 @@ class Marks:
 def marks_of(scores: pd.DataFrame) -> Marks:
     """Return the marks of scores: of each checkpoint, method and damping, whatever the batch.
 
-    A figure over several batches is marked when one of its rows is: when the stated error of that
-    row is above :data:`evalkit.doubts.MARKED`, or its gamma is one that it cannot be. The error of
-    the mean is that of :func:`evalkit.doubts.mean_error`, and a ratio is marked where either of its
-    gammas is.
+    A mean over batches is not to be relied on, ``*``, where its error, that of
+    :func:`evalkit.doubts.mean_error`, is above :data:`evalkit.doubts.MARKED`, or where the gamma of
+    a batch is one that it cannot be; a ratio where either of its gammas is not. It needs a word,
+    ``†``, where anything else is said of one of its rows: a stated error above
+    :data:`evalkit.doubts.MARKED` that does not reach the mean, a tie, a damping that shows.
 
     Args:
         scores: rows as in ``scores.csv``; without errors (a table of an earlier version) only what
             cannot be is marked.
     """
-    rows = judge(scores)
+    rows = judge(scores).assign(sign="")
     errors: dict[Key, float] = {}
     own: dict[Key, Mark] = {}
     of_sgd: dict[str, Mark] = {}
@@ -87,6 +97,7 @@ def marks_of(scores: pd.DataFrame) -> Marks:
         mark = _mark(group, errors[key])
         if mark is not None:
             own[key] = mark
+            rows.loc[group.index, "sign"] = mark.sign
             if method == "sgd" and mark.sign == UNRELIABLE_SIGN:
                 of_sgd[key[0]] = Mark(mark.sign, f"SGD, which it is relative to: {mark.meaning}")
     return Marks(tuple(_sentences(rows)), errors, own, of_sgd)
@@ -143,7 +154,7 @@ def _mark(group: pd.DataFrame, error: float) -> Mark | None:
             said.append(f"{words}, in {number} of {_count(group, 'batch')}")
     if not said:
         return None
-    grave = bool(group[list(UNRELIABLE)].to_numpy().any())
+    grave = error > MARKED or bool(group[list(IMPOSSIBLE)].to_numpy().any())
     return Mark(UNRELIABLE_SIGN if grave else NOTED_SIGN, "; ".join(said))
 
 
@@ -157,8 +168,15 @@ def _sentences(rows: pd.DataFrame) -> Iterable[str]:
     for doubt in DOUBTS:
         chosen = rows[rows[doubt]]
         if len(chosen):
-            sign = UNRELIABLE_SIGN if doubt in UNRELIABLE else NOTED_SIGN
+            grave = doubt in CAUSES + IMPOSSIBLE and (chosen["sign"] == UNRELIABLE_SIGN).any()
+            sign = UNRELIABLE_SIGN if grave else NOTED_SIGN
             yield f"{sign} {_SENTENCES[doubt](chosen, rows)}"
+    within = rows[(rows["error"] > MARKED) & (rows["sign"] == NOTED_SIGN)]
+    if len(within):
+        yield (
+            f"{NOTED_SIGN} {_names(within)}: single batches have a stated error above "
+            f"{percent(MARKED)}, and their mean has not."
+        )
 
 
 def _off(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:

@@ -1,0 +1,75 @@
+"""Stated errors of what a gate compares: how far they reach, and what rests on marked scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from evalkit.doubts import MARKED, mean_error, ratio_error
+from evalkit.gate.baseline_file import ERROR
+from evalkit.marks import reach
+from evalkit.paired import EFFICIENCY, Metric
+
+_SIDES = {"": "the run", "_expected": "the baseline"}
+
+
+def with_ratio_errors(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of one checkpoint with ``ratio_error``, that of gamma and of SGD's gamma.
+
+    SGD's own ratio is 1, whatever its error; one that was not scored has none that is known.
+
+    Args:
+        rows: as in a baseline.
+    """
+    sgd = rows[rows["method"] == "sgd"].groupby("batch")[ERROR].first()
+    reference = rows["batch"].map(sgd).astype(float)
+    combined = [ratio_error(*pair) for pair in zip(rows[ERROR], reference, strict=True)]
+    return rows.assign(ratio_error=np.where(rows["method"] == "sgd", 0.0, combined))
+
+
+def stated_errors(metric: Metric, pairs: pd.DataFrame) -> np.ndarray:
+    """Return how far each difference obtained - expected may be rounding, errors unknown as none.
+
+    ln(1 + e) of both sides for a log ratio with errors e, and e times the efficiency of both.
+
+    Args:
+        metric: what is compared.
+        pairs: of run and baseline, (B,) rows, the latter's columns with ``_expected``.
+    """
+    total = np.zeros(len(pairs))
+    for suffix in _SIDES:
+        errors = _errors(metric, pairs, suffix).fillna(0.0).to_numpy(float)
+        if metric is EFFICIENCY:
+            with np.errstate(invalid="ignore"):
+                total += np.nan_to_num(
+                    errors * pairs[f"{metric.column}{suffix}"].to_numpy(float), posinf=np.inf
+                )
+        else:
+            total += np.log1p(errors)
+    return total
+
+
+def doubt(metric: Metric, pairs: pd.DataFrame) -> str:
+    """Return what is said of a comparison that rests on marked scores, empty for others.
+
+    Args:
+        metric: what is compared.
+        pairs: as in :func:`stated_errors`.
+    """
+    return "; ".join(_doubts(metric, pairs))
+
+
+def _doubts(metric: Metric, pairs: pd.DataFrame) -> Iterator[str]:
+    for suffix, side in _SIDES.items():
+        error = mean_error(_errors(metric, pairs, suffix))
+        impossible = pairs[f"impossible{suffix}"].to_numpy(bool)
+        if error > MARKED:
+            yield f"{side} {reach(error)}"
+        elif impossible.any():
+            yield f"{side} has gammas that cannot be"
+
+
+def _errors(metric: Metric, pairs: pd.DataFrame, suffix: str) -> pd.Series:
+    return pairs[f"{ERROR if metric is EFFICIENCY else 'ratio_error'}{suffix}"]
