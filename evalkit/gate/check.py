@@ -92,7 +92,7 @@ def check(run: Baseline, baseline: Baseline, tolerance: float = DEFAULT_TOLERANC
 def _remarks(run: Baseline, found: Sequence[Comparison]) -> Iterator[str]:
     """Yield what is to be said of marked scores."""
     yield from run.remarks
-    if any("the baseline" in comparison.doubt for comparison in found):
+    if any("expected" in comparison.doubt for comparison in found):
         yield _BASELINE_MARKED
 
 

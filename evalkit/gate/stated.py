@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 
@@ -12,7 +10,7 @@ from evalkit.gate.baseline_file import ERROR
 from evalkit.marks import reach
 from evalkit.paired import EFFICIENCY, Metric
 
-_SIDES = {"": "the run", "_expected": "the baseline"}
+_SIDES = {"": "obtained", "_expected": "expected"}
 
 
 def with_ratio_errors(rows: pd.DataFrame) -> pd.DataFrame:
@@ -58,17 +56,14 @@ def doubt(metric: Metric, pairs: pd.DataFrame) -> str:
         metric: what is compared.
         pairs: as in :func:`stated_errors`.
     """
-    return "; ".join(_doubts(metric, pairs))
-
-
-def _doubts(metric: Metric, pairs: pd.DataFrame) -> Iterator[str]:
+    said: dict[str, list[str]] = {}
     for suffix, side in _SIDES.items():
         error = mean_error(_errors(metric, pairs, suffix))
-        impossible = pairs[f"impossible{suffix}"].to_numpy(bool)
         if error > MARKED:
-            yield f"{side} {reach(error)}"
-        elif impossible.any():
-            yield f"{side} has gammas that cannot be"
+            said.setdefault(reach(error), []).append(side)
+        elif pairs[f"impossible{suffix}"].any():
+            said.setdefault("cannot be", []).append(side)
+    return "; ".join(f"{' and '.join(sides)} {text}" for text, sides in said.items())
 
 
 def _errors(metric: Metric, pairs: pd.DataFrame, suffix: str) -> pd.Series:

@@ -72,7 +72,7 @@ def pairs_table(table: pd.DataFrame) -> Table:
             (
                 Cell(pair),
                 Cell(str(last["checkpoint"])),
-                Cell(format_number(middle), middle),
+                Cell(format_number(middle), middle, mark=_of_pair(last)),
                 Cell(f"{format_number(low)} to {format_number(high)}", low),
                 Cell(str(last["statement"]), worse=last["statement"] == "worse"),
                 Cell(str(last["batches"]), last["batches"]),
