@@ -170,13 +170,22 @@ def _sentences(rows: pd.DataFrame) -> Iterable[str]:
         if len(chosen):
             grave = doubt in CAUSES + IMPOSSIBLE and (chosen["sign"] == UNRELIABLE_SIGN).any()
             sign = UNRELIABLE_SIGN if grave else NOTED_SIGN
-            yield f"{sign} {_SENTENCES[doubt](chosen, rows)}"
+            for part in _parts(doubt, chosen):
+                yield f"{sign} {_SENTENCES[doubt](part, rows)}"
     within = rows[(rows["error"] > MARKED) & (rows["sign"] == NOTED_SIGN)]
     if len(within):
         yield (
             f"{NOTED_SIGN} {_names(within)}: single batches have a stated error above "
             f"{percent(MARKED)}, and their mean has not."
         )
+
+
+def _parts(doubt: Doubt, chosen: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the rows that one sentence is about: of each natural gradient where others count."""
+    if doubt not in ("above others", "tie", "damped"):
+        return [chosen]
+    natural = chosen[chosen["above_other"].notna()]
+    return [part for _, part in natural.groupby("method", sort=False)]
 
 
 def _off(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
@@ -258,10 +267,9 @@ def _below_floor(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
 
 
 def _above_others(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
-    natural = chosen[chosen["above_other"].notna()]
-    direct = "" if (natural["solver"] == "direct").all() else ", or take ngd:solver=direct"
+    direct = "" if (chosen["solver"] == "direct").all() else ", or take ngd:solver=direct"
     return (
-        f"{_above(natural, rows)}, which the exact natural gradient never is and no stated error "
+        f"{_above(chosen, rows)}, which the exact natural gradient never is and no stated error "
         f"explains, so that one of the two is wrong: {_again(chosen)}{direct}."
     )
 

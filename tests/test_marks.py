@@ -223,7 +223,7 @@ def test_table_headline_and_page_carry_the_mark(tmp_path: Path) -> None:
     page = render_page(run, studies_of(run))
     assert page.count('<abbr class="mark"') == 2  # of the ratio and of the pair
     assert "1 of 1 batch with a stated error above 0.1%; the mean may be off by 50%" in page
-    assert '<li><span class="mark">*</span> EF: gamma may be off by 50%' in page
+    assert '<li><span class="mark">*</span><span>EF: gamma may be off by 50%' in page
 
 
 def test_a_page_without_marks_explains_none(tmp_path: Path) -> None:

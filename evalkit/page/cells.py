@@ -54,6 +54,6 @@ class Table:
     names: int = 1
 
 
-def number(value: float) -> Cell:
+def number(value: float, mark: Mark | None = None) -> Cell:
     """Return a cell that shows a number with three digits, and sorts by it."""
-    return Cell(format_number(value), value)
+    return Cell(format_number(value), value, mark=mark)

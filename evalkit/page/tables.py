@@ -89,6 +89,10 @@ def _of_pair(row: pd.Series) -> Mark | None:
     return Mark(row["mark"], f"rests on marked scores: the ratio {reach(row['error'])}")
 
 
+def _signed(sign: str) -> Mark | None:
+    return Mark(sign, "explained below the ratios to SGD") if sign else None
+
+
 def best_table(table: pd.DataFrame) -> Table:
     """Return each method's best damping by stage, and how far near-zero damping is from it.
 
@@ -100,9 +104,9 @@ def best_table(table: pd.DataFrame) -> Table:
             Cell(row["method"]),
             Cell(row["stage"]),
             Cell(f"{row['damping']:g}", row["damping"]),
-            number(row["ratio"]),
+            number(row["ratio"], _signed(row["mark"])),
             Cell(f"{row['best_damping']:g}", row["best_damping"]),
-            number(row["best_ratio"]),
+            number(row["best_ratio"], _signed(row["best_mark"])),
             number(row["distance"]),
             Cell(
                 f"{format_number(row['distance_low'])} to {format_number(row['distance_high'])}",
