@@ -22,7 +22,7 @@ Doubt = Literal[
     "float32",
     "cancellation",
     "gradient",
-    "iteration limit",
+    "unconverged",
     "tolerance",
     "below floor",
     "above others",
@@ -44,8 +44,8 @@ def judge(scores: pd.DataFrame) -> pd.DataFrame:
 
     A row whose ``error`` is above :data:`MARKED` has one of the doubts that name the cause:
     ``"float32"``, the precision that it was found in; in float64 ``"cancellation"``, of the
-    direction, or ``"gradient"``, of the gradient itself; ``"iteration limit"``, of a solver;
-    ``"tolerance"``, a solver that met one that is not small enough.
+    direction, or ``"gradient"``, of the gradient itself; ``"unconverged"``, a solver that
+    stopped before its tolerance; ``"tolerance"``, one that met a tolerance that is too large.
 
     No direction has a gamma below the floor, an efficiency above 1. (F + lambda I)^-1 g has the
     smallest gamma^2 + lambda (|d| / slope)^2 of all directions d, and so for lambda = 0 the
@@ -108,11 +108,10 @@ def ratio_error(first: float, second: float) -> float:
 def _causes(rows: pd.DataFrame) -> dict[Doubt, pd.Series]:
     """Return the rows whose error is above :data:`MARKED`, by cause."""
     left = rows["error"] > MARKED
-    limits = rows["method"].map(iteration_limit)
     solved = rows["solver"].isin(("cg", "sketch"))
     found: dict[Doubt, pd.Series] = {}
     for doubt, flags in (
-        ("iteration limit", solved & (rows["iterations"].astype(float) >= limits)),
+        ("unconverged", solved & ~rows["converged"].fillna(True).astype(bool)),
         ("float32", rows["dtype"] == "float32"),
         ("tolerance", solved & rows["converged"].fillna(False).astype(bool)),
         ("gradient", rows["method"] == "sgd"),

@@ -232,15 +232,19 @@ def _gradient(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
     )
 
 
-def _iterations(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
+def _unconverged(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
     base = base_name(str(chosen["method"].iloc[0]))
-    more = 4 * int(chosen["method"].map(iteration_limit).max())
-    return (
+    limits = chosen["method"].map(iteration_limit)
+    text = (
         f"{_names(chosen)}: gamma may be {percent(chosen['error'].max())} above the smallest in "
-        f"{_share(chosen, rows)}, where the solver ended at its limit of iterations: raise it, as "
-        f"in --methods {base}:max_iterations={more}, or take {base}:solver=direct where a batch "
-        "has few outputs."
+        f"{_share(chosen, rows)}, where the solver "
     )
+    direct = f"or take {base}:solver=direct where a batch has few outputs."
+    if (chosen["iterations"].astype(float) >= limits).any():
+        more = f"--methods {base}:max_iterations={4 * int(limits.max())}"
+        return f"{text}ended at its limit of iterations: raise it, as in {more}, {direct}"
+    advice = "raise --damping" if (chosen["dtype"] == "float64").all() else "give --dtype float64"
+    return f"{text}stopped before its tolerance: let it take more iterations, {advice}, {direct}"
 
 
 def _tolerance(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
@@ -304,7 +308,7 @@ _SENTENCES: Mapping[Doubt, Callable[[pd.DataFrame, pd.DataFrame], str]] = {
     "float32": _float32,
     "cancellation": _cancellation,
     "gradient": _gradient,
-    "iteration limit": _iterations,
+    "unconverged": _unconverged,
     "tolerance": _tolerance,
     "below floor": _below_floor,
     "above others": _above_others,

@@ -34,6 +34,7 @@ class Made:
         provenance: changes of the rest of run.json.
         hashes: changes of the checkpoints' hashes.
         errors: stated, per method; of the others none.
+        stopped: methods whose solver stopped before its tolerance.
     """
 
     ratios: Mapping[str, Sequence[float]] = field(
@@ -49,6 +50,7 @@ class Made:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
+    stopped: Sequence[str] = ()
 
     def write(self, folder: Path) -> Run:
         """Write the run and read it."""
@@ -71,7 +73,9 @@ class Made:
     def _row(self, method: str, ratio: float, batch: int, damping: float) -> dict[str, Any]:
         slope = -1.0 if method != "sgd" and batch in self.uphill else 1.0
         slope = 0.0 if math.isinf(ratio) else slope
-        stated = {"error": self.errors.get(method, math.nan), "dtype": "float64"}
+        stated: dict[str, Any] = {"error": self.errors.get(method, math.nan), "dtype": "float64"}
+        if method in self.stopped:
+            stated |= {"solver": "cg", "iterations": 3, "converged": False}
         return score_row(method, ratio, self.sgd_gamma, damping=damping, slope=slope, **stated)
 
     def _provenance(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ WORSE = {"ef": [1.2 * ratio for ratio in RATIOS]}
     [
         (1e-7, 1e-7, "worse", ""),
         (0.05, 1e-7, "worse", "obtained may be off by 5%"),
-        (0.3, 1e-7, "same", "obtained may be off by 30%"),
+        (0.3, 1e-7, "not comparable", "obtained may be off by 30%"),
         (1e-7, 0.3, "same", "expected may be off by 30%"),
         (0.1, 0.1, "same", "obtained and expected may be off by 10%"),
     ],
@@ -51,6 +51,8 @@ def test_a_change_within_the_stated_errors_is_no_regression(
     assert row.verdict == verdict
     assert row.doubt == doubt
     assert row.difference == pytest.approx(np.log(1.2))
+    if verdict == "not comparable":
+        assert row.reason == "within the stated error of the run alone"
     if verdict == "same":
         assert row.reason == "within the stated error"
         assert row in found.within_error
@@ -63,6 +65,19 @@ def test_a_change_within_the_stated_errors_is_no_regression(
         assert f"| {verdict}\\* | first | ef |" in markdown(found)
         assert doubt.encode() in junit(found)
         assert "rest on marked scores (*)" in headline(found)
+
+
+def test_an_improvement_within_the_stated_error_is_none(tmp_path: Path) -> None:
+    better = Made({"ef": [ratio / 1.2 for ratio in RATIOS]}, errors={"ef": 0.3})
+    row = rows_of(checked(tmp_path, better, Made(errors={"ef": 1e-7})))["log ratio"]
+    assert (row.verdict, row.reason) == ("same", "within the stated error")
+
+
+def test_what_a_solver_leaves_is_no_excuse(tmp_path: Path) -> None:
+    """Its gamma is far from that of the exact solution, and yet certain."""
+    early = Made(WORSE, errors={"ef": 0.3}, stopped=("ef",))
+    row = rows_of(checked(tmp_path, early, Made(errors={"ef": 1e-7})))["log ratio"]
+    assert (row.verdict, row.doubt) == ("worse", "obtained may be off by 30%")
 
 
 def test_the_error_of_sgd_is_that_of_every_ratio(tmp_path: Path) -> None:

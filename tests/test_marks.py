@@ -67,6 +67,11 @@ CAUSES = {
         ),
         "--methods ngd:max_iterations=20",
     ),
+    "a limit of its own": (
+        score_row("ngd", 0.6, error=0.07, dtype="float32", **{**LIMIT, "iterations": 3}),
+        "where the solver stopped before its tolerance: let it take more iterations, give --dtype "
+        "float64, or take ngd:solver=direct",
+    ),
     "tolerance": (
         score_row(
             "ngd:tolerance=0.1", 0.6, error=0.07, dtype="float64", **{**LIMIT, "iterations": 3}

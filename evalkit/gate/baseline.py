@@ -61,7 +61,9 @@ def baseline_of(run: Run) -> Baseline:
     rows = rows.assign(
         descends=rows["slope"] > 0, impossible=rows[list(IMPOSSIBLE)].any(axis="columns")
     )
-    rows = rows[[*COLUMNS, ERROR, "impossible"]]
+    left = rows[["unconverged", "tolerance"]].any(axis="columns")
+    rows = rows.assign(noise=rows[ERROR].where(~left, MARKED))
+    rows = rows[[*COLUMNS, ERROR, "noise", "impossible"]]
     hashes = {name: known[name] for name in scored}
     return Baseline(made_with, hashes, rows, marks_of(scores).sentences)
 

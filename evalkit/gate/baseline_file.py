@@ -45,7 +45,8 @@ class Baseline:
         checkpoints: SHA-256 by name, in the order of training.
         rows: a row per checkpoint, method, damping and batch, with ratio and efficiency of the
             scores, descends (slope > 0), loss, the mean loss of the batch, error, the stated one of
-            gamma, NaN where there is none, and impossible, whether gamma is one that it cannot be.
+            gamma, NaN where there is none, noise, the part of it that is not the distance that a
+            solver left, and impossible, whether gamma is one that it cannot be.
         remarks: sentences on what is marked, empty for what comes from a file.
     """
 
@@ -164,7 +165,7 @@ def _rows(text: str, path: Path, height: int) -> pd.DataFrame:
     if table.empty:
         raise _unreadable("rows", path, "none")
     above = table["efficiency"] - 1 > UNEQUAL + table[ERROR].fillna(MARKED)
-    return table.assign(impossible=above)
+    return table.assign(noise=table[ERROR], impossible=above)
 
 
 def _number(text: str) -> float:

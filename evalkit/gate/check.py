@@ -16,7 +16,7 @@ import pandas as pd
 from evalkit.errors import EvalkitError
 from evalkit.gate.baseline_file import IDENTITY, INFORMATION, Baseline
 from evalkit.gate.comparison import ALL, METRICS, Check, Comparison, Verdict
-from evalkit.gate.stated import doubt, stated_errors, with_ratio_errors
+from evalkit.gate.stated import doubt, lost_accuracy, stated_errors, with_ratio_errors
 from evalkit.identity import task_name
 from evalkit.paired import (
     EFFICIENCY,
@@ -56,7 +56,8 @@ def check(run: Baseline, baseline: Baseline, tolerance: float = DEFAULT_TOLERANC
     5%. A method that descends in a batch of the baseline and does not in the run is worse whatever
     the means say. Where fewer than three batches were scored, a difference beyond the tolerance is
     not comparable. One that is smaller than the stated errors of both sides together is the same,
-    and a descent that is lost where the error of gamma is 100% or more is not comparable.
+    or not comparable where it goes the wrong way and the errors of the baseline are small; nor is a
+    descent comparable that is lost where the error of gamma is 100% or more.
 
     Args:
         run: of :func:`evalkit.gate.baseline.baseline_of`.
@@ -217,6 +218,8 @@ def _compared(
         verdict, reason = "not comparable", "infinitely better and worse"
     elif tolerance < abs(found.mean) <= stated:
         reason = _WITHIN
+        if (found.mean < 0) == metric.higher_is_better and lost_accuracy(metric, pairs):
+            verdict, reason = "not comparable", f"{_WITHIN} of the run alone"
     elif (
         abs(found.mean) > tolerance and len(values) < FEWEST_BATCHES and not math.isinf(found.mean)
     ):

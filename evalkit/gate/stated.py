@@ -10,27 +10,34 @@ from evalkit.gate.baseline_file import ERROR
 from evalkit.marks import reach
 from evalkit.paired import EFFICIENCY, Metric
 
+NOISE = "noise"
 _SIDES = {"": "obtained", "_expected": "expected"}
 
 
 def with_ratio_errors(rows: pd.DataFrame) -> pd.DataFrame:
     """Return rows of one checkpoint with ``ratio_error``, that of gamma and of SGD's gamma.
 
-    SGD's own ratio is 1, whatever its error; one that was not scored has none that is known.
+    ``ratio_noise`` is the same of the noise. SGD's own ratio is 1, whatever its error; one that was
+    not scored has none that is known.
 
     Args:
         rows: as in a baseline.
     """
     sgd = rows[rows["method"] == "sgd"].groupby("batch")[ERROR].first()
     reference = rows["batch"].map(sgd).astype(float)
-    combined = [ratio_error(*pair) for pair in zip(rows[ERROR], reference, strict=True)]
-    return rows.assign(ratio_error=np.where(rows["method"] == "sgd", 0.0, combined))
+    scored = rows["method"] != "sgd"
+    for name in (ERROR, NOISE):
+        combined = [ratio_error(*pair) for pair in zip(rows[name], reference, strict=True)]
+        rows = rows.assign(**{f"ratio_{name}": np.where(scored, combined, 0.0)})
+    return rows
 
 
 def stated_errors(metric: Metric, pairs: pd.DataFrame) -> np.ndarray:
-    """Return how far each difference obtained - expected may be rounding, errors unknown as none.
+    """Return how far each difference obtained - expected may be noise, errors unknown as none.
 
-    ln(1 + e) of both sides for a log ratio with errors e, and e times the efficiency of both.
+    ln(1 + e) of both sides for a log ratio with errors e, and e times the efficiency of both. The
+    gamma of what a solver found is no less certain for being far from that of the exact solution:
+    of rows of the run whose error is that distance nothing is counted.
 
     Args:
         metric: what is compared.
@@ -38,7 +45,7 @@ def stated_errors(metric: Metric, pairs: pd.DataFrame) -> np.ndarray:
     """
     total = np.zeros(len(pairs))
     for suffix in _SIDES:
-        errors = _errors(metric, pairs, suffix).fillna(0.0).to_numpy(float)
+        errors = _errors(metric, pairs, suffix, NOISE).fillna(0.0).to_numpy(float)
         if metric is EFFICIENCY:
             with np.errstate(invalid="ignore"):
                 total += np.nan_to_num(
@@ -66,5 +73,18 @@ def doubt(metric: Metric, pairs: pd.DataFrame) -> str:
     return "; ".join(f"{' and '.join(sides)} {text}" for text, sides in said.items())
 
 
-def _errors(metric: Metric, pairs: pd.DataFrame, suffix: str) -> pd.Series:
-    return pairs[f"{ERROR if metric is EFFICIENCY else 'ratio_error'}{suffix}"]
+def lost_accuracy(metric: Metric, pairs: pd.DataFrame) -> bool:
+    """Whether the run is too noisy for a comparison and the baseline is not.
+
+    Args:
+        metric: what is compared.
+        pairs: as in :func:`stated_errors`.
+    """
+    obtained, expected = (
+        mean_error(_errors(metric, pairs, suffix, NOISE)) > MARKED for suffix in _SIDES
+    )
+    return obtained and not expected
+
+
+def _errors(metric: Metric, pairs: pd.DataFrame, suffix: str, name: str = ERROR) -> pd.Series:
+    return pairs[f"{'' if metric is EFFICIENCY else 'ratio_'}{name}{suffix}"]
