@@ -24,10 +24,12 @@ overlap
 doubts
 lost_rows identity source_files notes marks
 layers factor
-linearization.determinism linearization.broadcasts linearization.precision
-linearization.double_backward
-linearization.recorder
-linearization.forward
+linearization.modules linearization.broadcasts linearization.precision
+linearization.determinism linearization.double_backward
+linearization.recorder linearization.forward
+linearization.graph_ends
+linearization.recording
+linearization.adjoint linearization.sample_axis
 linearization.ruled_rows linearization.per_sample linearization.pulled
 linearization.tangents
 linearization.micro_batches

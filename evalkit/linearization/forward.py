@@ -1,6 +1,6 @@
-"""One forward pass of a model, recorded: logits, their graph, and what each parameter did.
+"""A model as it is evaluated: its forward, its precision, and what stands in for its values.
 
-The pass runs on aliases of the trainable parameters and on copies of the buffers, so the caller's
+A pass runs on aliases of the trainable parameters and on copies of the buffers, so the caller's
 model keeps its mode, gradients, hooks, parameters and buffers whatever the forward does.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from typing import Any
 
 import torch
@@ -19,77 +19,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization.broadcasts import Broadcast, of_samples, shared_parameters
 from evalkit.linearization.determinism import (
     preserved_random_state,
-    random_state,
     refuse_batch_statistics,
-    refuse_random_forward,
 )
-from evalkit.linearization.double_backward import Backward
 from evalkit.linearization.precision import AllDouble
-from evalkit.linearization.recorder import (
-    Graph,
-    LayerUse,
-    Recorder,
-    graph_of,
-    ruled_parameters,
-)
-
-HELD_AT_ONCE = 1 << 27
-"""Numbers in per-sample gradients that are formed and held at once: 512 MiB in float32."""
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a model's forward takes: a tensor, positional arguments, or keyword arguments."""
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A forward pass that can be differentiated again and again.
-
-    Attributes:
-        logits: (N, ..., C), with the graph attached.
-        parameters: the trainable parameters by name, in the order of ``named_parameters``.
-        uses: the calls of layers with a rule that a trainable parameter took part in.
-        ruled: names of the parameters whose every use is one of these calls.
-        broadcasts: where parameters that reach the logits only through values without a sample
-            axis meet the batch, by name, if axis 0 is the sample axis there.
-        call: maps (parameters by name, inputs) to logits: the same forward again.
-        inputs: the inputs of this pass.
-        backward: how backwards through its replaced layers are run.
-        pass_work: multiplications of a pass through all layers with a rule, frozen ones too.
-    """
-
-    logits: Tensor
-    parameters: dict[str, Tensor]
-    uses: tuple[LayerUse, ...]
-    ruled: frozenset[str]
-    broadcasts: dict[str, tuple[Broadcast, ...]]
-    call: Callable[[dict[str, Tensor], Inputs], Tensor]
-    inputs: Inputs
-    backward: Backward
-    pass_work: int
-
-    @property
-    def num_params(self) -> int:
-        """P, the number of trainable parameters."""
-        return sum(value.numel() for value in self.parameters.values())
-
-    @cached_property
-    def shared(self) -> dict[str, tuple[Broadcast, ...]]:
-        """Where the parameters that act on every sample alike meet the batch, by name.
-
-        A parameter whose per-sample gradients take more memory than is spent at once is left out.
-        """
-        found = {
-            name: places
-            for name, places in self.broadcasts.items()
-            if self.parameters[name].numel() * len(self.logits) <= HELD_AT_ONCE
-        }
-        chosen = dict.fromkeys(place for places in found.values() for place in places)
-        with differentiable():
-            alike = of_samples(self.logits, tuple(chosen))
-        return {name: places for name, places in found.items() if alike.issuperset(places)}
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -147,21 +84,47 @@ def check_batch(inputs: Inputs, targets: Tensor) -> int:
     return len(targets)
 
 
-def record(
-    model: nn.Module, inputs: Inputs, samples: int, dtype: torch.dtype | None = None
-) -> Recording:
-    """Run the forward once and keep its graph.
+@dataclass(frozen=True)
+class Evaluation:
+    """A model in the precision of the evaluation.
+
+    Attributes:
+        model: as given.
+        trainable: its trainable parameters by name.
+        parameters: what stands in for them.
+        call: maps (parameters by name, inputs) to logits.
+        cast: casts inputs.
+    """
+
+    model: nn.Module
+    trainable: dict[str, nn.Parameter]
+    parameters: dict[str, Tensor]
+    call: Callable[[dict[str, Tensor], Inputs], Tensor]
+    cast: Callable[[Inputs], Inputs]
+
+    def run(self, inputs: Inputs, graph: bool = True) -> Tensor:
+        """Return the logits of inputs, detached; no random state is used up.
+
+        Args:
+            inputs: what the forward takes.
+            graph: gradients are on, as in a recorded forward: it may take some inside, and without
+                them some modules take another path.
+        """
+        with differentiable(), torch.set_grad_enabled(graph), preserved_random_state():
+            return self.call(self.parameters, self.cast(inputs)).detach()
+
+
+def evaluation(model: nn.Module, dtype: torch.dtype | None = None) -> Evaluation:
+    """Return a model as it is evaluated.
 
     Args:
         model: any module; its trainable parameters are those with ``requires_grad``.
-        inputs: what its forward takes.
-        samples: N.
         dtype: of the evaluation: parameters, buffers and inputs are cast. None keeps each as it
             is, but for half precision, which is evaluated in float32, and for trainable parameters
             of several precisions, where all is evaluated in the highest.
 
     Raises:
-        EvalkitError: nothing is trainable, or the forward is not deterministic.
+        EvalkitError: nothing is trainable, or samples influence each other.
     """
     if not isinstance(model, nn.Module):
         raise EvalkitError(
@@ -183,7 +146,6 @@ def record(
         name: cast(value.detach(), dtype, id(value) in changed).requires_grad_()
         for name, value in trainable.items()
     }
-    inputs = tree_map(lambda leaf: cast(leaf, dtype) if isinstance(leaf, Tensor) else leaf, inputs)
     owners = _owners(model)
     frozen = {
         id(value): cast(value.detach(), dtype, id(value) in changed)
@@ -203,29 +165,12 @@ def record(
         # Another precision comes from autocast, or from a forward that casts its output.
         return cast(logits, precision)
 
-    backward = Backward()
-    recorder = Recorder({id(value): name for name, value in parameters.items()}, backward, samples)
-    with differentiable(), preserved_random_state(), recorder:
-        state = random_state()
-        logits = call(parameters, inputs)
-        random = any(not torch.equal(a, b) for a, b in zip(state, random_state(), strict=True))
-    if random:
-        refuse_random_forward(model, lambda: call(parameters, inputs))
-    if recorder.recomputed and any(parameters[n].dtype != p.dtype for n, p in trainable.items()):
-        raise EvalkitError(
-            "expected a forward that its backward does not run again, since that would be in the "
-            "model's own precision, found activation checkpointing; switch it off for the "
-            "evaluation, or convert the model"
+    def cast_inputs(inputs: Inputs) -> Inputs:
+        return tree_map(
+            lambda leaf: cast(leaf, dtype) if isinstance(leaf, Tensor) else leaf, inputs
         )
-    graph = graph_of(logits)
-    _refuse_kept_references(graph, trainable)
-    ruled = ruled_parameters(graph, parameters, recorder)
-    reached = graph.accumulators_of(parameters)
-    broadcasts = shared_parameters(graph.users, reached, recorder.broadcasts)
-    uses = tuple(recorder.uses)
-    return Recording(
-        logits, parameters, uses, ruled, broadcasts, call, inputs, backward, recorder.pass_work
-    )
+
+    return Evaluation(model, trainable, parameters, call, cast_inputs)
 
 
 def cast(value: Tensor, dtype: torch.dtype | None, copy: bool = False) -> Tensor:
@@ -251,14 +196,6 @@ def _precisions(parameters: Iterable[Tensor]) -> set[torch.dtype]:
     found = [(value.dim() > 0, _precision(value)) for value in parameters]
     arrays = any(is_array for is_array, _ in found)
     return {precision for is_array, precision in found if is_array or not arrays}
-
-
-def _refuse_kept_references(graph: Graph, trainable: Mapping[str, Tensor]) -> None:
-    for name in graph.accumulators_of(trainable):
-        raise EvalkitError(
-            f"expected parameter '{name}' to be used through its module alone, found a forward "
-            "that uses a reference kept elsewhere; read it from the module inside forward"
-        )
 
 
 class _Logits(nn.Module):

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from evalkit.layers.rows import GradientRows
-from evalkit.linearization.forward import Recording
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import (
     CannotVectorizeError,
@@ -23,6 +22,7 @@ from evalkit.linearization.per_sample import (
     inner_products,
     vectorized_gradients,
 )
+from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import gradient_rows, row_kinds
 from evalkit.reductions import power_of_two
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from evalkit.layers.rows import pair_costs
-from evalkit.linearization.forward import Recording
 from evalkit.linearization.gram import gram_matrix
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import PerSample
+from evalkit.linearization.recording import Recording
 
 MOST_OUTPUTS = 4096
 """Rows of the matrix, at most: 128 MiB."""

@@ -7,10 +7,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization.forward import Inputs, Recording, record
+from evalkit.linearization.determinism import nearly, refuse_varying_forward, repeats
+from evalkit.linearization.forward import Inputs, evaluation
+from evalkit.linearization.recording import Recording, record
+from evalkit.linearization.sample_axis import (
+    ROUNDING,
+    dependent_samples,
+    part_of,
+    refuse_if_varying,
+    refuse_other_logits,
+    split_leaves,
+)
 from evalkit.linearization.tangents import Tangents
 
 
@@ -30,8 +39,8 @@ class MicroBatches:
     micro-batch, time grows by about one training step per product.
 
     Args:
-        model: as in :func:`evalkit.linearization.forward.record`.
-        inputs: of the whole batch; tensors with N samples on axis 0 are split, others shared.
+        model: as in :func:`evalkit.linearization.recording.record`.
+        inputs: of the whole batch; tensors with a sample axis are split, others shared.
         num_samples: N.
         size: samples in a micro-batch, None for all.
         dtype: of the evaluation.
@@ -41,7 +50,8 @@ class MicroBatches:
         logits: of the whole batch, detached.
 
     Raises:
-        EvalkitError: as :func:`evalkit.linearization.forward.record`, or the size is not positive.
+        EvalkitError: as :func:`evalkit.linearization.recording.record`, the size is not positive,
+            the logits change from call to call, or parts of the batch are not what they are in it.
     """
 
     def __init__(
@@ -60,11 +70,39 @@ class MicroBatches:
         step = num_samples if size is None else min(size, num_samples)
         starts = range(0, num_samples, step)
         self.slices = tuple(slice(start, min(start + step, num_samples)) for start in starts)
-        self._model, self._inputs, self._dtype = model, inputs, dtype
+        self._model, self._inputs = model, inputs
+        self._evaluated = evaluation(model, dtype)
         self._num_samples = num_samples
         self._kept: dict[int, MicroBatch] = {}
+        self._first: Tensor | None = None
+        if len(self.slices) == 1:
+            self.logits = _check(self[0], self.slices[0])
+            self.refuse_other_logits()
+            return
+        self._split = split_leaves(self._evaluated, inputs, num_samples)
         logits = [_check(batch, part) for batch, part in zip(self, self.slices, strict=True)]
-        self.logits = logits[0] if len(logits) == 1 else torch.cat(logits)
+        self.logits = self._first = torch.cat(logits)
+        self._refuse_dependent_samples()
+
+    def refuse_other_logits(self) -> None:
+        """Run samples of a single micro-batch again and compare.
+
+        Raises:
+            EvalkitError: their logits differ from those of the first forward.
+        """
+        refuse_other_logits(self._evaluated, self._inputs, self._num_samples, self.logits)
+
+    def _refuse_dependent_samples(self) -> None:
+        """Compare samples of different micro-batches with what they are together.
+
+        Raises:
+            EvalkitError: they differ.
+        """
+        ends = [0, self._num_samples - 1]
+        part = part_of(self._inputs, self._split, ends)
+        if not nearly(self.logits[ends], self._evaluated.run(part), ROUNDING):
+            refuse_if_varying(self._model, self._evaluated.run, part)
+            raise dependent_samples("logits of a sample that depend on its micro-batch")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,19 +134,25 @@ class MicroBatches:
             self._kept.clear()
             part = self.slices[index]
             samples = part.stop - part.start
-            recording = record(self._model, self._part(part), samples, self._dtype)
+            recording = record(self._evaluated, self._part(part), samples)
             self._kept[index] = MicroBatch(recording, Tangents(recording))
+            self._refuse_change(part, recording.logits.detach())
         return self._kept[index]
+
+    def _refuse_change(self, part: slice, logits: Tensor) -> None:
+        """Compare the logits of a forward that was run again with those of the first.
+
+        Raises:
+            EvalkitError: they differ.
+        """
+        if self._first is not None and not repeats(self._first[part], logits):
+            inputs = self._part(part)
+            refuse_varying_forward(self._model, lambda: self._evaluated.run(inputs))
 
     def _part(self, samples: slice) -> Inputs:
         if len(self.slices) == 1:
             return self._inputs
-
-        def take(leaf: object) -> object:
-            batched = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == self._num_samples
-            return leaf[samples] if batched and isinstance(leaf, Tensor) else leaf
-
-        return tree_map(take, self._inputs)
+        return part_of(self._inputs, self._split, samples)
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """Return views of a vector, (P,), in the shapes of the parameters."""

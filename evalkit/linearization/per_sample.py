@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from evalkit.linearization.forward import HELD_AT_ONCE, Recording, differentiable
+from evalkit.linearization.forward import differentiable
+from evalkit.linearization.recording import HELD_AT_ONCE, Recording
 
 
 class CannotVectorizeError(RuntimeError):

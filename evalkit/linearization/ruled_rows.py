@@ -18,8 +18,9 @@ from torch import Tensor
 
 from evalkit.layers.rows import Formed, GradientRows
 from evalkit.linearization.broadcasts import Broadcast
-from evalkit.linearization.forward import Recording, differentiable
+from evalkit.linearization.forward import differentiable
 from evalkit.linearization.recorder import LayerUse
+from evalkit.linearization.recording import Recording
 
 SHARED = "shared"
 """The kind of rows of a parameter that acts on every sample alike."""

@@ -25,10 +25,10 @@ from evalkit.layers.sketches import (
     sketch_of,
     slices,
 )
-from evalkit.linearization.forward import Recording
 from evalkit.linearization.kernel import PRODUCT_OVERHEAD, pass_work, unit_cotangents
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.recorder import LayerUse
+from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import gradient_rows, row_kinds
 
 COLUMNS_PER_OUTPUT = 48

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evalkit.errors import EvalkitError
 from evalkit.layers.embedding import Embedding
 from evalkit.layers.linear import Linear
+from evalkit.linearization.adjoint import compare, refuse_opaque_backward
 from evalkit.linearization.double_backward import Change
-from evalkit.linearization.forward import Recording, differentiable
+from evalkit.linearization.forward import differentiable
 from evalkit.linearization.pulled import Pulled
 from evalkit.linearization.recorder import LayerUse
+from evalkit.linearization.recording import Recording
 
 
 class Tangents:
@@ -35,6 +36,9 @@ class Tangents:
 
     Args:
         recording: the forward pass.
+
+    Attributes:
+        tested: a product that moves everything has passed the adjoint test.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -43,6 +47,7 @@ class Tangents:
         self._uses = [u for u in recording.uses if u.weight in ruled or u.bias in ruled]
         self._others = [name for name in recording.parameters if name not in ruled]
         self._inner_products: dict[str, Tensor] = {}
+        self.tested = False
 
     def _pull(self, cotangents: Tensor, graph: bool) -> tuple[Tensor | None, ...]:
         """Return the gradients in the outputs of ruled calls, then in the other parameters."""
@@ -60,19 +65,16 @@ class Tangents:
 
     @cached_property
     def _graph(self) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """A cotangent u and the graph of everything that it pulls back to, linear in u."""
-        u = torch.zeros_like(self._recording.logits, requires_grad=True)
+        """A random cotangent u and the graph of what it pulls back to, linear in u."""
+        logits = self._recording.logits
+        generator = torch.Generator(logits.device).manual_seed(0)
+        # Random: what it pulls back to tells whether a product J v is right.
+        u = torch.randn(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
+        u.requires_grad_()
         with self._recording.backward.linearizing():
             pulled = self._pull(u, graph=True)
-        cut = [i for i, root in enumerate(pulled) if root is not None and not root.requires_grad]
-        if cut:
-            probe = self._pull(torch.ones_like(u), graph=False)
-            if any(bool(value.any()) for i in cut if (value := probe[i]) is not None):
-                raise EvalkitError(
-                    "expected layers that can be differentiated twice, found a backward that "
-                    "torch cannot see into; mark the custom autograd.Function's backward as "
-                    "differentiable, or use basic operations for the evaluation"
-                )
+        if any(root is not None and not root.requires_grad and root.any() for root in pulled):
+            refuse_opaque_backward(self._recording)
         return u, pulled
 
     def pull(self, cotangents: Tensor, scale: Tensor) -> Tensor:
@@ -162,7 +164,31 @@ class Tangents:
                 for use in self._uses
             ]
             product = product + self._differentiated([*rest, *[None] * len(others)])
+        if not self.tested or self._recording.foreign:
+            whole = [
+                _sum(root, _moved(use, change)) if use.pushes else root
+                for use, root, change in zip(self._uses, roots, changes, strict=True)
+            ]
+            self._test(product, [*whole, *others])
         return product
+
+    def _test(self, product: Tensor, changes: Sequence[Tensor | None]) -> None:
+        """Compare <J v, u> with <v, J^T u> for the u of the graph.
+
+        Products are tested until one that moves everything has passed; all of them are where the
+        model has autograd functions of its own.
+
+        Raises:
+            EvalkitError: they do not agree.
+        """
+        u, pulled = self._graph
+        pairs = zip(pulled, changes, strict=True)
+        reached = [(root, change) for root, change in pairs if root is not None]
+        roots, moved = [root for root, _ in reached], [change for _, change in reached]
+        test = compare([u], [product], roots, moved)
+        if test.fails(self._recording.roughest):
+            refuse_opaque_backward(self._recording)
+        self.tested = test.complete
 
     def _differentiated(self, changes: Sequence[Tensor | None]) -> Tensor:
         """Return the derivative of u -> J^T u along changes of what it pulls back to."""
@@ -181,12 +207,12 @@ class Tangents:
                     roots, u, cotangents, retain_graph=True, materialize_grads=True
                 )
         except RuntimeError as error:
-            if not isinstance(error, NotImplementedError) and "double backward" not in str(error):
+            known = ("double backward", "differentiate twice")
+            if not isinstance(error, NotImplementedError) and not any(
+                words in str(error).lower() for words in known
+            ):
                 raise
-            raise EvalkitError(
-                f"expected a model whose layers can be differentiated twice, found that {error}; "
-                "replace that layer by one made of basic operations for the evaluation"
-            ) from error
+            refuse_opaque_backward(self._recording, str(error).split("\n")[0])
         return product
 
     def kernel_product(self, cotangents: Tensor) -> Tensor:

@@ -23,6 +23,10 @@ PRODUCT_REPETITIONS = 15
 PROCESSES = 5
 """In which products are measured: where memory comes to lie moves their cost by some percent."""
 
+TESTED = "J v with its adjoint test"
+REPEATED = "two samples run again"
+"""What a linearization does once beside its products; other rows that linearize have both."""
+
 FLOOR_TOLERANCE = 0.01
 DAMPINGS = tuple(10.0**k for k in range(-12, -2))
 SWEEP = ("ef", "ief", "sf")
@@ -91,6 +95,8 @@ def _products(name: str, device: str) -> dict[str, float]:
         peer = Curvlinops(model, inputs, targets)
         work: dict[str, Work] = {
             "J v": lambda: lin.jvp(v),
+            TESTED: lambda: _tested_product(lin, v),
+            REPEATED: lin._batches.refuse_other_logits,
             "Jᵀc": lambda: lin.vjp(c),
             "J Jᵀc": lambda: lin.kernel_product(c),
             "F v": lambda: lin.fvp(v),
@@ -99,11 +105,16 @@ def _products(name: str, device: str) -> dict[str, float]:
         return in_steps(work, lambda: training_step(model, inputs, targets), PRODUCT_REPETITIONS)
 
 
+def _tested_product(lin: evalkit.Linearization, v: Tensor) -> Tensor:
+    """Return J v with its adjoint test, as the first product of a linearization has it."""
+    lin._batches[0].tangents.tested = False
+    return lin.jvp(v)
+
+
 def _product_rows(problem: str, found: Sequence[Mapping[str, float]]) -> list[Row]:
     """Return the medians of what several processes found, beside the peer that of the ratio."""
-    rows = [
-        Row(problem, name, median(one[name] for one in found)) for name in ("J v", "Jᵀc", "J Jᵀc")
-    ]
+    names = ("J v", TESTED, REPEATED, "Jᵀc", "J Jᵀc")
+    rows = [Row(problem, name, median(one[name] for one in found)) for name in names]
     beside = [Row(problem, "F v", one["F v"], "curvlinops", one["peer"]) for one in found]
     beside.sort(key=lambda row: row.ratio)
     note = f"{len(found)} processes, {beside[0].ratio:.2f} to {beside[-1].ratio:.2f}"

@@ -1,0 +1,134 @@
+"""Whether J v and J^T u belong to one Jacobian: <J v, u> = <v, J^T u>.
+
+J v is the derivative of u -> J^T u, so a backward that torch cannot differentiate (one that is
+marked ``once_differentiable``, or multiplies in a kernel without a graph) loses a part of J v
+beside a residual path, and nothing else shows it: J^T u stays right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from evalkit.errors import EvalkitError
+from evalkit.linearization.forward import differentiable
+from evalkit.linearization.graph_ends import functions_between
+from evalkit.linearization.modules import ModuleCall, first, watched
+from evalkit.linearization.recording import Recording
+
+MOST_AT_ONCE = 1 << 16
+"""Numbers of float32 in a dot product of no more rounding than a factor of a backward has."""
+
+
+@dataclass(frozen=True)
+class AdjointTest:
+    """One comparison of <J v, u> with <v, J^T u>.
+
+    Attributes:
+        difference: of the two, relative to the size of their terms; NaN where they overflow.
+        complete: v moved everything that u pulls back to.
+    """
+
+    difference: float
+    complete: bool
+
+    def fails(self, dtype: torch.dtype) -> bool:
+        """Return whether more than rounding in some precision lies between the two."""
+        return self.difference > torch.finfo(dtype).eps ** 0.5
+
+
+def compare(
+    u: Sequence[Tensor],
+    products: Sequence[Tensor],
+    pulled: Sequence[Tensor],
+    v: Sequence[Tensor | None],
+) -> AdjointTest:
+    """Compare <J v, u> with <v, J^T u>; reads each tensor a few times, and multiplies none.
+
+    A term is as large as its sum or as the sum of as many random numbers, whichever is more.
+
+    Args:
+        u: random, of order one.
+        products: J v, like u.
+        pulled: J^T u by parts.
+        v: likewise, None for zero.
+    """
+    left = [_dot(a, b) for a, b in zip(products, u, strict=True)]
+    moved = [(a, b.expand_as(a)) for a, b in zip(pulled, v, strict=True) if b is not None]
+    right = [_dot(a, b) for a, b in moved]
+    values = torch.stack([*(x for pair in (*left, *right) for x in pair)]).view(-1, 2).tolist()
+    total = sum(x for x, _ in values[: len(left)]) - sum(x for x, _ in values[len(left) :])
+    size = sum(abs(x) + typical for x, typical in values[len(left) :])
+    size += sum(typical for _, typical in values[: len(left)])
+    complete = len(moved) == len(pulled) and all(x for _, x in values[len(left) :])
+    if not math.isfinite(total) or not math.isfinite(size):
+        return AdjointTest(math.nan, complete)
+    return AdjointTest(abs(total) / size if size else 0.0, complete)
+
+
+def _dot(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inner product of two tensors, and how large one of random numbers would be."""
+    one, other = one.detach().reshape(-1), other.detach().reshape(-1)
+    norms = torch.linalg.vector_norm(one) * torch.linalg.vector_norm(other)
+    other = other.to(one.dtype)
+    # A dot product of float32 loses digits with its length, and one in float64 copies its factors.
+    parts = zip(one.split(MOST_AT_ONCE), other.split(MOST_AT_ONCE), strict=True)
+    total = torch.stack([torch.dot(a, b) for a, b in parts]).sum(dtype=torch.float64)
+    return total, norms.double() / max(1, one.numel()) ** 0.5
+
+
+def refuse_opaque_backward(recording: Recording, found: str = "") -> NoReturn:
+    """Name the layer whose backward torch cannot differentiate.
+
+    Args:
+        recording: the forward whose J v and J^T u do not belong together.
+        found: what torch said, if anything.
+
+    Raises:
+        EvalkitError: always.
+    """
+    broken: list[ModuleCall] = []
+
+    def after(call: ModuleCall) -> None:
+        if not broken and not _differentiable_twice(call, recording.roughest):
+            broken.append(call)
+
+    with differentiable(), watched(recording.model, after):
+        recording.call(recording.parameters, recording.inputs)
+    functions = functions_between(broken[0].outputs, broken[0].inputs) if broken else ()
+    by = f" by {' and '.join(functions)}" if functions else ""
+    said = f", where torch says: {found}" if found else ""
+    raise EvalkitError(
+        "expected layers that can be differentiated twice, found a backward that torch cannot see "
+        f"into in {first(broken, recording.model)}{by}{said}; write that backward with "
+        "differentiable operations (no once_differentiable, no no_grad, no kernel of its own), or "
+        "replace the layer by one made of basic operations for the evaluation"
+    )
+
+
+def _differentiable_twice(call: ModuleCall, roughest: torch.dtype) -> bool:
+    """Return whether a module's own J v and J^T u belong together."""
+    places = [x for x in (*call.inputs, *call.module.parameters()) if x.requires_grad]
+    outputs = [x for x in call.outputs if x.requires_grad]
+    if not places or not outputs:
+        return True
+    generator = torch.Generator().manual_seed(0)
+    u = [torch.randn(x.shape, generator=generator).to(x).requires_grad_() for x in outputs]
+    try:
+        pulled = torch.autograd.grad(outputs, places, u, create_graph=True, allow_unused=True)
+        reached = [x for x in pulled if x is not None]
+        v = [x.detach() / x.detach().norm().clamp_min(1e-30) for x in reached]
+        live = [i for i, x in enumerate(reached) if x.requires_grad]
+        if not live:
+            return not any(bool(x.any()) for x in reached)
+        products = torch.autograd.grad(
+            [reached[i] for i in live], u, [v[i] for i in live], materialize_grads=True
+        )
+    except RuntimeError:
+        return False
+    return not compare(u, products, reached, v).fails(roughest)

@@ -1,0 +1,146 @@
+"""One forward pass of a model, recorded: logits, their graph, and what each parameter did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from evalkit.errors import EvalkitError
+from evalkit.linearization.broadcasts import Broadcast, of_samples, shared_parameters
+from evalkit.linearization.determinism import (
+    preserved_random_state,
+    random_state,
+    refuse_random_forward,
+)
+from evalkit.linearization.double_backward import Backward
+from evalkit.linearization.forward import Evaluation, Inputs, differentiable
+from evalkit.linearization.graph_ends import refuse_lost_gradients
+from evalkit.linearization.recorder import (
+    Graph,
+    LayerUse,
+    Recorder,
+    graph_of,
+    ruled_parameters,
+)
+
+HELD_AT_ONCE = 1 << 27
+"""Numbers in per-sample gradients that are formed and held at once: 512 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A forward pass that can be differentiated again and again.
+
+    Attributes:
+        logits: (N, ..., C), with the graph attached.
+        parameters: the trainable parameters by name, in the order of ``named_parameters``.
+        uses: the calls of layers with a rule that a trainable parameter took part in.
+        ruled: names of the parameters whose every use is one of these calls.
+        broadcasts: where parameters that reach the logits only through values without a sample
+            axis meet the batch, by name, if axis 0 is the sample axis there.
+        call: maps (parameters by name, inputs) to logits: the same forward again.
+        inputs: the inputs of this pass.
+        backward: how backwards through its replaced layers are run.
+        model: as given.
+        foreign: the graph has autograd functions of the model's own.
+        roughest: precision of the result with the fewest digits, as autocast leaves them.
+        pass_work: multiplications of a pass through all layers with a rule, frozen ones too.
+    """
+
+    logits: Tensor
+    parameters: dict[str, Tensor]
+    uses: tuple[LayerUse, ...]
+    ruled: frozenset[str]
+    broadcasts: dict[str, tuple[Broadcast, ...]]
+    call: Callable[[dict[str, Tensor], Inputs], Tensor]
+    inputs: Inputs
+    backward: Backward
+    model: nn.Module
+    foreign: bool
+    roughest: torch.dtype
+    pass_work: int
+
+    @property
+    def num_params(self) -> int:
+        """P, the number of trainable parameters."""
+        return sum(value.numel() for value in self.parameters.values())
+
+    @cached_property
+    def shared(self) -> dict[str, tuple[Broadcast, ...]]:
+        """Where the parameters that act on every sample alike meet the batch, by name.
+
+        A parameter whose per-sample gradients take more memory than is spent at once is left out.
+        """
+        found = {
+            name: places
+            for name, places in self.broadcasts.items()
+            if self.parameters[name].numel() * len(self.logits) <= HELD_AT_ONCE
+        }
+        chosen = dict.fromkeys(place for places in found.values() for place in places)
+        with differentiable():
+            alike = of_samples(self.logits, tuple(chosen))
+        return {name: places for name, places in found.items() if alike.issuperset(places)}
+
+
+def record(evaluated: Evaluation, inputs: Inputs, samples: int) -> Recording:
+    """Run the forward once and keep its graph.
+
+    Args:
+        evaluated: the model.
+        inputs: what its forward takes.
+        samples: N.
+
+    Raises:
+        EvalkitError: the forward draws random numbers, or its graph hides gradients.
+    """
+    model, trainable, parameters = evaluated.model, evaluated.trainable, evaluated.parameters
+    call, inputs = evaluated.call, evaluated.cast(inputs)
+    backward = Backward()
+    recorder = Recorder({id(value): name for name, value in parameters.items()}, backward, samples)
+    with differentiable(), preserved_random_state(), recorder:
+        state = random_state()
+        logits = call(parameters, inputs)
+        random = any(not torch.equal(a, b) for a, b in zip(state, random_state(), strict=True))
+    if random:
+        refuse_random_forward(model, lambda: call(parameters, inputs))
+    if recorder.recomputed and any(parameters[n].dtype != p.dtype for n, p in trainable.items()):
+        raise EvalkitError(
+            "expected a forward that its backward does not run again, since that would be in the "
+            "model's own precision, found activation checkpointing; switch it off for the "
+            "evaluation, or convert the model"
+        )
+    graph = graph_of(logits)
+    _refuse_kept_references(graph, trainable)
+    with differentiable():
+        foreign = refuse_lost_gradients(
+            model, graph, parameters, frozenset(recorder.hidden), lambda v: call(v, inputs)
+        )
+    ruled = ruled_parameters(graph, parameters, recorder)
+    reached = graph.accumulators_of(parameters)
+    broadcasts = shared_parameters(graph.users, reached, recorder.broadcasts)
+    return Recording(
+        logits,
+        parameters,
+        tuple(recorder.uses),
+        ruled,
+        broadcasts,
+        call,
+        inputs,
+        backward,
+        model,
+        foreign,
+        recorder.roughest or logits.dtype,
+        recorder.pass_work,
+    )
+
+
+def _refuse_kept_references(graph: Graph, trainable: Mapping[str, Tensor]) -> None:
+    for name in graph.accumulators_of(trainable):
+        raise EvalkitError(
+            f"expected parameter '{name}' to be used through its module alone, found a forward "
+            "that uses a reference kept elsewhere; read it from the module inside forward"
+        )
