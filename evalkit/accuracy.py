@@ -19,9 +19,6 @@ from evalkit.linearization import Linearization
 from evalkit.updates import Update
 from evalkit.updates.registry import Rounding
 
-MARKED = 1e-3
-"""Relative error of gamma beyond which a score is found again with more digits, or marked."""
-
 SAFETY = 2.0
 """What first-order estimates with random signs are multiplied by."""
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evalkit.doubts import mean_error, ratio_error
 from evalkit.errors import EvalkitError
+from evalkit.marks import Marks, marks_of, worst
+from evalkit.method_names import display_name
 from evalkit.paired import FEWEST_BATCHES, LOG_RATIO, Interval, differences, holm, interval
 from evalkit.registry import suggest
-from evalkit.results import display_name
 from evalkit.run import Run
 from evalkit.spreads import geometric_spread
 
@@ -90,22 +92,32 @@ def compare(run: Run, pairs: Iterable[Pair]) -> pd.DataFrame:
     Returns:
         Columns pair, checkpoint, step, progress, batches; ratio_mean and ratio_factor, geometric
         mean of the ratio over batches and one geometric sigma; log_ratio, low, high: mean of ln
-        ratio and its 95% interval; p_value, of the row alone; corrected_p_value, for all rows;
-        statement: what the latter says about the first method, undecided below
-        :data:`evalkit.paired.FEWEST_BATCHES` batches.
+        ratio and its 95% interval; p_value, of the row alone; error, the stated one of ratio_mean,
+        NaN where there is none; mark, the sign of scores that it rests on; corrected_p_value, for
+        all rows; statement: what the latter says about the first method, undecided below
+        :data:`evalkit.paired.FEWEST_BATCHES` batches and within the stated error.
 
     Raises:
         EvalkitError: a method or damping was not scored.
     """
-    return _stated([row for pair in pairs for row in _rows(run, pair)])
+    marks = marks_of(run.scores)
+    return _stated([row for pair in pairs for row in _rows(run, pair, marks)])
 
 
-def _rows(run: Run, pair: Pair) -> Iterator[dict[str, Any]]:
+def _rows(run: Run, pair: Pair, marks: Marks) -> Iterator[dict[str, Any]]:
     """Yield the row of a pair at each checkpoint, without a statement."""
-    first, second = (_gammas(run, member) for member in (pair.first, pair.second))
-    joined = pd.concat({"first": first, "second": second}, axis=1).dropna()
+    members = (pair.first, pair.second)
+    first, second = (_gammas(run, member) for member in members)
+    joined = first.join(second.add_suffix("_other")).dropna(subset=["gamma", "gamma_other"])
+    same = pair.first == pair.second
     for key, group in joined.groupby(level=_CHECKPOINT, sort=False):
-        one, other = group["first"].to_numpy(float), group["second"].to_numpy(float)
+        one, other = group["gamma"].to_numpy(float), group["gamma_other"].to_numpy(float)
+        dampings = (group["damping"].iloc[0], group["damping_other"].iloc[0])
+        sides = [
+            marks.of_gamma(str(key[0]), member.method, float(damping))
+            for member, damping in zip(members, dampings, strict=True)
+        ]
+        errors = map(ratio_error, group["error"], group["error_other"])
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = np.where(one == other, 1.0, one / other)
         found = interval(differences(LOG_RATIO.transform(one), LOG_RATIO.transform(other)))
@@ -120,6 +132,8 @@ def _rows(run: Run, pair: Pair) -> Iterator[dict[str, Any]]:
             "low": found.low,
             "high": found.high,
             "p_value": found.p_value,
+            "error": 0.0 if same else mean_error(errors),
+            "mark": "" if same else worst(sides),
         }
 
 
@@ -130,10 +144,17 @@ def _stated(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         {
             **row,
             "corrected_p_value": p_value,
-            "statement": _interval(row).statement(LOG_RATIO, p_value),
+            "statement": "undecided"
+            if _within_error(row)
+            else _interval(row).statement(LOG_RATIO, p_value),
         }
         for row, p_value in zip(rows, corrected, strict=True)
     )
+
+
+def _within_error(row: Mapping[str, Any]) -> bool:
+    """Whether the ratio of a row may be 1 by its stated error."""
+    return abs(row["log_ratio"]) <= math.log1p(row["error"])
 
 
 def _interval(row: Mapping[str, Any]) -> Interval:
@@ -149,7 +170,7 @@ def compare_runs(runs: Sequence[Run], pairs: Sequence[Pair]) -> pd.DataFrame:
         {"run": name, **row}
         for name, run in named(runs).items()
         for pair in pairs
-        for row in _rows(run, pair)
+        for row in _rows(run, pair, marks_of(run.scores))
     ]
     return _stated(rows)
 
@@ -187,8 +208,9 @@ def statements(table: pd.DataFrame) -> list[str]:
         low, middle, high = np.exp([last["low"], last["log_ratio"], last["high"]])
         count = int(last["batches"])
         lines.append(
-            f"{', '.join(key)} at {last['checkpoint']}: {middle:.3g} ({low:.3g} to {high:.3g}, "
-            f"{count} batch{'es' if count > 1 else ''}), {last['statement']}{_why(last)}"
+            f"{', '.join(key)} at {last['checkpoint']}: {middle:.3g}{last['mark']} "
+            f"({low:.3g} to {high:.3g}, {count} batch{'es' if count > 1 else ''}), "
+            f"{last['statement']}{_why(last)}"
         )
     if lines:
         made = int(table["p_value"].notna().sum())
@@ -218,13 +240,15 @@ def _why(row: pd.Series) -> str:
         or not row["log_ratio"]
     ):
         return ""
+    if _within_error(row.to_dict()):
+        return ": within the stated error"
     if row["batches"] < FEWEST_BATCHES:
         return f": a statement needs {FEWEST_BATCHES} batches"
     return ": not after correction" if _interval(row.to_dict()).excludes_zero else ""
 
 
-def _gammas(run: Run, member: Member) -> pd.Series:
-    """Return gamma by checkpoint, step, progress and batch."""
+def _gammas(run: Run, member: Member) -> pd.DataFrame:
+    """Return gamma, error and damping by checkpoint, step, progress and batch."""
     scores = run.scores
     rows = scores[scores["method"] == member.method]
     if rows.empty:
@@ -238,4 +262,4 @@ def _gammas(run: Run, member: Member) -> pd.Series:
             f"'{member.method}' in '{run.folder}', found {damping:g}; name one that was scored"
         )
     ordered = rows[rows["damping"] == damping].sort_values(["step", "checkpoint", "batch"])
-    return ordered.set_index([*_CHECKPOINT, "batch"])["gamma"]
+    return ordered.set_index([*_CHECKPOINT, "batch"])[["gamma", "error", "damping"]]

@@ -12,6 +12,7 @@ import pandas as pd
 from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures_of_runs, save_figures, write_figures
 from evalkit.figures.layouts import SCREEN, Layout
+from evalkit.marks import marks_of
 from evalkit.overlap import overlap_note
 from evalkit.page import Studies, render_page
 from evalkit.pairs import (
@@ -38,7 +39,7 @@ class Report:
     Attributes:
         place: the page of one run, the folder of several.
         statements: a sentence per pair of methods at the end of training, what they hold for, and
-            a sentence per run whose batches overlap much.
+            a sentence per run whose batches overlap much, and what is said of marked scores.
     """
 
     place: Path
@@ -81,7 +82,7 @@ def report_run(
             files.append(_write_table(table, run.folder / name))
     page = run.folder / REPORT_FILE
     write_atomically(page, render_page(run, studies, files))
-    return Report(page, (*statements(studies.pairs), *overlap_notes([run])))
+    return Report(page, (*statements(studies.pairs), *overlap_notes([run]), *mark_notes([run])))
 
 
 def report_runs(
@@ -112,13 +113,24 @@ def report_runs(
     for layout in layouts:
         save_figures(draw_figures_of_runs(runs, chosen, layout), out, layout)
     _write_table(table, Path(out) / PAIRS_FILE)
-    return Report(Path(out), (*statements(table), *overlap_notes(runs)))
+    return Report(Path(out), (*statements(table), *overlap_notes(runs), *mark_notes(runs)))
 
 
 def overlap_notes(runs: Sequence[Run]) -> list[str]:
     """Return a sentence per run whose batches share so many samples that intervals mislead."""
     noted = {name: overlap_note(run) for name, run in named(runs).items()}
     return [f"{name}: {note}" for name, note in noted.items() if note]
+
+
+def mark_notes(runs: Sequence[Run]) -> list[str]:
+    """Return what is said of the marked scores of runs, behind their names where they are several.
+
+    Args:
+        runs: their tables.
+    """
+    found = {name: marks_of(run.scores).sentences for name, run in named(runs).items()}
+    prefix = "{}: {}" if len(runs) > 1 else "{1}"
+    return [prefix.format(name, text) for name, texts in found.items() for text in texts]
 
 
 def _scored_pairs(run: Run) -> list[Pair]:

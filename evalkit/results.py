@@ -15,17 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evalkit.marks import UNRELIABLE_SIGN, Marks, marks_of
+from evalkit.method_names import display_name
 from evalkit.run import Run
 from evalkit.spreads import GEOMETRIC, format_number, format_percent, geometric_spread
 
-_NAMES = {
-    "sgd": "SGD",
-    "ef": "EF",
-    "ief": "iEF",
-    "ief-tikhonov": "iEF (Tikhonov)",
-    "sf": "SF",
-    "ngd": "NGD",
-}
 _CHECKPOINT = ["checkpoint", "step", "progress"]
 _CURVE_POINT = [*_CHECKPOINT, "method", "damping"]
 _SCORES = ("gamma", "ratio", "efficiency", "cosine_sgd")
@@ -37,15 +31,6 @@ _BATCHES = (
     "gamma_floor",
     "floor_ratio",
 )
-
-
-def display_name(method: str) -> str:
-    """Return how a method is written in figures and tables, its settings in brackets."""
-    base, *settings = method.split(":")
-    name, listed = _NAMES.get(base, base), ", ".join(settings)
-    if not settings:
-        return name
-    return f"{name[:-1]}, {listed})" if name.endswith(")") else f"{name} ({listed})"
 
 
 def summarize(run: Run) -> pd.DataFrame:
@@ -108,7 +93,11 @@ def summarize_batches(run: Run) -> pd.DataFrame:
 
 
 def near_zero(summary: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of each method at its smallest damping: what curves over training show."""
+    """Return the rows of each method at its smallest damping: what curves over training show.
+
+    Args:
+        summary: of :func:`summarize`, or scores.
+    """
     smallest = summary.groupby("method", sort=False)["damping"].transform("min")
     return summary[summary["damping"] == smallest].reset_index(drop=True)
 
@@ -128,33 +117,50 @@ def final_table(run: Run) -> pd.DataFrame:
     """Return checkpoint by method, each cell ratio to SGD and efficiency, at near-zero damping.
 
     Both are geometric means over batches, efficiency in percent: ``0.623 85%``. That of SGD is the
-    floor relative to SGD's gamma.
+    floor relative to SGD's gamma. A sign behind the ratio, ``15.9* 4%``, is that of
+    :func:`shown_marks`.
 
     Returns:
         Text columns: checkpoint, progress, one per method under its display name.
     """
     summary = near_zero(summarize(run))
-    floors = summarize_batches(run)
+    floors, marks = summarize_batches(run), shown_marks(run)
     table = floors[["checkpoint"]].copy()
     table["progress"] = [f"{value:.2f}" for value in floors["progress"]]
     for method, group in summary.groupby("method", sort=False):
-        columns = (group["checkpoint"], group["ratio_mean"], group["efficiency_mean"])
+        columns = ("checkpoint", "damping", "ratio_mean", "efficiency_mean")
         cells = {
-            checkpoint: f"{format_number(ratio)} {format_percent(efficiency)}"
-            for checkpoint, ratio, efficiency in zip(*columns, strict=True)
+            checkpoint: f"{format_number(ratio)}{marks.sign(checkpoint, str(method), damping)} "
+            f"{format_percent(efficiency)}"
+            for checkpoint, damping, ratio, efficiency in zip(
+                *(group[column] for column in columns), strict=True
+            )
         }
         table[display_name(str(method))] = [cells.get(name, "") for name in table["checkpoint"]]
     return table
 
 
+def shown_marks(run: Run) -> Marks:
+    """Return the marks of what tables of ratios and the headline show: near-zero damping."""
+    return marks_of(near_zero(run.scores))
+
+
 def headline(run: Run) -> str:
-    """Return the result at the last checkpoint in a sentence or two, best method first."""
+    """Return the result at the last checkpoint in a few sentences, best method first.
+
+    A figure with the sign of :func:`shown_marks` that is not to be relied on is named as such.
+    """
     last = summarize_batches(run).iloc[-1]
     summary = near_zero(summarize(run))
     rows = summary[(summary["checkpoint"] == last["checkpoint"]) & (summary["method"] != "sgd")]
     rows = rows.sort_values("ratio_mean", kind="stable")
     names = [display_name(method) for method in rows["method"]]
-    places = [_times(value) for value in rows["ratio_mean"]]
+    marks = shown_marks(run)
+    signs = [
+        marks.sign(last["checkpoint"], method, damping)
+        for method, damping in zip(rows["method"], rows["damping"], strict=True)
+    ]
+    places = [_times(value) + sign for value, sign in zip(rows["ratio_mean"], signs, strict=True)]
     where = "the end of training"
     if round(last["progress"], 3) < 1:
         where = f"checkpoint {last['checkpoint']} (progress {last['progress']:.2f})"
@@ -170,6 +176,8 @@ def headline(run: Run) -> str:
             text += f" {name}'s gamma is infinite in {row['infinite']} of {row['batches']} batches."
         if row["ascents"]:
             text += f" {name} points uphill in {row['ascents']} of {row['batches']} batches."
+    if UNRELIABLE_SIGN in signs:
+        text += f" What is marked {UNRELIABLE_SIGN} is not to be relied on."
     return text
 
 

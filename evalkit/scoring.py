@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from evalkit.accuracy import MARKED, score_error
+from evalkit.accuracy import score_error
+from evalkit.doubts import MARKED
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization, linearize
 from evalkit.linearization.failures import memory_failures
@@ -56,7 +57,7 @@ class Score:
         converged: of the solver; empty for methods without one.
         solver: ``"cg"``, ``"sketch"`` or ``"direct"``; empty for methods without one.
         error: estimate of the relative error of gamma; above
-            :data:`evalkit.accuracy.MARKED` the row is not to be relied on.
+            :data:`evalkit.doubts.MARKED` the row is not to be relied on.
         dtype: the precision in which the row was found.
     """
 
@@ -163,7 +164,7 @@ def score_linearization(
     """Return the rows of one batch: a row per method and damping, methods outermost.
 
     A row depends on its own method and damping and on the number of dampings, not on what else is
-    asked for. Rows in float32 whose error may exceed :data:`evalkit.accuracy.MARKED` are found
+    asked for. Rows in float32 whose error may exceed :data:`evalkit.doubts.MARKED` are found
     again in float64.
 
     Args:

@@ -15,6 +15,8 @@ DEFAULT_DAMPING = 1e-12
 """Near zero and absolute, as in the paper."""
 DEFAULT_TOLERANCE = 0.05
 """Of the gate: five percent of a ratio, and of the efficiency that is possible."""
+MAX_ITERATIONS = 200
+"""Of conjugate gradients."""
 PRECISIONS = ("float32", "float64")
 
 

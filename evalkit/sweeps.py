@@ -7,8 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from evalkit.marks import marks_of
+from evalkit.method_names import display_name
 from evalkit.pairs import Member, Pair, compare
-from evalkit.results import display_name, stages, summarize
+from evalkit.results import stages, summarize
 from evalkit.run import Run
 
 
@@ -33,10 +35,10 @@ def best_dampings(run: Run) -> pd.DataFrame:
     Returns:
         Columns stage, checkpoint, progress, method, batches, damping (the smallest scored), ratio,
         best_damping, best_ratio; distance, the mean ratio of gamma at the smallest damping to that
-        at the best, paired by batch, with its 95% interval distance_low and distance_high. All
-        means are geometric.
+        at the best, paired by batch, with its 95% interval distance_low and distance_high; mark
+        and best_mark, the signs behind the two ratios. All means are geometric.
     """
-    summary = summarize(run)
+    summary, marks = summarize(run), marks_of(run.scores)
     rows = []
     for stage, checkpoint in stages(summary).items():
         here = summary[(summary["checkpoint"] == checkpoint) & (summary["method"] != "sgd")]
@@ -60,6 +62,8 @@ def best_dampings(run: Run) -> pd.DataFrame:
                     "distance": np.exp(found["log_ratio"]),
                     "distance_low": np.exp(found["low"]),
                     "distance_high": np.exp(found["high"]),
+                    "mark": marks.sign(checkpoint, str(method), near["damping"]),
+                    "best_mark": marks.sign(checkpoint, str(method), best["damping"]),
                 }
             )
     return pd.DataFrame(rows)

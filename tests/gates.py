@@ -33,6 +33,8 @@ class Made:
         settings: changes of the settings.
         provenance: changes of the rest of run.json.
         hashes: changes of the checkpoints' hashes.
+        errors: stated, per method; of the others none.
+        stopped: methods whose solver stopped before its tolerance.
     """
 
     ratios: Mapping[str, Sequence[float]] = field(
@@ -47,6 +49,8 @@ class Made:
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+    stopped: Sequence[str] = ()
 
     def write(self, folder: Path) -> Run:
         """Write the run and read it."""
@@ -69,7 +73,10 @@ class Made:
     def _row(self, method: str, ratio: float, batch: int, damping: float) -> dict[str, Any]:
         slope = -1.0 if method != "sgd" and batch in self.uphill else 1.0
         slope = 0.0 if math.isinf(ratio) else slope
-        return score_row(method, ratio, self.sgd_gamma, damping=damping, slope=slope)
+        stated: dict[str, Any] = {"error": self.errors.get(method, math.nan), "dtype": "float64"}
+        if method in self.stopped:
+            stated |= {"solver": "cg", "iterations": 3, "converged": False}
+        return score_row(method, ratio, self.sgd_gamma, damping=damping, slope=slope, **stated)
 
     def _provenance(self) -> dict[str, Any]:
         settings = {"seed": 0, "batch_size": 8, "likelihood": "categorical", "dtype": "float32"}

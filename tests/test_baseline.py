@@ -155,7 +155,7 @@ def test_line_ends_of_windows_are_read(tmp_path: Path) -> None:
     path.write_bytes(EXPECTED.replace("\n", "\r\n").encode())
     found = read_baseline(path)
     assert found.made_with["seed"] == "0"
-    assert tuple(found.rows.columns) == COLUMNS
+    assert tuple(found.rows.columns) == (*COLUMNS, "error", "noise", "impossible")
     assert found.rows["descends"].tolist() == [True, False, True]
 
 

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import evalkit
-from evalkit.accuracy import MARKED
+from evalkit.doubts import MARKED
 from tests import dense, exact
 from tests.benchmarks.accuracy import DAMPINGS, FAR, METHODS, drawn
 from tests.benchmarks.small_problems import Problem

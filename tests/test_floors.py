@@ -14,14 +14,15 @@ import evalkit
 
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
-errors version machine quiet
+errors version machine quiet method_names
 plain_files
 registry extras json_files settings reductions paired spreads
 likelihoods tables
 next_token
 run toy_tables timing memory
 overlap
-lost_rows identity source_files notes
+doubts
+lost_rows identity source_files notes marks
 layers factor
 linearization.modules linearization.broadcasts linearization.precision
 linearization.given linearization.outputs linearization.wrapped
@@ -64,7 +65,10 @@ WITHOUT_TORCH = (
     "version",
     "extras",
     "identity",
+    "doubts",
     "lost_rows",
+    "marks",
+    "method_names",
     "notes",
     "plain_files",
     "source_files",

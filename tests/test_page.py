@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from evalkit.errors import EvalkitError
+from evalkit.marks import Mark
 from evalkit.page import render as page_module
 from evalkit.page import render_page
+from evalkit.page.cells import Cell, Table
 from evalkit.page.scripts import script_hash
-from evalkit.page.tables import Cell, Mark, Table
 from evalkit.reports import report_run, studies_of
 from evalkit.run import read_run, update_provenance
 from tests.test_run import PROVENANCE, cell, ngd_row, score_row, write_run
@@ -214,7 +215,7 @@ def test_a_cell_carries_a_mark_with_its_meaning(
 ) -> None:
     mark = Mark("*", 'estimated error 2e-3 > "1e-3"')
     table = Table(("checkpoint", "SGD"), ((Cell("last"), Cell("1.00", 1.0, mark=mark)),))
-    monkeypatch.setattr(page_module, "scores_table", lambda shown: table)
+    monkeypatch.setattr(page_module, "scores_table", lambda shown, marks: table)
     write_run(tmp_path, cells_of([2.0]))
     text, page = page_of(tmp_path)
     meaning = html.escape(mark.meaning).replace("&quot;", "&#34;")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import evalkit
 from evalkit import EvalkitError
-from evalkit.accuracy import MARKED
+from evalkit.doubts import MARKED
 from evalkit.updates.sf import sampled_logit_gradients
 from tests import dense
 from tests.cases import CASES, Batch

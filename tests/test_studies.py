@@ -78,8 +78,8 @@ def test_means_are_geometric(tmp_path: Path) -> None:
     again = compare(run, [parse_pair("ef/ief")])
     pd.testing.assert_frame_equal(again, table)
     assert compare(run, [parse_pair("ief/ief")])["statement"].unique().tolist() == ["undecided"]
-    assert statements(table)[0] == (
-        "EF / iEF at c2: 1e+03 (0 to inf, 2 batches), undecided: a statement needs 3 batches"
+    assert statements(table)[0] == (  # iEF has efficiencies above 100%
+        "EF / iEF at c2: 1e+03* (0 to inf, 2 batches), undecided: a statement needs 3 batches"
     )
 
 

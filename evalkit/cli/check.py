@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.console import remark, say
+from evalkit.cli.console import remark, say, say_wrapped
 from evalkit.cli.options import Number
 from evalkit.errors import EvalkitError
 from evalkit.settings import DEFAULT_TOLERANCE
@@ -122,6 +122,8 @@ def _check(run: Path, path: Path, tolerance: float, outputs: dict[str, Path | No
     table = terminal_table(found)
     if table is not None:
         print_table(table)
+    for sentence in found.remarks:
+        say_wrapped(sentence)
     say(headline(found))
     if found.passed:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 def say(text: object) -> None:
     """Print a line; what cannot be written, as in a path that is not UTF-8, becomes escapes."""
     click.echo(printable(text))
+
+
+def say_wrapped(text: str) -> None:
+    """Print a sentence on lines of at most 80 characters, words whole."""
+    say(textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False))
 
 
 def remark(kind: str, text: str) -> None:

@@ -112,7 +112,7 @@ def _print_table(table: CostTable) -> None:
     from rich.text import Text
 
     from evalkit.cli.console import print_table
-    from evalkit.results import display_name
+    from evalkit.method_names import display_name
     from evalkit.spreads import format_number
 
     facts = table.provenance

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 import click
 
-from evalkit.cli.console import remark, say
+from evalkit.cli.console import remark, say, say_wrapped
 from evalkit.cli.early import check_names, check_there
 from evalkit.cli.options import (
     BATCH_SIZE,
@@ -148,7 +147,7 @@ def _score(
         load_code(location)
     trajectory = open_trajectory(*opened)
     for note in trajectory.notes:
-        click.echo(textwrap.fill(note, 80, break_long_words=False, break_on_hyphens=False))
+        say_wrapped(note)
     task = trajectory_task(trajectory, *spec)
     with shown_progress(task.name) as shown:
 
@@ -174,7 +173,7 @@ def _print_table(run: Path) -> None:
 
     from evalkit.cli.console import print_table
     from evalkit.lost_rows import lost_rows
-    from evalkit.results import final_table, headline
+    from evalkit.results import final_table, headline, shown_marks
     from evalkit.run import read_run
 
     result = read_run(run)
@@ -193,4 +192,6 @@ def _print_table(run: Path) -> None:
     for row in rows.itertuples(index=False):
         table.add_row(*map(Text, row))
     print_table(table)
+    for sentence in shown_marks(result).sentences:
+        say_wrapped(sentence)
     say(headline(result))

@@ -23,8 +23,9 @@ from evalkit.figures.plots import (
     plot_ratio,
     ratio_limits,
 )
+from evalkit.method_names import display_name
 from evalkit.pairs import Pair, compare_runs, named
-from evalkit.results import display_name, near_zero, stages, summarize, summarize_batches
+from evalkit.results import near_zero, stages, summarize, summarize_batches
 from evalkit.run import Run
 
 _LABELS = (RATIO, "The same, near 1")

@@ -27,7 +27,7 @@ from evalkit.figures.drawing import (
     shade_floor,
 )
 from evalkit.figures.palette import FLOOR, IMBALANCE, Style, method_styles
-from evalkit.results import display_name
+from evalkit.method_names import display_name
 from evalkit.spreads import spread
 
 PROGRESS = "Training progress (0 = initialised, 1 = end)"

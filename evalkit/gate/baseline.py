@@ -6,12 +6,15 @@ import contextlib
 import difflib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evalkit.doubts import IMPOSSIBLE, MARKED, judge
 from evalkit.errors import EvalkitError
 from evalkit.gate.baseline_file import (
     COLUMNS,
+    ERROR,
     IDENTITY,
     INFORMATION,
     KEY,
@@ -21,6 +24,7 @@ from evalkit.gate.baseline_file import (
     render,
 )
 from evalkit.lost_rows import lost_rows
+from evalkit.marks import marks_of
 from evalkit.plain_files import check_regular
 from evalkit.run import PROVENANCE_FILE, Run
 from evalkit.tables import SCORE_AGAIN, unwritable, write_atomically
@@ -52,9 +56,16 @@ def baseline_of(run: Run) -> Baseline:
             )
     cell = ["checkpoint", "batch"]
     losses = run.batches.drop_duplicates(cell)[[*cell, "loss"]]
-    rows = run.scores.drop_duplicates(list(KEY)).merge(losses, on=cell)
-    rows = rows.assign(descends=rows["slope"] > 0)[list(COLUMNS)]
-    return Baseline(made_with, {name: known[name] for name in scored}, rows)
+    scores = run.scores.drop_duplicates(list(KEY))
+    rows = judge(scores).merge(losses, on=cell)
+    rows = rows.assign(
+        descends=rows["slope"] > 0, impossible=rows[list(IMPOSSIBLE)].any(axis="columns")
+    )
+    left = rows[["unconverged", "tolerance"]].any(axis="columns")
+    rows = rows.assign(noise=rows[ERROR].where(~left, MARKED))
+    rows = rows[[*COLUMNS, ERROR, "noise", "impossible"]]
+    hashes = {name: known[name] for name in scored}
+    return Baseline(made_with, hashes, rows, marks_of(scores).sentences)
 
 
 def _entry(provenance: Mapping[str, Any], name: str, path: Path) -> str:
@@ -80,8 +91,9 @@ def _hashes(provenance: Mapping[str, Any]) -> dict[str, str]:
 def update_baseline(path: str | os.PathLike[str], run: Run) -> str:
     """Write the scores of a run as the new baseline and return how the text changed.
 
-    Rows that agree with the old ones to five digits keep the old digits, so that a diff shows
-    what changed and not how numbers round elsewhere.
+    Rows that agree with the old ones to five digits keep the old digits, and the old error unless
+    it passes :data:`evalkit.doubts.MARKED`, so that a diff shows what changed and not how numbers
+    round elsewhere.
 
     Args:
         path: of the baseline, new or old; its folder is made when missing.
@@ -141,4 +153,7 @@ def _settled(new: Baseline, old: Baseline) -> Baseline:
         agree &= near | (now == before) | (now.isna() & before.isna())
     for name in NUMBERS:
         rows[name] = rows[f"{name}_old"].where(agree, rows[name])
-    return Baseline(new.made_with, new.checkpoints, rows[list(COLUMNS)])
+    now, before = rows[ERROR], rows[f"{ERROR}_old"]
+    same_side = before.notna() & now.notna() & ((now > MARKED) == (before > MARKED))
+    rows[ERROR] = before.where(agree & same_side, now)
+    return replace(new, rows=rows[list(new.rows.columns)])

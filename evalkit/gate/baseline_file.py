@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from evalkit.doubts import MARKED, UNEQUAL
 from evalkit.errors import EvalkitError
 from evalkit.plain_files import check_regular
 from evalkit.tables import csv_line, whole_number
@@ -29,6 +30,8 @@ INFORMATION = ("dtype", "evalkit", "torch")
 KEY = ("checkpoint", "method", "damping", "batch")
 NUMBERS = ("ratio", "efficiency", "loss")
 COLUMNS = (*KEY, "ratio", "efficiency", "descends", "loss")
+ERROR = "error"
+"""The stated error of gamma, a last column that files of earlier versions lack."""
 _DESCENDS = {"yes": True, "no": False}
 _MAKE_AGAIN = "make it again with 'evalkit check RUN --baseline FILE --update-baseline'"
 
@@ -41,16 +44,20 @@ class Baseline:
         made_with: the entries of ``IDENTITY`` and ``INFORMATION``, as text.
         checkpoints: SHA-256 by name, in the order of training.
         rows: a row per checkpoint, method, damping and batch, with ratio and efficiency of the
-            scores, descends (slope > 0), and loss, the mean loss of the batch.
+            scores, descends (slope > 0), loss, the mean loss of the batch, error, the stated one of
+            gamma, NaN where there is none, noise, the part of it that is not the distance that a
+            solver left, and impossible, whether gamma is one that it cannot be.
+        remarks: sentences on what is marked, empty for what comes from a file.
     """
 
     made_with: Mapping[str, str]
     checkpoints: Mapping[str, str]
     rows: pd.DataFrame
+    remarks: tuple[str, ...] = ()
 
 
 def render(baseline: Baseline) -> str:
-    """Return a baseline as text: sorted, numbers in eight digits."""
+    """Return a baseline as text: sorted, numbers in eight digits, errors in two."""
     lines = [f"# evalkit baseline: {FORMAT}"]
     lines += [f"# {name}: {value}" for name, value in baseline.made_with.items()]
     lines += [f"# checkpoint: {sha} {name}" for name, sha in baseline.checkpoints.items()]
@@ -60,9 +67,11 @@ def render(baseline: Baseline) -> str:
     words = {flag: word for word, flag in _DESCENDS.items()}
     text = {name: rows[name].map(_digits) for name in NUMBERS}
     text |= {"damping": rows["damping"].map(repr), "descends": rows["descends"].map(words)}
-    written = rows.assign(**text)[list(COLUMNS)]
+    text |= {ERROR: rows[ERROR].map(lambda value: "" if math.isnan(value) else f"{value:.2g}")}
+    columns = [*COLUMNS, ERROR] if rows[ERROR].notna().any() else list(COLUMNS)
+    written = rows.assign(**text)[columns]
     body = written.to_csv(index=False, header=False, lineterminator="\n")
-    return "\n".join(lines) + "\n" + csv_line(COLUMNS) + body
+    return "\n".join(lines) + "\n" + csv_line(columns) + body
 
 
 def _digits(value: float) -> str:
@@ -133,32 +142,41 @@ def _rows(text: str, path: Path, height: int) -> pd.DataFrame:
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise _unreadable("CSV", path, str(error)) from error
-    if not lines or tuple(lines[0]) != COLUMNS:
+    columns = tuple(lines[0]) if lines else ()
+    if columns not in (COLUMNS, (*COLUMNS, ERROR)):
         found = ",".join(lines[0]) if lines else "none"
         raise _unreadable(f"the columns {','.join(COLUMNS)}", path, found)
     rows = []
     for number, line in enumerate(lines[1:], start=height + 2):
-        if len(line) != len(COLUMNS):
-            raise _unreadable(f"{len(COLUMNS)} fields in line {number}", path, str(len(line)))
-        row = {}
-        for column, field in zip(COLUMNS, line, strict=True):
+        if len(line) != len(columns):
+            raise _unreadable(f"{len(columns)} fields in line {number}", path, str(len(line)))
+        row: dict[str, Any] = {ERROR: math.nan}
+        for column, field in zip(columns, line, strict=True):
             try:
                 row[column] = _CONVERT[column](field)
             except (ValueError, KeyError):
                 raise _unreadable(f"a {column} in line {number}", path, repr(field)) from None
         rows.append(row)
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, ERROR])
     repeated = table.duplicated(list(KEY))
     if repeated.any():
         number = height + 2 + int(repeated.argmax())
         raise _unreadable("each row once", path, f"line {number} again")
     if table.empty:
         raise _unreadable("rows", path, "none")
-    return table
+    above = table["efficiency"] - 1 > UNEQUAL + table[ERROR].fillna(MARKED)
+    return table.assign(noise=table[ERROR], impossible=above)
 
 
 def _number(text: str) -> float:
     return float(text) if text else math.nan
+
+
+def _size(text: str) -> float:
+    value = _number(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
 
 
 def _damping(text: str) -> float:
@@ -177,6 +195,7 @@ _CONVERT: dict[str, Callable[[str], Any]] = {
     "efficiency": _number,
     "descends": _DESCENDS.__getitem__,
     "loss": _number,
+    ERROR: _size,
 }
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 from evalkit.errors import EvalkitError
 from evalkit.gate.baseline_file import IDENTITY, INFORMATION, Baseline
 from evalkit.gate.comparison import ALL, METRICS, Check, Comparison, Verdict
+from evalkit.gate.stated import doubt, lost_accuracy, stated_errors, with_ratio_errors
 from evalkit.identity import task_name
 from evalkit.paired import (
     EFFICIENCY,
@@ -39,6 +40,11 @@ _VERDICTS: dict[Statement, Verdict] = {
 }
 _NEW = "not in the baseline"
 _UNDECIDED = "the interval holds zero"
+_WITHIN = "within the stated error"
+_BASELINE_MARKED = (
+    "* The baseline rests on marked scores: once those of the run are not, write it again with "
+    "--update-baseline."
+)
 _LISTED = 5
 
 
@@ -49,7 +55,9 @@ def check(run: Baseline, baseline: Baseline, tolerance: float = DEFAULT_TOLERANC
     p-value, paired by batch and corrected by Holm's method for the rows of the check, is at most
     5%. A method that descends in a batch of the baseline and does not in the run is worse whatever
     the means say. Where fewer than three batches were scored, a difference beyond the tolerance is
-    not comparable.
+    not comparable. One that is smaller than the stated errors of both sides together is the same,
+    or not comparable where it goes the wrong way and the errors of the baseline are small; nor is a
+    descent comparable that is lost where the error of gamma is 100% or more.
 
     Args:
         run: of :func:`evalkit.gate.baseline.baseline_of`.
@@ -78,7 +86,15 @@ def check(run: Baseline, baseline: Baseline, tolerance: float = DEFAULT_TOLERANC
         checkpoints=tuple(baseline.checkpoints),
         comparisons=tuple(sorted(found, key=lambda comparison: comparison.badness)),
         notes=tuple(_differing(INFORMATION, run, baseline)),
+        remarks=tuple(_remarks(run, found)),
     )
+
+
+def _remarks(run: Baseline, found: Sequence[Comparison]) -> Iterator[str]:
+    """Yield what is to be said of marked scores."""
+    yield from run.remarks
+    if any("expected" in comparison.doubt for comparison in found):
+        yield _BASELINE_MARKED
 
 
 def _differing(names: Iterable[str], run: Baseline, baseline: Baseline) -> Iterator[str]:
@@ -118,6 +134,7 @@ def _methods(
 ) -> Iterator[Comparison]:
     """Yield the comparisons of every method and damping at one checkpoint."""
     pair = ["method", "damping"]
+    found, wanted = with_ratio_errors(found), with_ratio_errors(wanted)
     scored = dict(list(found.groupby(pair)))
     expected = dict(list(wanted.groupby(pair)))
     for key, rows in expected.items():
@@ -186,15 +203,23 @@ def _compared(
     batches = pd.Index(pairs["batch"])
     lost = pairs["descends_expected"].to_numpy(bool) & ~pairs["descends"].to_numpy(bool)
     one_sided = np.isnan(obtained) ^ np.isnan(expected)
+    errors = stated_errors(metric, pairs)[known]
+    stated = float(errors.mean()) if len(errors) else 0.0
     verdict: Verdict = "same"
     reason = "" if known.all() else f"undefined in both: {_where(batches, ~known)}"
     p_value = math.nan
     if lost.any():
         verdict, reason = "worse", f"no descent: {_where(batches, lost)}"
+        if pairs["error"].between(1, math.inf, inclusive="left")[lost].all():
+            verdict, reason = "not comparable", f"{reason}, if its error allows to say so"
     elif one_sided.any():
         verdict, reason = "not comparable", f"undefined in one: {_where(batches, one_sided)}"
     elif math.isnan(found.mean):
         verdict, reason = "not comparable", "infinitely better and worse"
+    elif tolerance < abs(found.mean) <= stated:
+        reason = _WITHIN
+        if (found.mean < 0) == metric.higher_is_better and lost_accuracy(metric, pairs):
+            verdict, reason = "not comparable", f"{_WITHIN} of the run alone"
     elif (
         abs(found.mean) > tolerance and len(values) < FEWEST_BATCHES and not math.isinf(found.mean)
     ):
@@ -209,7 +234,13 @@ def _compared(
             reason = reason if verdict != "same" else _UNDECIDED
     numbers = (_mean(obtained[known]), _mean(expected[known]), found.mean, found.low, found.high)
     row = (*key, metric.name, verdict, *numbers, reason)
-    return Comparison(*row, batches=int(known.sum()), p_value=p_value)
+    return Comparison(
+        *row,
+        batches=int(known.sum()),
+        p_value=p_value,
+        stated=stated,
+        doubt=doubt(metric, pairs),
+    )
 
 
 def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:

@@ -37,6 +37,8 @@ class Comparison:
         batches: on how many the means and the interval rest.
         p_value: corrected for the number of rows of the check that could have a verdict by their
             interval; NaN for the other rows.
+        stated: how far the difference may be rounding, by the stated errors of both sides.
+        doubt: what is said where it rests on marked scores; empty otherwise.
     """
 
     checkpoint: str
@@ -52,6 +54,13 @@ class Comparison:
     reason: str = ""
     batches: int = 0
     p_value: float = math.nan
+    stated: float = 0.0
+    doubt: str = ""
+
+    @property
+    def within_error(self) -> bool:
+        """Whether the difference may be nothing but rounding."""
+        return abs(self.difference) <= self.stated
 
     @property
     def failed(self) -> bool:
@@ -77,6 +86,7 @@ class Check:
         checkpoints: their names in the order of training.
         comparisons: worst first.
         notes: what differs between run and baseline without being held against the run.
+        remarks: sentences on marked scores, each with its sign.
     """
 
     task: str
@@ -84,6 +94,7 @@ class Check:
     checkpoints: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -96,6 +107,23 @@ class Check:
 
         Their mean differs by more than the tolerance.
         """
+        return tuple(found for found in self._beyond if not found.within_error)
+
+    @property
+    def within_error(self) -> tuple[Comparison, ...]:
+        """Those called the same because their stated errors exceed the difference.
+
+        Their mean differs by more than the tolerance.
+        """
+        return tuple(found for found in self._beyond if found.within_error)
+
+    @property
+    def doubtful(self) -> tuple[Comparison, ...]:
+        """Those that rest on marked scores."""
+        return tuple(comparison for comparison in self.comparisons if comparison.doubt)
+
+    @property
+    def _beyond(self) -> tuple[Comparison, ...]:
         return tuple(
             comparison
             for comparison in self.comparisons

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evalkit.gate.comparison import VERDICTS, Check, Comparison, Verdict
+from evalkit.marks import UNRELIABLE_SIGN
 from evalkit.paired import EFFICIENCY
 from evalkit.spreads import format_number, format_percent
 
@@ -54,6 +55,12 @@ def headline(check: Check) -> str:
             f", {len(undecided)} of them beyond the tolerance but undecided by {counted} batches: "
             "score more to tell"
         )
+    if check.within_error:
+        listed += (
+            f", {len(check.within_error)} of them beyond the tolerance but within the stated error"
+        )
+    if check.doubtful:
+        listed += f"; {len(check.doubtful)} rest on marked scores ({UNRELIABLE_SIGN})"
     notes = "".join(f"; {note}" for note in check.notes)
     return f"Gate {outcome} for {check.task}: {listed} (tolerance {check.tolerance:g}){notes}."
 
@@ -65,7 +72,7 @@ def cells(comparison: Comparison) -> tuple[str, ...]:
     number = format_percent if share else format_number
     low, high = signed(comparison.low), signed(comparison.high)
     return (
-        comparison.verdict,
+        comparison.verdict + (UNRELIABLE_SIGN if comparison.doubt else ""),
         comparison.checkpoint,
         comparison.method,
         _unless_nan(comparison.damping, f"{comparison.damping:g}"),
@@ -75,7 +82,7 @@ def cells(comparison: Comparison) -> tuple[str, ...]:
         signed(comparison.difference),
         f"[{low}, {high}]" if low and high else "",
         str(comparison.batches) if comparison.batches else "",
-        comparison.reason,
+        "; ".join(text for text in (comparison.reason, comparison.doubt) if text),
     )
 
 
@@ -93,12 +100,14 @@ def _points(share: float) -> str:
 
 
 def terminal_table(check: Check) -> Table | None:
-    """Return every comparison that is not the same, worst first, then what is undecided.
+    """Return every comparison that is not the same, worst first, then what is so with a word.
 
-    None where there is neither.
+    That is what is undecided, within the stated error, or rests on marked scores. None where there
+    is nothing of all this.
     """
     shown = [comparison for comparison in check.comparisons if comparison.verdict != "same"]
-    shown += check.undecided
+    same = (*check.undecided, *check.within_error, *check.doubtful)
+    shown += dict.fromkeys(comparison for comparison in same if comparison.verdict == "same")
     if not shown:
         return None
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -115,6 +124,8 @@ def markdown(check: Check) -> str:
     changed = [comparison for comparison in check.comparisons if comparison.verdict != "same"]
     same = [comparison for comparison in check.comparisons if comparison.verdict == "same"]
     parts = [f"### {_escaped(headline(check))}"]
+    if check.remarks:
+        parts.append("\n".join(f"- {_escaped(remark)}" for remark in check.remarks))
     if changed:
         parts.append(_markdown_table(changed))
     if same:

@@ -10,8 +10,8 @@ import pandas as pd
 
 from evalkit.figures.drawing import bar_start
 from evalkit.figures.palette import Style, method_styles, run_styles
+from evalkit.method_names import display_name
 from evalkit.page.bokeh_figures import Curve
-from evalkit.results import display_name
 from evalkit.spreads import format_number, spread
 
 SPREAD_POINTS = 3000

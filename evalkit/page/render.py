@@ -11,25 +11,23 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from evalkit.marks import marks_of
 from evalkit.overlap import overlap_note
 from evalkit.page.bokeh_figures import document_json
 from evalkit.page.charts import draw_charts, method_keys, run_methods
+from evalkit.page.records import as_text, checkpoints_table, provenance_table
 from evalkit.page.scripts import BOKEH_VERSION, chart_library, compressed, script_hash
+from evalkit.page.solver import solver_sentences, solver_table
 from evalkit.page.swatches import swatch
 from evalkit.page.tables import (
-    as_text,
     batches_table,
     best_table,
-    checkpoints_table,
     damping_table,
     pairs_table,
-    provenance_table,
     scores_table,
-    solver_sentences,
-    solver_table,
 )
 from evalkit.paired import FEWEST_BATCHES
-from evalkit.results import headline, near_zero, summarize, summarize_batches
+from evalkit.results import headline, near_zero, shown_marks, summarize, summarize_batches
 from evalkit.run import REPORT_FILE, Run
 from evalkit.sweeps import is_sweep
 from evalkit.tables import BATCHES_FILE, SCORES_FILE
@@ -133,7 +131,7 @@ def _charts(run: Run, pairs: pd.DataFrame) -> Mapping[str, Any]:
 def _summary(run: Run) -> Mapping[str, Any]:
     """Return what the template says of results."""
     summary, floors = summarize(run), summarize_batches(run)
-    shown = near_zero(summary)
+    shown, marks = near_zero(summary), marks_of(run.scores)
     task = run.provenance.get("task")
     return {
         "task": as_text(task) if task else run.folder.resolve().name,
@@ -144,8 +142,9 @@ def _summary(run: Run) -> Mapping[str, Any]:
         "samples": _range(floors["num_samples"]),
         "dampings": [f"{value:g}" for value in sorted(shown["damping"].unique())],
         "sweep": is_sweep(run),
-        "scores": scores_table(shown),
-        "damping_scores": damping_table(summary),
+        "scores": scores_table(shown, shown_marks(run)),
+        "mark_sentences": [sentence.partition(" ") for sentence in marks.sentences],
+        "damping_scores": damping_table(summary, marks),
         "batch_means": batches_table(floors),
         "solver": solver_table(summary, run.scores),
         "solver_sentences": solver_sentences(run.scores),

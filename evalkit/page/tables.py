@@ -3,87 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeGuard
 
 import pandas as pd
 
+from evalkit.marks import Mark, Marks, reach
+from evalkit.method_names import display_name
+from evalkit.page.cells import Cell, Table, number
 from evalkit.pairs import last_rows
-from evalkit.results import display_name, stages
+from evalkit.results import stages
 from evalkit.spreads import format_number, spread
 
-NEAR_FLOOR = 0.01
-"""How far above the floor, as a share, a gamma is as good as the best one."""
 
-
-@dataclass(frozen=True)
-class Mark:
-    """A sign behind a value that needs a word.
-
-    Attributes:
-        sign: one or two characters.
-        meaning: what is said of the value, where the pointer rests and to screen readers.
-    """
-
-    sign: str
-    meaning: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One table cell.
-
-    Attributes:
-        text: what it says.
-        value: the number it stands for, by which a column sorts; text sorts by itself.
-        note: a second, smaller line.
-        warning: a third line that stands out.
-        worse: whether the value is worse than SGD's.
-        mark: behind the text.
-    """
-
-    text: str
-    value: float | None = None
-    note: str = ""
-    warning: str = ""
-    worse: bool = False
-    mark: Mark | None = None
-
-    @property
-    def order(self) -> str:
-        """The value as JavaScript reads numbers; empty for text."""
-        if self.value is None:
-            return ""
-        if math.isinf(self.value):
-            return "Infinity" if self.value > 0 else "-Infinity"
-        return "NaN" if math.isnan(self.value) else repr(float(self.value))
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page.
-
-    Attributes:
-        head: column names.
-        rows: a cell per column.
-        names: leading columns that name the row.
-    """
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    names: int = 1
-
-
-def scores_table(shown: pd.DataFrame) -> Table:
+def scores_table(shown: pd.DataFrame, marks: Marks) -> Table:
     """Return checkpoint by method: mean ratio to SGD with one sigma, efficiency below it.
 
     Args:
         shown: of ``results.summarize``, one damping per method.
+        marks: of the same scores.
     """
     methods = list(shown["method"].unique())
     keys = zip(shown["checkpoint"], shown["method"], strict=True)
-    cells = dict(zip(keys, _scores(shown), strict=True))
+    cells = dict(zip(keys, _scores(shown, marks), strict=True))
     rows = tuple(
         (
             Cell(name),
@@ -95,11 +35,16 @@ def scores_table(shown: pd.DataFrame) -> Table:
     return Table(("checkpoint", "progress", *map(display_name, methods)), rows, names=2)
 
 
-def damping_table(summary: pd.DataFrame) -> Table:
-    """Return method and damping by stage: ratio to SGD with one sigma, efficiency below it."""
+def damping_table(summary: pd.DataFrame, marks: Marks) -> Table:
+    """Return method and damping by stage: ratio to SGD with one sigma, efficiency below it.
+
+    Args:
+        summary: of ``results.summarize``.
+        marks: of the same scores.
+    """
     chosen = stages(summary)
     keys = zip(*(summary[key] for key in ("method", "damping", "checkpoint")), strict=True)
-    cells = dict(zip(keys, _scores(summary), strict=True))
+    cells = dict(zip(keys, _scores(summary, marks), strict=True))
     pairs = summary[["method", "damping"]].drop_duplicates().itertuples(index=False)
     rows = tuple(
         (
@@ -127,7 +72,7 @@ def pairs_table(table: pd.DataFrame) -> Table:
             (
                 Cell(pair),
                 Cell(str(last["checkpoint"])),
-                Cell(format_number(middle), middle),
+                Cell(format_number(middle), middle, mark=_of_pair(last)),
                 Cell(f"{format_number(low)} to {format_number(high)}", low),
                 Cell(str(last["statement"]), worse=last["statement"] == "worse"),
                 Cell(str(last["batches"]), last["batches"]),
@@ -135,6 +80,17 @@ def pairs_table(table: pd.DataFrame) -> Table:
         )
     head = ("pair", "checkpoint", "ratio (geometric mean)", "95% interval", "the first is")
     return Table((*head, "batches"), tuple(rows), names=2)
+
+
+def _of_pair(row: pd.Series) -> Mark | None:
+    """Return the mark of a row of ``pairs.compare``."""
+    if not row["mark"]:
+        return None
+    return Mark(row["mark"], f"rests on marked scores: the ratio {reach(row['error'])}")
+
+
+def _signed(sign: str) -> Mark | None:
+    return Mark(sign, "explained below the ratios to SGD") if sign else None
 
 
 def best_table(table: pd.DataFrame) -> Table:
@@ -148,10 +104,10 @@ def best_table(table: pd.DataFrame) -> Table:
             Cell(row["method"]),
             Cell(row["stage"]),
             Cell(f"{row['damping']:g}", row["damping"]),
-            _number(row["ratio"]),
+            number(row["ratio"], _signed(row["mark"])),
             Cell(f"{row['best_damping']:g}", row["best_damping"]),
-            _number(row["best_ratio"]),
-            _number(row["distance"]),
+            number(row["best_ratio"], _signed(row["best_mark"])),
+            number(row["distance"]),
             Cell(
                 f"{format_number(row['distance_low'])} to {format_number(row['distance_high'])}",
                 row["distance_low"],
@@ -189,119 +145,6 @@ def batches_table(floors: pd.DataFrame) -> Table:
     return Table(head, rows, names=2)
 
 
-def solver_table(summary: pd.DataFrame, scores: pd.DataFrame) -> Table:
-    """Return what the solver reports, a row per checkpoint, method and damping that used one.
-
-    Args:
-        summary: of ``results.summarize``.
-        scores: of the run, whose ``solver`` names it.
-    """
-    key = ["checkpoint", "method", "damping"]
-    named = scores[scores["solver"].notna()]
-    solvers = named.groupby(key, sort=False)["solver"].agg(lambda names: ", ".join(names.unique()))
-    used = summary[summary["iterations"].notna()]
-    above = _above_floor(scores).groupby(by=[scores[name] for name in key], sort=False).max()
-    rows = tuple(
-        (
-            Cell(row["checkpoint"]),
-            Cell(display_name(row["method"])),
-            Cell(f"{row['damping']:g}", row["damping"]),
-            Cell(str(solvers.get(tuple(row[key]), "–"))),
-            Cell(f"{row['converged']:.0%}", row["converged"]),
-            Cell(f"{row['iterations']:.1f}", row["iterations"]),
-            Cell(format_number(row["relative_residual"]), row["relative_residual"]),
-            Cell(_share(above[tuple(row[key])]), above[tuple(row[key])]),
-        )
-        for _, row in used.iterrows()
-    )
-    head = ("converged", "iterations", "largest residual", "above the floor")
-    return Table((*key, "solver", *head), rows, names=2)
-
-
-def solver_sentences(scores: pd.DataFrame) -> list[str]:
-    """Return what stopping early can have changed, a sentence per method that ever did.
-
-    No direction is below the floor, so that a gamma near it is near the best one, however the
-    solver ended. Where the floor is out of reach, the distance to it says too much.
-
-    Args:
-        scores: of the run.
-    """
-    stopped = scores[scores["converged"].notna() & ~scores["converged"].fillna(True).astype(bool)]
-    sentences = []
-    for method, rows in stopped.groupby("method", sort=False):
-        batches, above = len(rows), float(_above_floor(rows).max())
-        of = int((scores["method"] == method).sum())
-        name, base = display_name(str(method)), str(method).split(":")[0]
-        text = f"{name} stopped before its tolerance in {batches} of {of} solves. "
-        if above <= NEAR_FLOOR:
-            text += (
-                f"It does not matter: each of these gammas is at most {_share(above)} above the "
-                "floor, and so at most that far above the gamma of the exact solution."
-            )
-        else:
-            text += (
-                f"The largest of these gammas is {_share(above)} above the floor, which the exact "
-                f"solution need not reach: score again with {base}:max_iterations="
-                f"{_more_iterations(rows)}, or with {base}:solver=direct."
-            )
-        sentences.append(text)
-    return sentences
-
-
-def _above_floor(scores: pd.DataFrame) -> pd.Series:
-    """Return gamma / gamma_floor - 1 of each row."""
-    return 1 / scores["efficiency"].astype(float) - 1
-
-
-def _more_iterations(rows: pd.DataFrame) -> int:
-    return 4 * int(rows["iterations"].max())
-
-
-def _share(value: float) -> str:
-    """Return a share as a percentage of two digits: 0.013%, 4.2%, 120%."""
-    if not math.isfinite(value):
-        return format_number(value)
-    return f"{float(f'{100 * max(value, 0.0):.2g}'):g}%"
-
-
-def provenance_table(provenance: Mapping[str, Any]) -> Table:
-    """Return every entry of ``run.json`` but the checkpoints, nested ones a row each."""
-    rows: list[tuple[Cell, Cell]] = []
-    for key, value in provenance.items():
-        if isinstance(value, Mapping):
-            rows += [(Cell(f"{key}: {name}"), Cell(as_text(item))) for name, item in value.items()]
-        elif key != "checkpoints":
-            rows.append((Cell(key), Cell(as_text(value))))
-    return Table(("entry", "value"), tuple(rows))
-
-
-def checkpoints_table(provenance: Mapping[str, Any]) -> Table:
-    """Return what ``run.json`` says about each checkpoint, hashes included."""
-    columns = {
-        "name": "checkpoint",
-        "step": "step",
-        "epoch": "epoch",
-        "progress": "progress",
-        "training_loss": "training loss",
-        "validation_accuracy": "validation accuracy",
-        "sha256": "SHA-256",
-    }
-    found = provenance.get("checkpoints")
-    entries = [item for item in found if isinstance(item, Mapping)] if _listed(found) else []
-    rows = tuple(tuple(_entry(item.get(key)) for key in columns) for item in entries)
-    return Table(tuple(columns.values()), rows)
-
-
-def as_text(value: Any) -> str:
-    """Return a value of ``run.json`` as a cell shows it."""
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ", ".join(map(as_text, value)) if _listed(value) else str(value)
-
-
 def _means(floors: pd.DataFrame, column: str) -> list[Cell]:
     """Return a cell per row: the mean, and one sigma in a line below it."""
     found = spread(floors, column)
@@ -310,17 +153,17 @@ def _means(floors: pd.DataFrame, column: str) -> list[Cell]:
     return [Cell(*mean, text.removeprefix(mean[0]).strip()) for mean, text in pairs]
 
 
-def _number(value: float) -> Cell:
-    return Cell(format_number(value), value)
-
-
-def _scores(rows: pd.DataFrame) -> list[Cell]:
+def _scores(rows: pd.DataFrame, marks: Marks) -> list[Cell]:
     """Return a cell per row: the ratio to SGD, and the efficiency below it."""
     texts = zip(spread(rows, "ratio").texts, spread(rows, "efficiency").texts, strict=True)
-    return [_score(row, *pair) for (_, row), pair in zip(rows.iterrows(), texts, strict=True)]
+    keys = zip(rows["checkpoint"], rows["method"], rows["damping"], strict=True)
+    return [
+        _score(row, *pair, marks.of_ratio(*key))
+        for (_, row), pair, key in zip(rows.iterrows(), texts, keys, strict=True)
+    ]
 
 
-def _score(row: pd.Series, ratio: str, efficiency: str) -> Cell:
+def _score(row: pd.Series, ratio: str, efficiency: str, mark: Mark | None) -> Cell:
     counts = {
         "uphill": row["ascents"],
         "infinite": row["infinite"],
@@ -333,18 +176,10 @@ def _score(row: pd.Series, ratio: str, efficiency: str) -> Cell:
         note=efficiency,
         warning=", ".join(warnings),
         worse=row["ratio_mean"] > 1,
+        mark=mark,
     )
 
 
 def _checkpoints(table: pd.DataFrame) -> list[tuple[str, float]]:
     rows = table.sort_values("step", kind="stable").drop_duplicates("checkpoint")
     return list(zip(rows["checkpoint"], rows["progress"], strict=True))
-
-
-def _entry(value: Any) -> Cell:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return Cell(as_text(value), float(value) if number else None)
-
-
-def _listed(value: Any) -> TypeGuard[list[Any]]:
-    return isinstance(value, (list, tuple))

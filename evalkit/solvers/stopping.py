@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from evalkit.errors import EvalkitError
+from evalkit.settings import MAX_ITERATIONS
 
-MAX_ITERATIONS = 200
 TOLERANCE = 1e-6
 FLOOR_TOLERANCE = 0.0
 

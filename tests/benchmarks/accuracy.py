@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import evalkit
-from evalkit.accuracy import MARKED
+from evalkit.doubts import MARKED
 from tests import exact
 from tests.benchmarks.markdown import line, lines, machine
 from tests.benchmarks.small_problems import Problem, problems
