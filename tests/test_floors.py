@@ -24,7 +24,8 @@ overlap
 lost_rows identity source_files notes
 layers factor
 linearization.modules linearization.broadcasts linearization.precision
-linearization.determinism linearization.double_backward
+linearization.bags linearization.determinism linearization.double_backward
+linearization.substitutes
 linearization.recorder linearization.forward
 linearization.graph_ends
 linearization.recording

@@ -24,6 +24,7 @@ from evalkit.linearization.determinism import (
     refuse_batch_statistics,
 )
 from evalkit.linearization.precision import AllDouble
+from evalkit.linearization.substitutes import substituted
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What a model's forward takes: a tensor, positional arguments, or keyword arguments."""
@@ -160,7 +161,7 @@ def evaluation(model: nn.Module, dtype: torch.dtype | None = None) -> Evaluation
         # Every place is swapped once and on its own: torch's own handling of tied weights leaves a
         # module that is registered twice with a plain tensor in place of its parameter.
         double = all(value.dtype == torch.float64 for value in values.values())
-        with AllDouble() if double else nullcontext():
+        with AllDouble() if double else nullcontext(), substituted():
             logits = functional_call(_Logits(model), swapped, (arguments,), tie_weights=False)
         # Another precision comes from autocast, or from a forward that casts its output.
         return cast(logits, precision)
@@ -224,7 +225,7 @@ def _changed_by_forward(model: nn.Module) -> set[int]:
     return {
         id(module.weight)
         for module in model.modules()
-        if isinstance(module, nn.Embedding) and module.max_norm is not None
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
     }
 
 

@@ -1,0 +1,168 @@
+"""Operators that are run by others of the same value, which can be differentiated again and again.
+
+J v is a derivative of a derivative. Some operators have a backward of one kernel that torch cannot
+differentiate, or that knows neither float64 nor the CPU: within an evaluation, plain operators take
+their place, the module that calls them stays as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from evalkit.linearization.bags import bags_of, reduced
+
+_FLEX = "torch.nn.attention.flex_attention"
+
+
+@contextmanager
+def substituted() -> Iterator[None]:
+    """Run a forward with every operator that has a substitute replaced by it.
+
+    Scripted code is run as it is written: what its executor makes of it after a few calls depends
+    on what those calls were.
+    """
+    with _Substitutes(), _plain_flex_attention(), torch.jit.optimized_execution(False):
+        yield
+
+
+class _Substitutes(TorchFunctionMode):
+    """Sees every torch call of a forward, and replaces some."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the call, or its substitute."""
+        substitute = _SUBSTITUTES.get(func)
+        if substitute is not None:
+            try:
+                output = substitute(*args, **(kwargs or {}))
+            except TypeError:  # torch says better what is wrong with the call
+                output = None
+            if output is not None:
+                return output
+        return func(*args, **(kwargs or {}))
+
+
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor | None:
+    """Return what ``F.embedding`` does, with a gradient that is not sparse; its arguments."""
+    if not sparse:
+        return None
+    return functional.embedding(
+        input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq
+    )
+
+
+def _embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor | None:
+    """Return what ``F.embedding_bag`` does, by an embedding and a sum; its arguments."""
+    bags = bags_of(input, offsets, include_last_offset, per_sample_weights)
+    plain = weight.dim() == 2 and weight.is_floating_point() and not (sparse and mode == "max")
+    if bags is None or not plain or (per_sample_weights is not None and mode != "sum"):
+        return None
+    looked = functional.embedding(
+        bags.indices, weight, None, max_norm, norm_type, scale_grad_by_freq
+    )
+    return reduced(bags.without(padding_idx, len(weight)), looked, mode)
+
+
+def _attention(*args: Any, **kwargs: Any) -> Tensor:
+    """Return what ``F.scaled_dot_product_attention`` does, whichever kernel the model chose."""
+    with sdpa_kernel(SDPBackend.MATH):
+        output: Tensor = functional.scaled_dot_product_attention(*args, **kwargs)
+        return output
+
+
+def _grouped_product(
+    a: Tensor,
+    b: Tensor,
+    *,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor | None:
+    """Return what ``F.grouped_mm`` does for rows in groups, which mixtures of experts have.
+
+    Args:
+        a: (rows, in), sorted by group.
+        b: (groups, in, out).
+        offs: where each group ends, (groups,).
+        bias: none, as torch has none yet.
+        out_dtype: of the result.
+    """
+    if a.dim() != 2 or b.dim() != 3 or offs is None or bias is not None:
+        return None
+    ends = [0, *offs.tolist()]
+    parts = [a[i:j] @ b[g] for g, (i, j) in enumerate(zip(ends, ends[1:], strict=False)) if j > i]
+    parts.append(a.new_zeros(len(a) - ends[-1], b.shape[-1]))
+    return torch.cat(parts).to(out_dtype or a.dtype)
+
+
+def _grouped(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    """Return the same for the older name, whose arguments may come by position."""
+    names = ("offs", "bias", "out_dtype")
+    return _grouped_product(a, b, **dict(zip(names, args, strict=False)), **kwargs)
+
+
+_SUBSTITUTES: dict[Any, Callable[..., Any]] = {
+    functional.embedding: _embedding,
+    functional.embedding_bag: _embedding_bag,
+    functional.scaled_dot_product_attention: _attention,
+}
+for _space in (functional, torch):
+    for _name in ("grouped_mm", "_grouped_mm"):
+        if (_function := getattr(_space, _name, None)) is not None:
+            _SUBSTITUTES[_function] = _grouped
+"""What takes the place of each torch function; it returns None where torch's own is to run."""
+
+
+@contextmanager
+def _plain_flex_attention() -> Iterator[None]:
+    """Let ``flex_attention`` run by torch's own definition of it, in place of a fused kernel.
+
+    A model calls the function by a name of its own, so what that function calls is replaced.
+    """
+    module: Any = sys.modules.get(_FLEX)
+    operators: Any = sys.modules.get("torch._higher_order_ops.flex_attention")
+    plain = getattr(operators, "math_attention", None)
+    places = {
+        "flex_attention_hop": plain,
+        "_validate_device": lambda *_: None,  # refuses gradients on a CPU, which has no kernel
+        "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG": True,
+    }
+    known = places if module is not None and plain is not None else {}
+    found = {name: getattr(module, name) for name in known if hasattr(module, name)}
+    for name in found:
+        setattr(module, name, places[name])
+    try:
+        yield
+    finally:
+        for name, value in found.items():
+            setattr(module, name, value)
