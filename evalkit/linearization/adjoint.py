@@ -8,7 +8,8 @@ beside a residual path, and nothing else shows it: J^T u stays right.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -80,6 +81,36 @@ def _dot(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     parts = zip(one.split(MOST_AT_ONCE), other.split(MOST_AT_ONCE), strict=True)
     total = torch.stack([torch.dot(a, b) for a, b in parts]).sum(dtype=torch.float64)
     return total, norms.double() / max(1, one.numel()) ** 0.5
+
+
+_ONCE = ("double backward", "differentiate twice", "is not implemented", "is not differentiable")
+"""What torch says of a backward that it cannot differentiate."""
+
+
+@contextmanager
+def backward_failures(recording: Recording) -> Iterator[None]:
+    """Turn what torch says of a backward that it cannot run into one sentence.
+
+    Args:
+        recording: the forward whose graph is run.
+
+    Raises:
+        EvalkitError: naming the layer where torch cannot differentiate its backward.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if isinstance(error, NotImplementedError) or any(w in str(error).lower() for w in _ONCE):
+            refuse_opaque_backward(recording, str(error).split("\n")[0].rstrip("."))
+        if "modified by an inplace operation" in str(error):
+            raise EvalkitError(
+                "expected a forward whose backward runs, found values that it changes in place "
+                "after another operation has kept them for its gradient; leave out the in-place "
+                "operations (names that end in _, inplace=True), or see that loss.backward() runs"
+            ) from error
+        raise
 
 
 def refuse_opaque_backward(recording: Recording, found: str = "") -> NoReturn:

@@ -100,6 +100,27 @@ def _attention(*args: Any, **kwargs: Any) -> Tensor:
         return output
 
 
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """Return what ``F.hardsigmoid`` does; its arguments."""
+    output = functional.hardtanh(input + 3, 0.0, 6.0) / 6
+    return input.copy_(output) if inplace else output
+
+
+def _distances(
+    x1: Tensor,
+    x2: Tensor,
+    p: float = 2.0,
+    compute_mode: str = "use_mm_for_euclid_dist_if_necessary",
+) -> Tensor | None:
+    """Return what ``torch.cdist`` does, by the differences of all pairs; its arguments."""
+    if min(x1.dim(), x2.dim()) < 2 or x1.shape[-1] != x2.shape[-1]:
+        return None
+    many = max(x1.shape[-2], x2.shape[-2]) > 25  # then by a matrix product, as plain as any
+    if p == 2 and (many or not compute_mode.endswith("necessary")) and compute_mode[:3] == "use":
+        return None
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+
+
 def _grouped_product(
     a: Tensor,
     b: Tensor,
@@ -134,7 +155,9 @@ def _grouped(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
 _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     functional.embedding: _embedding,
     functional.embedding_bag: _embedding_bag,
+    functional.hardsigmoid: _hardsigmoid,
     functional.scaled_dot_product_attention: _attention,
+    torch.cdist: _distances,
 }
 for _space in (functional, torch):
     for _name in ("grouped_mm", "_grouped_mm"):
