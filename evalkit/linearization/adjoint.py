@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 from evalkit.linearization.forward import differentiable
 from evalkit.linearization.graph_ends import functions_between
 from evalkit.linearization.modules import ModuleCall, first, watched
@@ -103,7 +103,7 @@ def backward_failures(recording: Recording) -> Iterator[None]:
         raise
     except RuntimeError as error:
         if isinstance(error, NotImplementedError) or any(w in str(error).lower() for w in _ONCE):
-            refuse_opaque_backward(recording, str(error).split("\n")[0].rstrip("."))
+            refuse_opaque_backward(recording, shortened(str(error).split("\n")[0].rstrip("."), 200))
         if "modified by an inplace operation" in str(error):
             raise EvalkitError(
                 "expected a forward whose backward runs, found values that it changes in place "
@@ -149,8 +149,8 @@ def _differentiable_twice(call: ModuleCall) -> bool:
     if not places or not outputs:
         return True
     generator = torch.Generator().manual_seed(0)
-    u = [torch.randn(x.shape, generator=generator).to(x).requires_grad_() for x in outputs]
     try:
+        u = [torch.randn(x.shape, generator=generator).to(x).requires_grad_() for x in outputs]
         pulled = torch.autograd.grad(outputs, places, u, create_graph=True, allow_unused=True)
         reached = [x for x in pulled if x is not None]
         v = [x.detach() / x.detach().norm().clamp_min(1e-30) for x in reached]

@@ -161,7 +161,8 @@ def evaluation(model: nn.Module, dtype: torch.dtype | None = None) -> Evaluation
         # Every place is swapped once and on its own: torch's own handling of tied weights leaves a
         # module that is registered twice with a plain tensor in place of its parameter.
         double = all(value.dtype == torch.float64 for value in values.values())
-        with AllDouble() if double else nullcontext(), substituted():
+        own = all(swapped[place].dtype == old.dtype for place, old in owners.items())
+        with AllDouble() if double else nullcontext(), substituted(recomputing=own):
             logits = functional_call(_Logits(model), swapped, (arguments,), tie_weights=False)
         # Another precision comes from autocast, or from a forward that casts its output.
         return cast(logits, precision)

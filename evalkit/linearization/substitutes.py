@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,17 +20,22 @@ from torch.overrides import TorchFunctionMode
 
 from evalkit.linearization.bags import bags_of, reduced
 
-_FLEX = "torch.nn.attention.flex_attention"
 
 
 @contextmanager
-def substituted() -> Iterator[None]:
+def substituted(recomputing: bool = True) -> Iterator[None]:
     """Run a forward with every operator that has a substitute replaced by it.
 
     Scripted code is run as it is written: what its executor makes of it after a few calls depends
     on what those calls were.
+
+    Args:
+        recomputing: activation checkpointing may run a part again in the backward, by when the
+            model holds its own values; False keeps the activations.
     """
-    with _Substitutes(), _plain_flex_attention(), torch.jit.optimized_execution(False):
+    checkpointing = nullcontext() if recomputing else _kept_activations()
+    scripted = torch.jit.optimized_execution(False)
+    with _Substitutes(), _plain_flex_attention(), checkpointing, scripted:
         yield
 
 
@@ -166,13 +171,11 @@ for _space in (functional, torch):
 """What takes the place of each torch function; it returns None where torch's own is to run."""
 
 
-@contextmanager
-def _plain_flex_attention() -> Iterator[None]:
+def _plain_flex_attention() -> AbstractContextManager[None]:
     """Let ``flex_attention`` run by torch's own definition of it, in place of a fused kernel.
 
     A model calls the function by a name of its own, so what that function calls is replaced.
     """
-    module: Any = sys.modules.get(_FLEX)
     operators: Any = sys.modules.get("torch._higher_order_ops.flex_attention")
     plain = getattr(operators, "math_attention", None)
     places = {
@@ -180,12 +183,34 @@ def _plain_flex_attention() -> Iterator[None]:
         "_validate_device": lambda *_: None,  # refuses gradients on a CPU, which has no kernel
         "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG": True,
     }
-    known = places if module is not None and plain is not None else {}
-    found = {name: getattr(module, name) for name in known if hasattr(module, name)}
-    for name in found:
-        setattr(module, name, places[name])
+    return _replaced("torch.nn.attention.flex_attention", {} if plain is None else places)
+
+
+def _kept_activations() -> AbstractContextManager[None]:
+    """Let ``torch.utils.checkpoint`` keep what it would compute again, unless it is reentrant."""
+    replacement = {"_checkpoint_without_reentrant_generator": _around_the_call}
+    return _replaced("torch.utils.checkpoint", replacement)
+
+
+def _around_the_call(*_: Any, **__: Any) -> Iterator[None]:
+    """Do nothing before the call that is checkpointed, and nothing after it."""
+    yield
+
+
+@contextmanager
+def _replaced(name: str, places: dict[str, Any]) -> Iterator[None]:
+    """Replace what a module of torch calls; one that nobody has imported is not used.
+
+    Args:
+        name: of the module.
+        places: what to put in its attributes; those that this version of torch lacks are left out.
+    """
+    module = sys.modules.get(name)
+    found = {place: getattr(module, place) for place in places if hasattr(module, place)}
+    for place in found:
+        setattr(module, place, places[place])
     try:
         yield
     finally:
-        for name, value in found.items():
-            setattr(module, name, value)
+        for place, value in found.items():
+            setattr(module, place, value)
