@@ -131,15 +131,16 @@ class Watched(nn.Linear):
 
 
 @pytest.mark.parametrize(
-    ("size", "dtype", "seen"),
+    ("size", "dtype", "sizes"),
     [
-        (None, None, {(6, torch.float32, torch.float32)}),
-        (4, "float64", {(4, torch.float64, torch.float64), (2, torch.float64, torch.float64)}),
+        (None, torch.float32, {6, 2}),
+        (4, torch.float64, {4, 2, 1}),
     ],
 )
 def test_every_forward_keeps_to_micro_batches_and_precision(
-    size: int | None, dtype: str | None, seen: set[object]
+    size: int | None, dtype: torch.dtype, sizes: set[int]
 ) -> None:
+    """Two samples are run again, and with micro-batches one by one."""
     Watched.seen = set()
     task = Task(
         model=lambda: Watched(3, 1),
@@ -147,10 +148,10 @@ def test_every_forward_keeps_to_micro_batches_and_precision(
         likelihood="gaussian",
         name="watched",
     )
-    settings = Settings(methods=("sgd",), batch_size=6, micro_batch_size=size, dtype=dtype)
+    settings = Settings(methods=("sgd",), batch_size=6, micro_batch_size=size, dtype=str(dtype)[6:])
     progress: list[tuple[int, int]] = []
     measure_costs(task, settings, 1, lambda done, total, _: progress.append((done, total)))
-    assert Watched.seen == seen
+    assert Watched.seen == {(samples, dtype, dtype) for samples in sizes}
     done, totals = zip(*progress, strict=True)
     assert done == tuple(range(totals[0]))
     assert len(set(totals)) == 1

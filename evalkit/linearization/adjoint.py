@@ -39,7 +39,7 @@ class AdjointTest:
     complete: bool
 
     def fails(self, dtype: torch.dtype) -> bool:
-        """Return whether more than rounding lies between the two."""
+        """Return whether more than rounding in some precision lies between the two."""
         return self.difference > torch.finfo(dtype).eps ** 0.5
 
 
@@ -126,7 +126,7 @@ def refuse_opaque_backward(recording: Recording, found: str = "") -> NoReturn:
     broken: list[ModuleCall] = []
 
     def after(call: ModuleCall) -> None:
-        if not broken and not _differentiable_twice(call):
+        if not broken and not _differentiable_twice(call, recording.roughest):
             broken.append(call)
 
     with differentiable(), watched(recording.model, after):
@@ -142,7 +142,7 @@ def refuse_opaque_backward(recording: Recording, found: str = "") -> NoReturn:
     )
 
 
-def _differentiable_twice(call: ModuleCall) -> bool:
+def _differentiable_twice(call: ModuleCall, roughest: torch.dtype) -> bool:
     """Return whether a module's own J v and J^T u belong together."""
     places = [x for x in (*call.inputs, *call.module.parameters()) if x.requires_grad]
     outputs = [x for x in call.outputs if x.requires_grad]
@@ -162,4 +162,4 @@ def _differentiable_twice(call: ModuleCall) -> bool:
         )
     except RuntimeError:
         return False
-    return not compare(u, products, reached, v).fails(u[0].dtype)
+    return not compare(u, products, reached, v).fails(roughest)

@@ -54,6 +54,8 @@ class Recorder(TorchFunctionMode):
         other: names of parameters that anything else was done with.
         hidden: names of parameters that something was done with while gradients were off.
         pass_work: multiplications of a pass through all layers with a rule, frozen ones too.
+        recomputed: some of it is to be run again by the backward.
+        roughest: the precision with the fewest digits that a result has, None before any.
 
     Args:
         names: of the parameters, by id.
@@ -69,6 +71,7 @@ class Recorder(TorchFunctionMode):
         self.hidden: set[str] = set()
         self.pass_work = 0
         self.recomputed = False
+        self.roughest: torch.dtype | None = None
         self._names = names
         self._backward = backward
         self._samples = samples
@@ -85,6 +88,7 @@ class Recorder(TorchFunctionMode):
             output, pushes = replaced(layer, inputs, self._backward), inputs.requires_grad
         else:
             output = self._run(func, args, kwargs)
+        self._note_precision(output)
         used = [self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if self._known(leaf)]
         if used and not torch.is_grad_enabled():
             self.hidden.update(used)
@@ -112,6 +116,13 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         self.broadcasts += found[1]
         return found[0]
+
+    def _note_precision(self, output: Any) -> None:
+        """Keep the precision with the fewest digits that a result has."""
+        if isinstance(output, Tensor) and output.requires_grad and output.is_floating_point():
+            before = self.roughest
+            if before is None or torch.finfo(output.dtype).eps > torch.finfo(before).eps:
+                self.roughest = output.dtype
 
     def _known(self, leaf: Any) -> bool:
         return isinstance(leaf, Tensor) and id(leaf) in self._names

@@ -47,6 +47,7 @@ class Recording:
         backward: how backwards through its replaced layers are run.
         model: as given.
         foreign: the graph has autograd functions of the model's own.
+        roughest: precision of the result with the fewest digits, as autocast leaves them.
         pass_work: multiplications of a pass through all layers with a rule, frozen ones too.
     """
 
@@ -60,6 +61,7 @@ class Recording:
     backward: Backward
     model: nn.Module
     foreign: bool
+    roughest: torch.dtype
     pass_work: int
 
     @property
@@ -131,6 +133,7 @@ def record(evaluated: Evaluation, inputs: Inputs, samples: int) -> Recording:
         backward,
         model,
         foreign,
+        recorder.roughest or logits.dtype,
         recorder.pass_work,
     )
 

@@ -192,7 +192,7 @@ class Tangents:
         reached = [(root, change) for root, change in pairs if root is not None]
         roots, moved = [root for root, _ in reached], [change for _, change in reached]
         test = compare([u], [product], roots, moved)
-        if test.fails(u.dtype):
+        if test.fails(self._recording.roughest):
             refuse_opaque_backward(self._recording)
         self.tested = test.complete
 
