@@ -14,7 +14,11 @@ from tests.table import Net
 def bag_of_sums(draw):
     """Several samples share an index, and a bag holds one twice."""
     inputs = draw.integers(5, 6, 4)
-    return headed([nn.EmbeddingBag(5, 4, mode="sum"), nn.Tanh()], inputs), inputs, draw.integers(3, 6)
+    return (
+        headed([nn.EmbeddingBag(5, 4, mode="sum"), nn.Tanh()], inputs),
+        inputs,
+        draw.integers(3, 6),
+    )
 
 
 @layer_case()
@@ -49,7 +53,9 @@ def bag_with_learnt_weights(draw):
 
     def rule(net, x):
         weights = net.score(x).squeeze(-1).softmax(1)
-        return net.out(torch.tanh(F.embedding_bag(x, net.table, per_sample_weights=weights, mode="sum")))
+        return net.out(
+            torch.tanh(F.embedding_bag(x, net.table, per_sample_weights=weights, mode="sum"))
+        )
 
     model = Net(
         rule,

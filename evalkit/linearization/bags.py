@@ -49,20 +49,22 @@ def bags_of(
     if input.is_nested or (weights is not None and weights.shape != input.shape):
         return None
     if input.dim() == 2 and offsets is None:
-        return Bags(input, torch.ones_like(input, dtype=torch.bool), weights)
+        kept = torch.ones_like(input, dtype=torch.bool)
+        return Bags(input, kept, weights) if input.shape[1] else None
     if input.dim() != 1 or offsets is None or offsets.dim() != 1 or not len(offsets):
         return None
-    count = offsets.new_full((1,), len(input))
-    starts, ends = (offsets[:-1] if include_last else offsets), torch.cat([offsets[1:], count])
-    ends = ends[: len(starts)]
-    lengths = ends - starts
+    starts = offsets[:-1] if include_last else offsets
+    ends = torch.cat([offsets[1:], offsets.new_tensor([len(input)])])
+    lengths = ends[: len(starts)] - starts
     if int(offsets[0]) != 0 or bool((lengths < 0).any()):
         return None
-    steps = torch.arange(max([0, *lengths.tolist()]), device=input.device)
+    # Where no bag holds anything, one lookup that belongs to none: torch wants an index.
+    steps = torch.arange(max([1, *lengths.tolist()]), device=input.device)
     places = (starts[:, None] + steps).clamp(max=max(0, len(input) - 1))
-    return Bags(
-        input[places], steps < lengths[:, None], None if weights is None else weights[places]
-    )
+    kept = steps < lengths[:, None]
+    if not len(input):
+        return Bags(torch.zeros_like(places), kept, None)
+    return Bags(input[places], kept, None if weights is None else weights[places])
 
 
 def reduced(bags: Bags, looked: Tensor, mode: str) -> Tensor | None:
@@ -74,11 +76,11 @@ def reduced(bags: Bags, looked: Tensor, mode: str) -> Tensor | None:
         mode: ``"sum"``, ``"mean"`` or ``"max"``.
     """
     outside = ~bags.kept.unsqueeze(-1)
-    if mode == "max" and looked.shape[1]:
+    if mode == "max":
         largest = looked.masked_fill(outside, -torch.inf).max(1).values
         return largest.masked_fill(outside.all(1), 0)
     rows = looked if bags.weights is None else looked * bags.weights.unsqueeze(-1)
     total = rows.masked_fill(outside, 0).sum(1)
     if mode == "mean":
         return total / bags.kept.sum(1, keepdim=True).clamp(min=1)
-    return total if mode in ("sum", "max") else None
+    return total if mode == "sum" else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from evalkit.linearization.bags import bags_of, reduced
-
 
 
 @contextmanager
@@ -69,9 +69,7 @@ def _embedding(
     """Return what ``F.embedding`` does, with a gradient that is not sparse; its arguments."""
     if not sparse:
         return None
-    return functional.embedding(
-        input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq
-    )
+    return functional.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq)
 
 
 def _embedding_bag(
@@ -126,6 +124,16 @@ def _distances(
     return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
 
 
+def _recurrence(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a recurrent layer of torch without cuDNN, whose backward has no derivative."""
+
+    def run(*args: Any) -> Any:
+        with torch.backends.cudnn.flags(enabled=False):
+            return function(*args)
+
+    return run
+
+
 def _grouped_product(
     a: Tensor,
     b: Tensor,
@@ -146,7 +154,7 @@ def _grouped_product(
     if a.dim() != 2 or b.dim() != 3 or offs is None or bias is not None:
         return None
     ends = [0, *offs.tolist()]
-    parts = [a[i:j] @ b[g] for g, (i, j) in enumerate(zip(ends, ends[1:], strict=False)) if j > i]
+    parts = [a[i:j] @ b[g] for g, (i, j) in enumerate(pairwise(ends)) if j > i]
     parts.append(a.new_zeros(len(a) - ends[-1], b.shape[-1]))
     return torch.cat(parts).to(out_dtype or a.dtype)
 
@@ -163,6 +171,7 @@ _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     functional.hardsigmoid: _hardsigmoid,
     functional.scaled_dot_product_attention: _attention,
     torch.cdist: _distances,
+    **{one: _recurrence(one) for one in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
 }
 for _space in (functional, torch):
     for _name in ("grouped_mm", "_grouped_mm"):
