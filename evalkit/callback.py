@@ -25,6 +25,7 @@ from evalkit.checkpoints.trainer_state import whole_epoch
 from evalkit.errors import EvalkitError
 from evalkit.extras import missing
 from evalkit.identity import check_same_request, check_same_run
+from evalkit.linearization.wrapped import evaluated_module
 from evalkit.next_token import base_model, check_shift
 from evalkit.run import (
     PROVENANCE_FILE,
@@ -119,7 +120,7 @@ class ScoreCallback(TrainerCallback):
         """
         if not state.is_world_process_zero:
             return
-        model, loader = kwargs["model"], kwargs["train_dataloader"]
+        model, loader = evaluated_module(kwargs["model"]), kwargs["train_dataloader"]
         _refuse_sharded(args)
         _refuse_smoothing(args)
         self._batches = TrainerBatches(loader.dataset, loader.collate_fn)
@@ -132,7 +133,7 @@ class ScoreCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score the model that was just saved."""
         if self._batches is not None and state.is_world_process_zero:
-            self._score(args, state, kwargs["model"])
+            self._score(args, state, evaluated_module(kwargs["model"]))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Sort the tables and mark the run as finished."""

@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_map
 
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization, linearize
-from evalkit.linearization.forward import Inputs, cast
+from evalkit.linearization.forward import cast
+from evalkit.linearization.given import Inputs
+from evalkit.linearization.precision import without_autocast
 from evalkit.machine import versions
 from evalkit.metrics import batch_metrics
 from evalkit.scoring import score_linearization, to_frame
@@ -143,7 +145,7 @@ def score_cell(
     """
     place = f"checkpoint '{cell.checkpoint}', batch {cell.batch}"
     try:
-        with user_code(f"the scoring of task '{task}'"):
+        with user_code(f"the scoring of task '{task}'"), without_autocast():
             digest = data_hash(*batch)
             lin = linearize(model, *batch, likelihood, settings.micro_batch_size, settings.dtype)
             if on_gradient is not None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,9 @@ from torch.utils._pytree import tree_map
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization, linearize
-from evalkit.linearization.forward import Inputs, cast, forward
+from evalkit.linearization.forward import cast, forward, in_precision
+from evalkit.linearization.given import Inputs
+from evalkit.linearization.precision import HALF
 from evalkit.machine import memory_gib, processor, versions
 from evalkit.memory import peak_mebibytes
 from evalkit.scoring import Score, check_request, score_linearization
@@ -89,12 +92,17 @@ class CostTable:
 
 @dataclass(frozen=True)
 class _Problem:
-    """A model and one batch, in the precision and on the device of the evaluation."""
+    """A model and one batch, in the precision and on the device of the evaluation.
+
+    Attributes:
+        raised: the model was in half precision, which its forward may ask for.
+    """
 
     model: nn.Module
     batch: Samples
     likelihood: str
     settings: Settings
+    raised: bool
 
     def parts(self) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield the micro-batches."""
@@ -106,12 +114,16 @@ class _Problem:
     def checked_targets(self) -> Tensor:
         """Return the targets as the likelihood takes them."""
         check = likelihoods.get(self.likelihood).check
-        return torch.cat([check(forward(self.model, x), y) for x, y in self.parts()])
+        return torch.cat([check(self._logits(x), y) for x, y in self.parts()])
 
     def loss(self, inputs: Inputs, targets: Tensor) -> Tensor:
         """Run the forward of one micro-batch with its graph."""
-        losses = likelihoods.get(self.likelihood).losses(forward(self.model, inputs), targets)
+        losses = likelihoods.get(self.likelihood).losses(self._logits(inputs), targets)
         return losses.sum()
+
+    def _logits(self, inputs: Inputs) -> Tensor:
+        with in_precision(self.model.parameters()) if self.raised else nullcontext():
+            return forward(self.model, inputs)
 
     def step(self) -> float:
         """Run forward and backward and return their time."""
@@ -223,12 +235,13 @@ def _problem(task: Task, settings: Settings) -> _Problem:
     device = check_device(settings.device)
     dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
     model = task.build_model(settings.seed).eval().to(device)
+    raised = any(value.dtype in HALF for value in model.parameters())
     for value in itertools.chain(model.parameters(), model.buffers()):
         value.data = cast(value.data, dtype)
     samples = task.fit_labels(samples, model)
     inputs, targets = take_batch(samples, settings, 0)
     batch = Samples(tree_map(lambda leaf: cast(leaf, dtype), inputs), targets)
-    problem = _Problem(model, batch, task.likelihood, settings)
+    problem = _Problem(model, batch, task.likelihood, settings, raised)
     return replace(problem, batch=Samples(batch.inputs, problem.checked_targets()))
 
 

@@ -18,3 +18,15 @@ def reason(error: BaseException) -> str:
     """Return what an error sentence tells of another library's error: its kind and first line."""
     first = (str(error).strip() or "no message").splitlines()[0].rstrip(" .:;")
     return f"{type(error).__name__}: {shortened(first, 200)}"
+
+
+def memory_sentence(error: BaseException) -> str | None:
+    """Return the sentence for an error that says that memory ran out, None for any other."""
+    name = type(error).__name__
+    told = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    if name != "OutOfMemoryError" and not isinstance(error, MemoryError) and not told:
+        return None
+    return (
+        f"expected a batch that fits into memory, found {reason(error)}; evaluate fewer samples at "
+        "a time (micro_batch_size, --micro-batch-size), or pass smaller batches"
+    )

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from evalkit.accuracy import MARKED, score_error
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization, linearize
-from evalkit.linearization.forward import Inputs
+from evalkit.linearization.failures import memory_failures
+from evalkit.linearization.given import Inputs
+from evalkit.linearization.precision import without_autocast
 from evalkit.metrics import efficiency
 from evalkit.reductions import norm
 from evalkit.settings import (
@@ -124,8 +126,9 @@ def score(
     """
     names, dampings = check_request(methods, damping)
     seed = check_seed(seed)
-    lin = linearize(model, inputs, targets, likelihood, micro_batch_size, dtype)
-    return to_frame(score_linearization(lin, names, dampings, seed, again=dtype is None))
+    with memory_failures(), without_autocast():
+        lin = linearize(model, inputs, targets, likelihood, micro_batch_size, dtype)
+        return to_frame(score_linearization(lin, names, dampings, seed, again=dtype is None))
 
 
 def check_request(

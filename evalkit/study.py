@@ -21,7 +21,7 @@ from evalkit.errors import EvalkitError, reason
 from evalkit.estimate import cell_seconds, free_outputs, product_seconds
 from evalkit.identity import check_same_data
 from evalkit.linearization import Linearization
-from evalkit.linearization.forward import Inputs
+from evalkit.linearization.given import Inputs
 from evalkit.notes import notes_on
 from evalkit.resuming import code_of, finish, resume
 from evalkit.run import (

@@ -210,6 +210,20 @@ def test_mixed_precision_does_not_reach_the_scores(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(*first)
 
 
+def test_a_compiled_model_is_scored_as_the_one_inside(
+    tmp_path: Path, watched: tuple[Any, Path, Watch]
+) -> None:
+    made = watched[0]
+    state = transformers.TrainerState(max_steps=4, is_world_process_zero=True)
+    rows = []
+    for name in ("plain", "compiled"):
+        model = made.model if name == "plain" else torch.compile(made.model, backend="aot_eager")
+        callback, loader = scorer(tmp_path / name, batches=1), made.get_train_dataloader()
+        callback.on_train_begin(made.args, state, None, model=model, train_dataloader=loader)
+        rows.append((tmp_path / name / "scores.csv").read_bytes())
+    assert rows[0] == rows[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

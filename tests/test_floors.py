@@ -24,8 +24,9 @@ overlap
 lost_rows identity source_files notes
 layers factor
 linearization.modules linearization.broadcasts linearization.precision
-linearization.bags linearization.determinism linearization.double_backward
-linearization.substitutes
+linearization.given linearization.outputs linearization.wrapped linearization.bags
+linearization.failures linearization.substitutes
+linearization.determinism linearization.double_backward
 linearization.recorder linearization.forward
 linearization.graph_ends
 linearization.recording

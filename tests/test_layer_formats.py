@@ -56,10 +56,9 @@ def test_embedding_with_largest_norm_is_left_as_it_was() -> None:
 # --- precision, memory formats, refusals -----------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:samples influence")
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.LayerNorm(4)])
 def test_layers_under_autocast(norm: nn.Module) -> None:
-    """Rules do not see the bfloat16 copies: such layers fall back, near the float32 numbers."""
+    """Half precision is evaluated in float32, also where a forward asks torch to choose it."""
     model = Net(
         lambda net, x: net.out(torch.tanh(net.norm(net.conv(x))).flatten(1).float()),
         conv=nn.Conv1d(2, 4, 3),
@@ -75,12 +74,12 @@ def test_layers_under_autocast(norm: nn.Module) -> None:
 
     model.rule = rule
     lin = evalkit.linearize(model, sequences().float(), exact.targets)
-    assert lin._batches[0].recording.ruled == set()
+    assert lin._batches[0].recording.ruled == set(lin._batches.parameters)
     v = random_vector(lin.num_params).float()
-    assert_near(lin.logits, exact.logits, 0.05)
-    assert_near(lin.gram, exact.gram, 0.1)
-    assert_near(lin.jvp(v), exact.jvp(v), 0.1)
-    assert_near(lin.vjp(lin.logit_gradients), exact.gradient, 0.1)
+    assert_near(lin.logits, exact.logits, 1e-6)
+    assert_near(lin.gram, exact.gram, 1e-5)
+    assert_near(lin.jvp(v), exact.jvp(v), 1e-5)
+    assert_near(lin.vjp(lin.logit_gradients), exact.gradient, 1e-5)
 
 
 CHANNELS_LAST = """

@@ -243,7 +243,7 @@ def test_a_model_without_trainable_parameters_is_refused() -> None:
 
 
 def test_an_output_that_is_no_tensor_is_refused() -> None:
-    model = Net(lambda net, x: [net.out(x)], out=nn.Linear(4, 3)).double()
+    model = Net(lambda net, x: {"out": net.out(x)}, out=nn.Linear(4, 3)).double()
     assert "logits" in refusal(lambda: evalkit.linearize(model, *data()))
 
 

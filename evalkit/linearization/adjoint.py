@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError, shortened
+from evalkit.linearization.failures import backward_failures
 from evalkit.linearization.forward import differentiable
 from evalkit.linearization.graph_ends import functions_between
 from evalkit.linearization.modules import ModuleCall, first, watched
@@ -88,29 +89,31 @@ _ONCE = ("double backward", "differentiate twice", "is not implemented", "is not
 
 
 @contextmanager
-def backward_failures(recording: Recording) -> Iterator[None]:
-    """Turn what torch says of a backward that it cannot run into one sentence.
+def differentiating(recording: Recording, again: bool) -> Iterator[None]:
+    """Run a backward, and turn what torch says of one that it cannot run into one sentence.
 
     Args:
         recording: the forward whose graph is run.
+        again: the backward is that of a backward, or is to have a graph.
 
     Raises:
         EvalkitError: naming the layer where torch cannot differentiate its backward.
     """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        if isinstance(error, NotImplementedError) or any(w in str(error).lower() for w in _ONCE):
-            refuse_opaque_backward(recording, shortened(str(error).split("\n")[0].rstrip("."), 200))
-        if "modified by an inplace operation" in str(error):
-            raise EvalkitError(
-                "expected a forward whose backward runs, found values that it changes in place "
-                "after another operation has kept them for its gradient; leave out the in-place "
-                "operations (names that end in _, inplace=True), or see that loss.backward() runs"
-            ) from error
-        raise
+    with differentiable(), backward_failures():
+        try:
+            yield
+        except RuntimeError as error:
+            said = shortened(str(error).split("\n")[0].rstrip("."), 200)
+            known = isinstance(error, NotImplementedError) or any(w in said.lower() for w in _ONCE)
+            if again and known:
+                refuse_opaque_backward(recording, said)
+            if "modified by an inplace operation" in said:
+                raise EvalkitError(
+                    "expected a forward whose backward runs, found values that it changes in place "
+                    "after another operation has kept them for its gradient; leave out operations "
+                    "in place (names that end in _, inplace=True)"
+                ) from error
+            raise
 
 
 def refuse_opaque_backward(recording: Recording, found: str = "") -> NoReturn:

@@ -7,9 +7,9 @@ model keeps its mode, gradients, hooks, parameters and buffers whatever the forw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import reduce
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -23,66 +23,29 @@ from evalkit.linearization.determinism import (
     preserved_random_state,
     refuse_batch_statistics,
 )
-from evalkit.linearization.precision import AllDouble
+from evalkit.linearization.given import Inputs
+from evalkit.linearization.outputs import logits_of
+from evalkit.linearization.precision import HALF, AtLeast
 from evalkit.linearization.substitutes import substituted
-
-Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-"""What a model's forward takes: a tensor, positional arguments, or keyword arguments."""
+from evalkit.linearization.wrapped import eagerly, plain_name
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Return the logits of a model: its output tensor, or the ``logits`` of its output object.
-
-    A single number per sample, (N,), is returned as (N, 1).
+    """Return the logits of a model, which :func:`evalkit.linearization.outputs.logits_of` finds.
 
     Raises:
-        EvalkitError: the output is neither.
+        EvalkitError: its output does not tell.
     """
     if isinstance(inputs, Mapping):
-        return _logits(model(**inputs))
-    return _logits(model(*inputs)) if isinstance(inputs, tuple) else _logits(model(inputs))
-
-
-def _logits(output: Any) -> Tensor:
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor):
-        raise EvalkitError(
-            "expected a model that returns a tensor or an object with .logits, found "
-            f"{type(output).__name__}; wrap the model so that it returns its logits"
-        )
-    return logits.reshape(-1, 1) if logits.dim() < 2 else logits
+        return logits_of(model(**inputs))
+    return logits_of(model(*inputs)) if isinstance(inputs, tuple) else logits_of(model(inputs))
 
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Grad mode with the attention kernel that can be differentiated twice."""
-    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    """Grad mode with what can be differentiated twice: eager code, and plain attention."""
+    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), eagerly():
         yield
-
-
-def describe(value: Any) -> str:
-    """Return the shape of a tensor, or the type of anything else."""
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def check_batch(inputs: Inputs, targets: Tensor) -> int:
-    """Return N, the first axis of the targets and of at least one input.
-
-    Raises:
-        EvalkitError: there are no samples, or no input has as many as the targets.
-    """
-    if not isinstance(targets, Tensor) or targets.dim() == 0 or len(targets) == 0:
-        raise EvalkitError(
-            "expected a tensor of targets with at least one sample on axis 0, found "
-            f"{describe(targets)}; pass a batch"
-        )
-    sizes = [len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
-    if len(targets) not in sizes:
-        raise EvalkitError(
-            f"expected inputs with {len(targets)} samples on axis 0, as the targets have, found "
-            f"{sizes or 'no tensor'}; pass inputs and targets of the same batch"
-        )
-    return len(targets)
 
 
 @dataclass(frozen=True)
@@ -93,6 +56,8 @@ class Evaluation:
         model: as given.
         trainable: its trainable parameters by name.
         parameters: what stands in for them.
+        precision: of the logits.
+        mode: keeps its forward in that precision.
         call: maps (parameters by name, inputs) to logits.
         cast: casts inputs.
     """
@@ -100,6 +65,8 @@ class Evaluation:
     model: nn.Module
     trainable: dict[str, nn.Parameter]
     parameters: dict[str, Tensor]
+    precision: torch.dtype
+    mode: AtLeast
     call: Callable[[dict[str, Tensor], Inputs], Tensor]
     cast: Callable[[Inputs], Inputs]
 
@@ -121,17 +88,16 @@ def evaluation(model: nn.Module, dtype: torch.dtype | None = None) -> Evaluation
     Args:
         model: any module; its trainable parameters are those with ``requires_grad``.
         dtype: of the evaluation: parameters, buffers and inputs are cast. None keeps each as it
-            is, but for half precision, which is evaluated in float32, and for trainable parameters
-            of several precisions, where all is evaluated in the highest.
+            is, but for half precision, which is evaluated in float32, for trainable parameters of
+            several precisions, where all is evaluated in the highest, and for inputs in a lower
+            precision than theirs, which are raised to it.
 
     Raises:
         EvalkitError: nothing is trainable, or samples influence each other.
     """
-    if not isinstance(model, nn.Module):
-        raise EvalkitError(
-            f"expected a torch.nn.Module to score, found {type(model).__name__}; pass the module"
-        )
-    trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    trainable = {
+        plain_name(name): value for name, value in model.named_parameters() if value.requires_grad
+    }
     if not trainable:
         raise EvalkitError(
             f"expected a model with trainable parameters, found none in {type(model).__name__}; "
@@ -147,7 +113,7 @@ def evaluation(model: nn.Module, dtype: torch.dtype | None = None) -> Evaluation
         name: cast(value.detach(), dtype, id(value) in changed).requires_grad_()
         for name, value in trainable.items()
     }
-    owners = _owners(model)
+    mode, owners = in_precision(parameters.values()), _owners(model)
     frozen = {
         id(value): cast(value.detach(), dtype, id(value) in changed)
         for value in model.parameters()
@@ -160,19 +126,50 @@ def evaluation(model: nn.Module, dtype: torch.dtype | None = None) -> Evaluation
         swapped = {place: chosen[id(old)] for place, old in owners.items()}
         # Every place is swapped once and on its own: torch's own handling of tied weights leaves a
         # module that is registered twice with a plain tensor in place of its parameter.
-        double = all(value.dtype == torch.float64 for value in values.values())
         own = all(swapped[place].dtype == old.dtype for place, old in owners.items())
-        with AllDouble() if double else nullcontext(), substituted(recomputing=own):
+        with mode, substituted(recomputing=own):
             logits = functional_call(_Logits(model), swapped, (arguments,), tie_weights=False)
-        # Another precision comes from autocast, or from a forward that casts its output.
+        # Another precision comes from a forward that casts its output.
         return cast(logits, precision)
 
     def cast_inputs(inputs: Inputs) -> Inputs:
-        return tree_map(
-            lambda leaf: cast(leaf, dtype) if isinstance(leaf, Tensor) else leaf, inputs
-        )
+        return tree_map(cast_input, inputs)
 
-    return Evaluation(model, trainable, parameters, call, cast_inputs)
+    def cast_input(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = cast(leaf, dtype)
+        lower = leaf.is_floating_point() and torch.promote_types(leaf.dtype, precision) == precision
+        return leaf.to(precision) if lower else leaf
+
+    return Evaluation(model, trainable, parameters, precision, mode, call, cast_inputs)
+
+
+def taking(evaluated: Evaluation, inputs: Inputs) -> Evaluation:
+    """Return a model that takes inputs in a higher precision than that of its parameters.
+
+    They stay as they are where the forward takes them, as one that subtracts large numbers before
+    it rounds does; otherwise they are cast to the precision of the parameters, as layers want them.
+
+    Args:
+        evaluated: the model.
+        inputs: what its forward takes.
+    """
+    leaves = tree_leaves(evaluated.cast(inputs))
+    found = {x.dtype for x in leaves if isinstance(x, Tensor) and x.is_floating_point()}
+    if found <= {evaluated.precision}:
+        return evaluated
+    try:
+        evaluated.run(inputs)
+    except EvalkitError:
+        return evaluated
+    except Exception:  # whatever the layers raise for numbers of two precisions
+        return replace(evaluated, cast=partial(_cast_all, dtype=evaluated.precision))
+    return evaluated
+
+
+def _cast_all(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    return tree_map(lambda leaf: cast(leaf, dtype) if isinstance(leaf, Tensor) else leaf, inputs)
 
 
 def cast(value: Tensor, dtype: torch.dtype | None, copy: bool = False) -> Tensor:
@@ -183,14 +180,23 @@ def cast(value: Tensor, dtype: torch.dtype | None, copy: bool = False) -> Tensor
         dtype: of the evaluation; None keeps all but half precision, which becomes float32.
         copy: return a copy even if nothing changes.
     """
+    # What was made under inference mode takes part in no graph, but a copy does.
+    copy = copy or value.is_inference()
     if not value.is_floating_point():
         return value.clone() if copy else value
     return value.to(_precision(value) if dtype is None else dtype, copy=copy)
 
 
+def in_precision(parameters: Iterable[Tensor]) -> AtLeast:
+    """Return what keeps a forward in the precision that its parameters are evaluated in."""
+    values = tuple(parameters)
+    double = all(value.dtype == torch.float64 for value in values)
+    return AtLeast(torch.float64 if double else torch.float32, values[0].device.type)
+
+
 def _precision(value: Tensor) -> torch.dtype:
     """Return the precision that a value is evaluated in by itself."""
-    return torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
+    return torch.float32 if value.dtype in HALF else value.dtype
 
 
 def _precisions(parameters: Iterable[Tensor]) -> set[torch.dtype]:

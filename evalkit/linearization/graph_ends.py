@@ -8,7 +8,7 @@ parameters inside come from a backward within its backward, which ``loss.backwar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,37 @@ def refuse_lost_gradients(
     if foreign and hidden - _given_to(foreign, graph, parameters):
         _refuse_another_backward(model, parameters, call)
     return bool(foreign)
+
+
+def refuse_without_graph(model: nn.Module, run: Callable[[], object]) -> NoReturn:
+    """Run a forward whose logits have no graph again, and name the module that ends it.
+
+    Args:
+        model: whose logits they are.
+        run: the forward, with gradients on.
+
+    Raises:
+        EvalkitError: always.
+    """
+    started: dict[str, bool] = {}
+    ended: list[ModuleCall] = []
+
+    def before(call: ModuleCall) -> None:
+        started[call.name] = torch.is_grad_enabled()
+
+    def after(call: ModuleCall) -> None:
+        taken = (*call.inputs, *call.module.parameters())
+        depends = any(value.requires_grad for value in taken)
+        if started[call.name] and depends and not any(x.requires_grad for x in call.outputs):
+            ended.append(call)
+
+    with watched(model, after, before):
+        run()
+    raise EvalkitError(
+        "expected logits with a graph that leads to the trainable parameters, found none behind "
+        f"{first(ended, model)}; leave out torch.no_grad(), detach() and conversions to numbers in "
+        "its forward, or set requires_grad on the parameters that its logits depend on"
+    )
 
 
 def _given_to(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from evalkit import likelihoods
-from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
-from evalkit.linearization.forward import Inputs, check_batch
+from evalkit.linearization.failures import forward_failures
+from evalkit.linearization.given import Inputs, check_batch, given_inputs, given_targets
 from evalkit.linearization.gram import ROUTES, gram_matrix, sample_gradients
 from evalkit.linearization.kernel import (
     kernel_work,
@@ -30,8 +30,10 @@ from evalkit.linearization.per_sample import (
     defining_gradients,
     vectorized_gradients,
 )
+from evalkit.linearization.precision import refuse_modes
 from evalkit.linearization.rounding import rounded_weights
 from evalkit.linearization.sketch import sketch_work, sketched_kernel
+from evalkit.linearization.wrapped import evaluated_module
 from evalkit.next_token import warn_of_labels
 from evalkit.settings import check_dtype
 
@@ -65,8 +67,8 @@ def linearize(
         model: any module; its trainable parameters are those with ``requires_grad``. It is left
             as it was: mode, parameters, buffers, gradients and hooks. The linearization shares
             memory with it: linearize again after an optimiser step or another load.
-        inputs: what its forward takes: a tensor, a tuple (positional) or a dict (keyword). Axis 0
-            of the tensors is the sample axis.
+        inputs: what its forward takes: a tensor, a tuple or list (positional) or a mapping
+            (keyword), of tensors or arrays. Axis 0 is the sample axis.
         targets: labels or values for the likelihood; see :mod:`evalkit.likelihoods`. Position t of
             the logits is compared with position t of the targets. The loss of a causal language
             model compares it with the label at t + 1: labels as the Trainer takes them need a
@@ -79,22 +81,19 @@ def linearize(
             half precision evaluated in float32.
 
     Raises:
-        EvalkitError: the inputs do not fit together, the forward is not deterministic, samples
-            have no label, the logits are not finite, or torch is in inference mode.
+        EvalkitError: the inputs do not fit together, the forward fails or is not deterministic,
+            samples have no label, the logits are not finite, or torch is in inference mode or
+            under autocast.
     """
-    if torch.is_inference_mode_enabled():
-        raise EvalkitError(
-            "expected to be called outside of torch.inference_mode(), whose tensors have no "
-            "gradients; leave it for the evaluation"
-        )
+    refuse_modes()
     meaning = likelihoods.get(likelihood)
-    # A plain dict, so that other mappings (a tokenizer's output) are seen through too.
-    inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    num_samples = check_batch(inputs, targets)
-    warn_of_labels(model, inputs, targets)
-    name = check_dtype(dtype)
-    precision = None if name is None else getattr(torch, name)
-    batches = MicroBatches(model, inputs, num_samples, micro_batch_size, precision)
+    model = evaluated_module(model)
+    given, targets = given_inputs(model, inputs), given_targets(targets)
+    num_samples = check_batch(given, targets)
+    warn_of_labels(model, given, targets)
+    precision = None if (name := check_dtype(dtype)) is None else getattr(torch, name)
+    with forward_failures(model, given):
+        batches = MicroBatches(model, given, num_samples, micro_batch_size, precision)
     return Linearization(batches, meaning, targets)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError
 from evalkit.linearization.determinism import nearly, refuse_varying_forward, repeats
-from evalkit.linearization.forward import Inputs, evaluation
+from evalkit.linearization.forward import evaluation, taking
+from evalkit.linearization.given import Inputs
 from evalkit.linearization.recording import Recording, record
 from evalkit.linearization.sample_axis import (
     ROUNDING,
@@ -71,7 +72,7 @@ class MicroBatches:
         starts = range(0, num_samples, step)
         self.slices = tuple(slice(start, min(start + step, num_samples)) for start in starts)
         self._model, self._inputs = model, inputs
-        self._evaluated = evaluation(model, dtype)
+        self._evaluated = taking(evaluation(model, dtype), inputs)
         self._num_samples = num_samples
         self._kept: dict[int, MicroBatch] = {}
         self._first: Tensor | None = None

@@ -17,8 +17,10 @@ from evalkit.linearization.determinism import (
     refuse_random_forward,
 )
 from evalkit.linearization.double_backward import Backward
-from evalkit.linearization.forward import Evaluation, Inputs, differentiable
-from evalkit.linearization.graph_ends import refuse_lost_gradients
+from evalkit.linearization.failures import forward_failures
+from evalkit.linearization.forward import Evaluation, differentiable
+from evalkit.linearization.given import Inputs
+from evalkit.linearization.graph_ends import refuse_lost_gradients, refuse_without_graph
 from evalkit.linearization.recorder import (
     Graph,
     LayerUse,
@@ -95,7 +97,7 @@ def record(evaluated: Evaluation, inputs: Inputs, samples: int) -> Recording:
         samples: N.
 
     Raises:
-        EvalkitError: the forward draws random numbers, or its graph hides gradients.
+        EvalkitError: the forward fails or draws random numbers, or its graph hides gradients.
     """
     model, trainable, parameters = evaluated.model, evaluated.trainable, evaluated.parameters
     call, inputs = evaluated.call, evaluated.cast(inputs)
@@ -103,16 +105,21 @@ def record(evaluated: Evaluation, inputs: Inputs, samples: int) -> Recording:
     recorder = Recorder({id(value): name for name, value in parameters.items()}, backward, samples)
     with differentiable(), preserved_random_state(), recorder:
         state = random_state()
-        logits = call(parameters, inputs)
+        with forward_failures(model, inputs):
+            logits = call(parameters, inputs)
         random = any(not torch.equal(a, b) for a, b in zip(state, random_state(), strict=True))
     if random:
         refuse_random_forward(model, lambda: call(parameters, inputs))
-    if recorder.recomputed and any(parameters[n].dtype != p.dtype for n, p in trainable.items()):
+    cast = any(parameters[name].dtype != value.dtype for name, value in trainable.items())
+    if recorder.recomputed and (cast or evaluated.mode.changed):
         raise EvalkitError(
             "expected a forward that its backward does not run again, since that would be in the "
             "model's own precision, found activation checkpointing; switch it off for the "
             "evaluation, or convert the model"
         )
+    if not logits.requires_grad:
+        with differentiable():
+            refuse_without_graph(model, lambda: call(parameters, inputs))
     graph = graph_of(logits)
     _refuse_kept_references(graph, trainable)
     with differentiable():

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, memory_sentence
 from evalkit.linearization.determinism import nearly, refuse_varying_forward, repeats
-from evalkit.linearization.forward import Evaluation, Inputs
+from evalkit.linearization.forward import Evaluation
+from evalkit.linearization.given import Inputs
 
 MOST_CANDIDATES = 5
 """Inputs as long as the batch of which every choice is tried."""
@@ -77,6 +78,7 @@ def split_leaves(evaluated: Evaluation, inputs: Inputs, samples: int) -> tuple[i
         if split == candidates:
             break
     if not found:
+        _refuse_failing_forward(evaluated, inputs)
         rows = part_of(inputs, candidates, [0])
         refuse_if_varying(evaluated.model, evaluated.run, rows)
         raise dependent_samples(reason)
@@ -88,6 +90,19 @@ def split_leaves(evaluated: Evaluation, inputs: Inputs, samples: int) -> tuple[i
             "or leave the micro-batch size out"
         )
     return found[0][0]
+
+
+def _refuse_failing_forward(evaluated: Evaluation, inputs: Inputs) -> None:
+    """Run the whole batch, where no part of it could be: what it raises is no matter of the parts.
+
+    Raises:
+        Exception: whatever the forward raises, unless that is a lack of memory for a whole batch.
+    """
+    try:
+        evaluated.run(inputs)
+    except Exception as error:
+        if memory_sentence(error) is None:
+            raise
 
 
 def _choices(candidates: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -114,6 +129,8 @@ def _two_samples(run: Run, inputs: Inputs, split: Sequence[int], samples: int) -
     except EvalkitError:
         raise
     except Exception as error:  # whatever the model's code raises
+        if memory_sentence(error) is not None:
+            raise
         return f"an error from the forward of two samples or of one ({_first_line(error)})"
     if len(together) != 2 or any(len(one) != 1 for one in alone):
         return "another number of logits than of samples when two or one are run"

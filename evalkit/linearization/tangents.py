@@ -23,13 +23,8 @@ from torch import Tensor
 
 from evalkit.layers.embedding import Embedding
 from evalkit.layers.linear import Linear
-from evalkit.linearization.adjoint import (
-    backward_failures,
-    compare,
-    refuse_opaque_backward,
-)
+from evalkit.linearization.adjoint import compare, differentiating, refuse_opaque_backward
 from evalkit.linearization.double_backward import Change
-from evalkit.linearization.forward import differentiable
 from evalkit.linearization.pulled import Pulled
 from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import Recording
@@ -57,7 +52,7 @@ class Tangents:
         """Return the gradients in the outputs of ruled calls, then in the other parameters."""
         places: list[Any] = [use.outputs for use in self._uses]
         places += [self._recording.parameters[name] for name in self._others]
-        with differentiable(), backward_failures(self._recording):
+        with differentiating(self._recording, graph):
             pulled = torch.autograd.grad(
                 self._recording.logits,
                 places,
@@ -207,7 +202,7 @@ class Tangents:
         if not pairs:
             return torch.zeros_like(u)
         roots, cotangents = zip(*pairs, strict=True)
-        with differentiable(), backward_failures(self._recording):
+        with differentiating(self._recording, True):
             (product,) = torch.autograd.grad(
                 roots, u, cotangents, retain_graph=True, materialize_grads=True
             )

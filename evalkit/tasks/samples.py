@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization.forward import Inputs
+from evalkit.linearization.given import Inputs, array_of_numbers, refuse_unusual
+from evalkit.linearization.given import as_tensor as given_as_tensor
 from evalkit.tasks.user_code import user_code
 
 LABELS = ("labels", "label")
@@ -28,7 +29,8 @@ class Samples:
     """Inputs and targets of N samples, each tensor with the samples along its first axis.
 
     Args:
-        inputs: a tensor, a tuple of tensors or a dict of tensors.
+        inputs: a tensor, or tensors in a tuple (positional arguments), a dict (keyword arguments),
+            or any nesting of tuples, lists and dicts in them.
         targets: a tensor.
         collate: makes of the inputs and targets of a batch what the model and the likelihood take;
             None where they are that already.
@@ -50,6 +52,7 @@ class Samples:
                     f"{_kind(tensor)}; return (inputs, targets), with inputs a tensor, a tuple of "
                     "tensors or a dict of tensors"
                 )
+            refuse_unusual(tensor, name)
         lengths = {name: len(tensor) for name, tensor in tensors.items()}
         if len(set(lengths.values())) != 1:
             found = ", ".join(f"{name}: {length}" for name, length in lengths.items())
@@ -65,25 +68,26 @@ class Samples:
 
     def take(self, indices: Tensor | slice) -> tuple[Inputs, Tensor]:
         """Return the inputs and the targets of the samples at ``indices``: (n,) integers."""
-        inputs, targets = self.inputs, self.targets[indices]
-        if isinstance(inputs, Tensor):
-            inputs = inputs[indices]
-        elif isinstance(inputs, tuple):
-            inputs = tuple(tensor[indices] for tensor in inputs)
-        else:
-            inputs = {name: tensor[indices] for name, tensor in inputs.items()}
+        inputs: Inputs = tree_map(lambda tensor: tensor[indices], self.inputs)
+        targets = self.targets[indices]
         if self.collate is None:
             return inputs, targets
         with user_code("the collate function of the task"):
             return self.collate(inputs, targets)
 
 
-def _named(inputs: Any) -> dict[str, Any]:
-    if isinstance(inputs, tuple) and inputs:
-        return {f"inputs[{index}]": tensor for index, tensor in enumerate(inputs)}
-    if isinstance(inputs, dict) and inputs:
-        return {f"inputs['{name}']": tensor for name, tensor in inputs.items()}
-    return {"inputs": inputs}
+def _named(inputs: Any, name: str = "inputs") -> dict[str, Any]:
+    """Return the values in a nesting of tuples, lists and dicts by what errors call them."""
+    if isinstance(inputs, (tuple, list)) and inputs:
+        parts = {f"{name}[{index}]": value for index, value in enumerate(inputs)}
+    elif isinstance(inputs, dict) and inputs:
+        parts = {f"{name}['{key}']": value for key, value in inputs.items()}
+    else:
+        return {name: inputs}
+    found: dict[str, Any] = {}
+    for part, value in parts.items():
+        found |= _named(value, part)
+    return found
 
 
 def _kind(value: Any) -> str:
@@ -143,13 +147,13 @@ def _parts(made: Any) -> tuple[Any, Any]:
         for name in LABELS:
             if name in made:
                 rest = {key: value for key, value in made.items() if key not in LABELS}
-                return tree_map(as_tensor, rest), as_tensor(made[name])
+                return tree_map(as_tensor, rest), _targets(made[name])
         found = f"a dict with {', '.join(map(repr, made))}"
     elif isinstance(made, (tuple, list)) and len(made) == 2:
         inputs = tuple(made[0]) if isinstance(made[0], list) else made[0]
         if isinstance(inputs, Mapping):
             inputs = dict(inputs)
-        return tree_map(as_tensor, inputs), as_tensor(made[1])
+        return tree_map(as_tensor, inputs), _targets(made[1])
     elif isinstance(made, (tuple, list)):
         found = f"{len(made)} values"
     else:
@@ -158,6 +162,11 @@ def _parts(made: Any) -> tuple[Any, Any]:
         "expected items (inputs, target) of the data set, or dicts with 'labels', found "
         f"{found}; give a DataLoader with a collate_fn that returns (inputs, targets)"
     )
+
+
+def _targets(value: Any) -> Any:
+    plain = isinstance(value, (tuple, list)) and value
+    return as_tensor(array_of_numbers(value) if plain else value)
 
 
 def is_item_source(value: Any) -> bool:
@@ -234,13 +243,7 @@ def as_tensor(value: Any) -> Any:
     Raises:
         EvalkitError: it holds something else than numbers.
     """
-    if isinstance(value, Tensor) or not hasattr(value, "__array__") or np.isscalar(value):
-        return value
-    array = np.asarray(value)
-    try:
-        tensor = torch.from_numpy(np.array(array, order="C"))
-    except TypeError as error:
-        raise EvalkitError(
-            f"expected an array of numbers, found one of {array.dtype}; turn it into numbers"
-        ) from error
-    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
+    tensor = given_as_tensor(value)
+    converted = isinstance(tensor, Tensor) and not isinstance(value, Tensor)
+    plain = converted and tensor.dtype == torch.float64
+    return tensor.to(torch.get_default_dtype()) if plain else tensor

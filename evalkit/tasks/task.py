@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from evalkit import likelihoods, optimizers
 from evalkit.errors import EvalkitError
+from evalkit.linearization.wrapped import evaluated_module, own_values
 from evalkit.next_token import (
     answers_in_words,
     check_shift,
@@ -152,8 +153,11 @@ class Task:
     def build_model(self, seed: int) -> nn.Module:
         """Return the model as initialised from ``seed``; the ambient generators stay as they are.
 
+        Of a compiled model it is the module inside.
+
         Raises:
-            EvalkitError: the task's code fails or returns something else than a module.
+            EvalkitError: the task's code fails or returns something else than a module with all
+                its parameters.
         """
         return self._build(self.model, seed)
 
@@ -169,7 +173,10 @@ class Task:
                 f"expected the model of task '{self.name}' to be a torch.nn.Module, found "
                 f"{type(model).__name__}; return the module from that function"
             )
-        return model
+        try:
+            return own_values(evaluated_module(model))
+        except EvalkitError as error:
+            raise EvalkitError(f"the model of task '{self.name}': {error}") from error
 
     def training_samples(self) -> Samples | ItemSamples:
         """Return the samples to train on and to score.

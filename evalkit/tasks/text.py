@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError
 from evalkit.likelihoods import IGNORED_LABEL
-from evalkit.linearization.forward import Inputs
+from evalkit.linearization.given import Inputs
 from evalkit.tasks.pretrained import (
     VALIDATION_SAMPLES,
     load_configuration,

@@ -1,0 +1,119 @@
+"""What a model's own code raises, as one sentence that names the layer."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from evalkit.errors import EvalkitError, memory_sentence, reason
+from evalkit.linearization.modules import described
+from evalkit.linearization.wrapped import plain_name
+
+
+@contextmanager
+def forward_failures(model: nn.Module, inputs: Any) -> Iterator[None]:
+    """Turn an exception of a forward into one sentence; the exception stays its cause.
+
+    What ends a program, such as an interrupt, passes.
+
+    Args:
+        model: whose forward runs.
+        inputs: that it gets.
+
+    Raises:
+        EvalkitError: naming the exception and the module that it was raised in.
+    """
+    try:
+        with memory_failures():
+            yield
+    except EvalkitError:
+        raise
+    except Exception as error:
+        where = _raised_in(model, error)
+        raise EvalkitError(
+            f"expected a forward that runs on these inputs, found {reason(error)}, in {where}; "
+            f"{_advice(model, inputs)}"
+        ) from error
+
+
+@contextmanager
+def backward_failures() -> Iterator[None]:
+    """Turn an exception of a backward into one sentence; the exception stays its cause.
+
+    Raises:
+        EvalkitError: naming the exception.
+    """
+    try:
+        with memory_failures():
+            yield
+    except EvalkitError:
+        raise
+    except Exception as error:
+        raise EvalkitError(
+            f"expected a forward whose gradients can be taken, found {reason(error)}, in its "
+            "backward; use operations with a derivative, or correct the model's autograd functions"
+        ) from error
+
+
+@contextmanager
+def memory_failures() -> Iterator[None]:
+    """Turn a lack of memory into one sentence; anything else passes.
+
+    Raises:
+        EvalkitError: memory ran out.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (sentence := memory_sentence(error)) is not None:
+            raise EvalkitError(sentence) from error
+        raise
+
+
+def _raised_in(model: nn.Module, error: BaseException) -> str:
+    """Return what a sentence calls the innermost module whose code was running."""
+    names = {id(module): plain_name(name) for name, module in model.named_modules()}
+    running = [
+        frame.f_locals["self"]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if id(frame.f_locals.get("self")) in names
+    ]
+    found = running[-1] if running else model
+    return described(names[id(found)], found)
+
+
+def _advice(model: nn.Module, inputs: Any) -> str:
+    """Return what to do about it, from what is plainly unusual in the inputs."""
+    places = {value.device for value in model.parameters()}
+    given = {leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()}
+    if len(places) == 1 and given - places:
+        others = " and ".join(sorted(map(str, given - places)))
+        return f"move the inputs from {others} to {next(iter(places))}, where the model is"
+    return f"pass inputs that it takes (found {_summary(inputs)}), or correct the model's code"
+
+
+def _summary(inputs: Any) -> str:
+    """Return the tensors among inputs in words, a few of them."""
+    if isinstance(inputs, dict):
+        parts = [f"'{name}': {_kind(value)}" for name, value in inputs.items()]
+    elif isinstance(inputs, tuple):
+        parts = list(map(_kind, inputs))
+    else:
+        parts = [_kind(inputs)]
+    return ", ".join(parts[:4]) + (", ..." if len(parts) > 4 else "")
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{_plain(value.dtype)} {tuple(value.shape)}"
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
