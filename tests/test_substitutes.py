@@ -17,9 +17,10 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import evalkit
 from evalkit.linearization.substitutes import substituted
+from tests import dense
 from tests.dense import assert_near
 from tests.table import Batch, Draw, Net, initialise
-from tests.test_layer_traps import agrees_with_dense
+from tests.test_layer_traps import agrees, agrees_with_dense
 
 METHODS = ("sgd", "ief", "ngd:solver=direct", "scaled_by_size")
 DAMPING = 1e-3
@@ -248,6 +249,16 @@ def test_scripted_modules_at_every_batch(kind: str) -> None:
     scored_alike(model, plain, x, again)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_operators_that_torch_differentiates_once_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 5), nn.Hardsigmoid(), nn.Linear(5, 3))
+    with pytest.raises(evalkit.EvalkitError, match="pass the module that was scripted"):
+        evalkit.score(torch.jit.script(model), TOKENS[:, 0].float(), LABELS)
+    dropout = torch.jit.script(nn.Sequential(nn.Linear(8, 3), nn.Dropout()))
+    with pytest.raises(evalkit.EvalkitError, match="deterministic forward"):
+        evalkit.score(dropout, TOKENS[:, 0].float(), LABELS)
+
+
 # --- mixtures of experts ---------------------------------------------------------------------
 
 
@@ -271,6 +282,63 @@ def test_mixtures_of_experts(kind: str) -> None:
     tokens, ways = 1 + Draw(5).integers(10, 6, 4), [(None, None), ("float64", None)]
     scored_alike(model, plain, tokens, ways, ("sgd", "ief"))
     assert model.get_experts_implementation() == before
+
+
+# --- samples of several lengths, one after the other ------------------------------------------
+
+
+def test_bags_to_a_last_offset_have_no_input_as_long_as_the_batch() -> None:
+    model = nn.Sequential(nn.EmbeddingBag(6, 3, include_last_offset=True))
+    inputs = (Draw(6).integers(6, 12), torch.tensor([0, 3, 3, 5, 6, 8, 12]))
+    plain = nn.Sequential(nn.EmbeddingBag(6, 3))
+
+    class Both(nn.Module):
+        def __init__(self, bag: nn.Module) -> None:
+            super().__init__()
+            self.bag, self.out = bag, nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+            return self.out(torch.tanh(self.bag(x, offsets)))
+
+    found, expected = Both(model[0]), Both(plain[0])
+    initialise(expected.double(), Draw(3))
+    found.double().load_state_dict(expected.state_dict())
+    tables = [
+        evalkit.score(model, given, LABELS, methods=METHODS, damping=DAMPING)
+        for model, given in ((found, inputs), (expected, (inputs[0], inputs[1][:-1])))
+    ]
+    assert list(tables[0].gamma) == pytest.approx(list(tables[1].gamma), rel=1e-9)
+    with pytest.raises(evalkit.EvalkitError, match="6 samples on axis 0"):
+        evalkit.score(found, (inputs[0], inputs[1][:-1]), LABELS)
+    with pytest.raises(evalkit.EvalkitError, match="a few at a time"):
+        evalkit.score(found, inputs, LABELS, micro_batch_size=2)
+
+
+class Graphs(nn.Module):
+    """Nodes of all graphs, edges between them, and the graph of each node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, nodes: Tensor, edges: Tensor, graph: Tensor) -> Tensor:
+        h = torch.tanh(self.first(nodes))
+        h = h.index_add(0, edges[1], h[edges[0]])
+        return self.out(h.new_zeros(int(graph.max()) + 1, 5).index_add(0, graph, h))
+
+
+def test_graphs_of_several_sizes() -> None:
+    """Compared with a batch whose graphs are rows: none of its inputs is as long as the batch."""
+    model = Graphs().double()
+    initialise(model, Draw(3))
+    graph = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3, 3, 4, 5, 5])
+    edges = torch.tensor([[0, 1, 4, 6, 7, 10, 2], [1, 2, 5, 8, 6, 11, 2]])
+    nodes = Draw(4).normal(12, 4)
+    with pytest.warns(UserWarning, match="sample axis is not axis 0"):
+        agrees(
+            evalkit.linearize(model, (nodes, edges, graph), LABELS),
+            dense.dense(model, (nodes, edges, graph), LABELS, "categorical"),
+        )
 
 
 # --- what stays refused ----------------------------------------------------------------------

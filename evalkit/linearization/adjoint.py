@@ -137,11 +137,17 @@ def refuse_opaque_backward(recording: Recording, found: str = "") -> NoReturn:
     functions = functions_between(broken[0].outputs, broken[0].inputs) if broken else ()
     by = f" by {' and '.join(functions)}" if functions else ""
     said = f", where torch says: {found}" if found else ""
+    scripted = any(isinstance(one, torch.jit.ScriptModule) for one in recording.model.modules())
+    advice = (
+        "pass the module that was scripted or traced, in which other operators can stand in"
+        if scripted
+        else "write that backward with differentiable operations (no once_differentiable, no "
+        "no_grad, no kernel of its own), or replace the layer by one made of basic operations for "
+        "the evaluation"
+    )
     raise EvalkitError(
         "expected layers that can be differentiated twice, found a backward that torch cannot see "
-        f"into in {first(broken, recording.model)}{by}{said}; write that backward with "
-        "differentiable operations (no once_differentiable, no no_grad, no kernel of its own), or "
-        "replace the layer by one made of basic operations for the evaluation"
+        f"into in {first(broken, recording.model)}{by}{said}; {advice}"
     )
 
 
