@@ -274,7 +274,7 @@ class Lookups(GradientRows):
         total += sums.view(samples, samples_, len(d), len(e)).permute(2, 0, 3, 1)
 
     def _lookups(self, entries: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the places of the lookups of some entries, and d at all places, (K, N T, width)."""
+        """Return the places of lookups of some entries, and d at all places, (K, N T, width)."""
         places = torch.isin(self.indices.flatten(), entries).nonzero().flatten()
         return places, self.d.flatten(1, 2)
 
