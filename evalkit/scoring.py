@@ -105,7 +105,8 @@ def score(
 
     Args:
         model: any deterministic module; it is left as it was.
-        inputs: a tensor, tuple or dict, as the model's forward takes it.
+        inputs: as in :func:`evalkit.linearize`: a tensor, a tuple or list (positional arguments) or
+            a mapping (keyword arguments), of tensors or arrays.
         targets: labels or values, sample axis first; as in :func:`evalkit.linearize`, position t
             of the logits is compared with position t of the targets: shift the labels of a causal
             language model with :func:`evalkit.shifted_labels`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import evalkit
 from evalkit.cli import main
 from evalkit.cost import _problem
+from evalkit.linearization.failures import forward_failures
 from evalkit.linearization.precision import AtLeast
 from evalkit.settings import Settings
 from evalkit.tasks import Task
@@ -293,6 +295,18 @@ def test_what_ends_a_program_passes(error: BaseException) -> None:
 def test_a_sentence_of_the_model_passes() -> None:
     own = evalkit.EvalkitError("expected one thing, found another; do this")
     assert sentence(nn.Sequential(plain(), Raises(own)), inputs()) == str(own)
+
+
+def test_logits_that_are_not_finite_are_called_so_in_parts_of_a_batch_too() -> None:
+    assert "18 that are NaN" in sentence(plain(), inputs() * math.nan)
+
+
+def test_inputs_on_another_device_are_to_be_moved() -> None:
+    with (
+        pytest.raises(evalkit.EvalkitError, match="move the inputs from meta to cpu"),
+        forward_failures(plain(), (inputs().to("meta"),)),
+    ):
+        raise RuntimeError("Expected all tensors to be on the same device")
 
 
 class FailsBackward(torch.autograd.Function):

@@ -18,6 +18,7 @@ from evalkit.linearization.sample_axis import (
     dependent_samples,
     part_of,
     refuse_if_varying,
+    refuse_infinite_logits,
     refuse_other_logits,
     split_leaves,
 )
@@ -193,10 +194,5 @@ def _check(batch: MicroBatch, part: slice) -> Tensor:
             f"expected logits with {samples} samples on axis 0, as the targets have, found "
             f"shape {tuple(logits.shape)}; check the model's output and the targets"
         )
-    if not logits.isfinite().all():
-        bad = int((~logits.isfinite()).sum())
-        raise EvalkitError(
-            f"expected finite logits, found {bad} that are NaN or infinite; check the model's "
-            "parameters and the inputs"
-        )
+    refuse_infinite_logits(logits)
     return logits

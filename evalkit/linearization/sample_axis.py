@@ -96,10 +96,11 @@ def _refuse_failing_forward(evaluated: Evaluation, inputs: Inputs) -> None:
     """Run the whole batch, where no part of it could be: what it raises is no matter of the parts.
 
     Raises:
+        EvalkitError: its logits are not finite.
         Exception: whatever the forward raises, unless that is a lack of memory for a whole batch.
     """
     try:
-        evaluated.run(inputs)
+        refuse_infinite_logits(evaluated.run(inputs))
     except Exception as error:
         if memory_sentence(error) is None:
             raise
@@ -137,6 +138,20 @@ def _two_samples(run: Run, inputs: Inputs, split: Sequence[int], samples: int) -
     if not nearly(together, torch.cat(alone), ROUNDING):
         return "logits of a sample that depend on which others are run with it"
     return together
+
+
+def refuse_infinite_logits(logits: Tensor) -> None:
+    """Refuse logits that are not numbers.
+
+    Raises:
+        EvalkitError: some are NaN or infinite.
+    """
+    if not logits.isfinite().all():
+        bad = int((~logits.isfinite()).sum())
+        raise EvalkitError(
+            f"expected finite logits, found {bad} that are NaN or infinite; check the model's "
+            "parameters and the inputs"
+        )
 
 
 def dependent_samples(found: str) -> EvalkitError:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
@@ -42,7 +42,8 @@ def evaluated_module(model: Any) -> nn.Module:
 def _inside(model: nn.Module) -> nn.Module | None:
     if isinstance(model, DataParallel | DistributedDataParallel):
         return model.module
-    return dict(model._modules.items()).get(COMPILED)  # of a scripted module no plain dict
+    inner = getattr(model, COMPILED, None)
+    return inner if isinstance(inner, nn.Module) else None
 
 
 def plain_name(name: str) -> str:
@@ -67,8 +68,8 @@ def refuse_missing_values(model: nn.Module) -> None:
         EvalkitError: naming the first.
     """
     for path, module in model.named_modules():
-        values: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
-        for name, value in values.items():
+        values: Any = (*module._parameters.items(), *module._buffers.items())
+        for name, value in values:
             shapeless = isinstance(value, UninitializedParameter | UninitializedBuffer)
             if value is None or not (shapeless or value.is_meta):
                 continue

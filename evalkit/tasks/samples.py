@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from evalkit.errors import EvalkitError
@@ -86,7 +86,8 @@ def _named(inputs: Any, name: str = "inputs") -> dict[str, Any]:
         return {name: inputs}
     found: dict[str, Any] = {}
     for part, value in parts.items():
-        found |= _named(value, part)
+        holds = any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+        found |= _named(value, part) if holds else {part: value}
     return found
 
 
