@@ -1,8 +1,8 @@
 """The table of cases: plain models, architectures, label positions and ways of calling.
 
-``CASES[name].make()`` builds model, inputs and targets. The cases of ``tests.broadcast_cases``,
-``tests.layer_cases``, ``tests.layer_mixes``, ``tests.norm_cases``, ``tests.traps`` and
-``tests.weights`` are in the same table.
+``CASES[name].make()`` builds model, inputs and targets. The cases of ``tests.bag_cases``,
+``tests.broadcast_cases``, ``tests.layer_cases``, ``tests.layer_mixes``, ``tests.norm_cases``,
+``tests.traps`` and ``tests.weights`` are in the same table.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests import (  # noqa: F401  more cases
+    bag_cases,
     broadcast_cases,
     layer_cases,
     layer_mixes,

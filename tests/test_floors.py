@@ -25,8 +25,8 @@ doubts
 lost_rows identity source_files notes marks
 layers factor
 linearization.modules linearization.broadcasts linearization.precision
-linearization.given linearization.outputs linearization.wrapped
-linearization.failures
+linearization.given linearization.outputs linearization.wrapped linearization.bags
+linearization.failures linearization.substitutes
 linearization.determinism linearization.double_backward
 linearization.recorder linearization.forward
 linearization.graph_ends

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import evalkit.layers.rows
+from evalkit.layers import rows as rows_module
 from evalkit.layers.rows import Formed, GradientRows, Lookups, OuterProducts, pair_costs
 from tests.blocks import shrink
 from tests.dense import assert_near
@@ -213,8 +214,10 @@ def lookups(draw: Draw, high: int, shape: tuple[int, int, int, int], start: int 
         ((2, 5, 1, 3), (4, 3, 7, 3)),
     ],
 )
+@pytest.mark.parametrize("cost", [0, 16, 1 << 40])  # all by pairs, the cheaper, none
 @blocks
 def test_lookups(
+    cost: int,
     high: int,
     shape: tuple[int, int, int, int],
     shape_: tuple[int, int, int, int],
@@ -222,6 +225,7 @@ def test_lookups(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shrink(monkeypatch, elements)
+    monkeypatch.setattr(rows_module, "PAIR_COST", cost)
     draw = Draw(high)
     left, right = lookups(draw, high, shape), lookups(draw, high + 1, shape_)
     rows, rows_ = explicit_lookups(left, 60), explicit_lookups(right, 60)

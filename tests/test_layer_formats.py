@@ -22,26 +22,24 @@ from tests.test_layer_traps import agrees, batch, sequences
 # --- embeddings whose gradient torch treats in its own way -----------------------------------
 
 
-def agrees_with_plain_embedding(**options: Any) -> None:
-    """The Jacobian of the logits, whatever an optimiser is to be given; or a refusal."""
-    tokens = Draw(2).integers(5, 5, 3)
-    case = batch(headed([nn.Embedding(5, 4, **options), nn.Tanh()], tokens), tokens)
-    plain = batch(headed([nn.Embedding(5, 4), nn.Tanh()], tokens), tokens)
-    try:
-        lin = evalkit.linearize(*case)
-        _ = lin.gradient
-    except evalkit.EvalkitError:
-        return
-    agrees(lin, dense.dense(*plain))
-
-
-def test_embedding_that_scales_gradients_by_frequency() -> None:
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embedding_that_scales_gradients_by_frequency(kind: Any) -> None:
     """Scaled rows are no derivative of anything: J and its transpose would not belong together."""
-    agrees_with_plain_embedding(scale_grad_by_freq=True)
+    tokens = Draw(2).integers(5, 5, 3)
+    case = batch(headed([kind(5, 4, scale_grad_by_freq=True), nn.Tanh()], tokens), tokens)
+    with pytest.raises(evalkit.EvalkitError, match="scale_grad_by_freq"):
+        evalkit.linearize(*case)
 
 
-def test_embedding_with_sparse_gradients() -> None:
-    agrees_with_plain_embedding(sparse=True)
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_embedding_with_sparse_gradients(kind: Any) -> None:
+    """How an optimiser is to be given a gradient does not change it."""
+    tokens = Draw(2).integers(5, 5, 3)
+    case, plain = (
+        batch(headed([kind(5, 4, sparse=sparse), nn.Tanh()], tokens), tokens)
+        for sparse in (True, False)
+    )
+    agrees(evalkit.linearize(*case), dense.dense(*plain))
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -131,9 +129,3 @@ def test_calls_that_torch_refuses_are_refused(options: dict[str, Any]) -> None:
         model(case.inputs)
     with pytest.raises((RuntimeError, evalkit.EvalkitError)):
         evalkit.linearize(*case)
-
-
-def test_embedding_bags_are_refused_in_a_sentence() -> None:
-    case = batch(nn.Sequential(nn.EmbeddingBag(6, 3, mode="mean")), Draw(2).integers(6, 5, 4))
-    with pytest.raises(evalkit.EvalkitError, match="differentiated twice"):
-        evalkit.linearize(*case).jvp(torch.zeros(18, dtype=torch.float64))

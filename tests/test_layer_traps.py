@@ -249,13 +249,35 @@ def test_recomputed_convolutions_and_norms(norm: nn.Module) -> None:
     agrees_with_dense(model, sequences())
 
 
-def test_recomputation_in_another_precision_is_refused() -> None:
-    """The backward runs the caller's module, in its own precision."""
-    model = Net(
-        lambda net, x: net.out(checkpoint(net.body, x, use_reentrant=False)),
-        body=nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
-        out=nn.Linear(4, 3),
-    ).float()
+def body_and_out(run: Rule) -> Net:
+    body = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    return Net(lambda net, x: net.out(run(net.body, x)), body=body, out=nn.Linear(4, 3)).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_recomputation_in_another_precision(dtype: torch.dtype, frozen: bool) -> None:
+    """The backward would run the caller's module, in its own precision: activations are kept."""
+    model = body_and_out(lambda body, x: checkpoint(body, x, use_reentrant=False)).to(dtype)
+    plain = body_and_out(lambda body, x: body(x)).to(dtype)
+    plain.load_state_dict(model.state_dict())
+    for each in (model, plain):
+        each.body.requires_grad_(not frozen)
+    inputs, targets = Draw(2).normal(5, 4).to(dtype), Draw(3).integers(3, 5)
+    for precision in (None, "float64"):
+        lin, expected = (
+            evalkit.linearize(m, inputs, targets, dtype=precision) for m in (model, plain)
+        )
+        assert torch.equal(lin.gradient, expected.gradient)
+        assert_near(lin.jvp(lin.gradient).double(), expected.jvp(lin.gradient).double(), 1e-6)
+
+
+def test_recomputation_of_another_kind_in_another_precision_is_refused() -> None:
+    def kept(body: nn.Module, x: Tensor) -> Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            return body(x)
+
+    model = body_and_out(kept)
     inputs, targets = Draw(2).normal(5, 4).float(), Draw(3).integers(3, 5)
     assert evalkit.linearize(model, inputs, targets).gradient.isfinite().all()
     with pytest.raises(evalkit.EvalkitError, match="activation checkpointing"):

@@ -22,7 +22,10 @@ SHARED_INPUTS = {
 }
 """Cases whose samples influence each other, so that a part of the batch is another batch."""
 
-SPLIT = [name for name in CASES if name not in SHARED_INPUTS]
+IN_A_ROW = ("bags_one_after_the_other", "bags_with_weights_and_a_last_offset")
+"""Cases whose samples lie one after the other, with offsets that no part of the batch has."""
+
+SPLIT = [name for name in CASES if name not in SHARED_INPUTS and name not in IN_A_ROW]
 
 
 def quantities(lin: evalkit.Linearization) -> dict[str, Tensor]:
@@ -54,6 +57,13 @@ def test_no_quantity_depends_on_the_micro_batch_size(name: str) -> None:
         lin = evalkit.linearize(model, inputs, targets, likelihood, micro_batch_size=size)
         for key, value in quantities(lin).items():
             assert_near(value, expected[key])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("name", IN_A_ROW)
+def test_samples_in_a_row_are_not_split(name: str, size: int) -> None:
+    with pytest.raises(evalkit.EvalkitError, match="a few at a time"):
+        evalkit.linearize(*CASES[name].make(), micro_batch_size=size)
 
 
 @pytest.mark.parametrize("name", ["mlp_categorical", "convolution_group_norm", "mlp_bernoulli"])

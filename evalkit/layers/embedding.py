@@ -77,13 +77,12 @@ def embedding(
     """Return the layer of a call of ``F.embedding``, whose argument names these are, or None.
 
     Raises:
-        EvalkitError: what torch returns as the gradient is scaled by counts, or sparse.
+        EvalkitError: what torch returns as the gradient is scaled by counts.
     """
-    if scale_grad_by_freq or sparse:
-        option = "scale_grad_by_freq" if scale_grad_by_freq else "sparse"
+    if scale_grad_by_freq:
         raise EvalkitError(
-            f"expected embeddings with plain gradients, found one with {option}=True; set its "
-            f"{option} to False, which changes no output"
+            "expected embeddings with plain gradients, found one with scale_grad_by_freq=True; set "
+            "its scale_grad_by_freq to False, which changes no output"
         )
     if max_norm is not None or input.dim() < 1:
         return None

@@ -21,6 +21,9 @@ FORMED_AT_ONCE = 6 << 20
 """Numbers in gradients that are formed at once: 24 MiB in float32, which a process that keeps freed
 memory keeps."""
 
+PAIR_COST = 16
+"""Multiplications of a matrix product that take as long as one of two gathered rows does."""
+
 DOUBLED_AT_ONCE = 1 << 20
 """Numbers that are brought to float64 at once: 8 MiB, so that they are multiplied from a cache."""
 
@@ -226,16 +229,54 @@ class Lookups(GradientRows):
     def add_inner(self, total: Tensor, other: Lookups) -> None:
         """Add the inner products over the entries that both sides look up.
 
-        With U such entries, K N J M U width multiplications, a slice of the width at a time.
+        With U entries that many samples share, K N J M U width multiplications, a slice of the
+        width at a time; of the others, as most of a large table are, K J width for each pair of
+        lookups.
         """
-        used, used_ = self.indices.unique(), other.indices.unique()
-        entries = used[torch.isin(used, used_)]
+        used, counts = self.indices.unique(return_counts=True)
+        used_, counts_ = other.indices.unique(return_counts=True)
+        shared = torch.isin(used, used_)
+        used, pairs = used[shared], counts[shared] * counts_[torch.isin(used_, used)]
+        often = PAIR_COST * pairs > self.d.shape[1] * other.d.shape[1]
+        self._add_entries(total, other, used[often])
+        self._add_pairs(total, other, used[~often])
+
+    def _add_entries(self, total: Tensor, other: Lookups, entries: Tensor) -> None:
+        """Add the inner products over some entries from their gradients, formed."""
+        if not len(entries):
+            return
         flat = total.view(self.d.shape[:2].numel(), other.d.shape[:2].numel())
-        step = max(1, ELEMENTS_AT_ONCE // (max(flat.shape) * max(1, len(entries))))
+        step = max(1, ELEMENTS_AT_ONCE // (max(flat.shape) * len(entries)))
         for start in range(0, self.d.shape[-1], step):
             here = slice(start, start + step)
             rows = self._scattered(entries, here)
             flat.addmm_(rows, (rows if other is self else other._scattered(entries, here)).T)
+
+    def _add_pairs(self, total: Tensor, other: Lookups, entries: Tensor) -> None:
+        """Add the inner products over some entries from the pairs of lookups that share one."""
+        (left, d), (right, e) = self._lookups(entries), other._lookups(entries)
+        found, order = other.indices.flatten()[right].sort()
+        right, wanted = right[order], self.indices.flatten()[left]
+        starts = torch.searchsorted(found, wanted)
+        counts = torch.searchsorted(found, wanted, right=True) - starts
+        samples, samples_ = self.d.shape[1], other.d.shape[1]
+        sums = total.new_zeros(samples * samples_, len(d) * len(e))
+        first = counts.cumsum(0) - counts
+        most = max(1, ELEMENTS_AT_ONCE // (self.d.shape[-1] * max(len(d), len(e))))
+        for start in range(0, int(counts.sum()), most):
+            pair = torch.arange(start, min(start + most, int(counts.sum())), device=found.device)
+            one = torch.searchsorted(first, pair, right=True) - 1
+            two = right[starts[one] + pair - first[one]]
+            one = left[one]
+            products = torch.einsum("kpw,jpw->pkj", d[:, one].double(), e[:, two].double())
+            n, m = one // self.indices.shape[1], two // other.indices.shape[1]
+            sums.index_add_(0, n * samples_ + m, products.flatten(1))
+        total += sums.view(samples, samples_, len(d), len(e)).permute(2, 0, 3, 1)
+
+    def _lookups(self, entries: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the places of lookups of some entries, and d at all places, (K, N T, width)."""
+        places = torch.isin(self.indices.flatten(), entries).nonzero().flatten()
+        return places, self.d.flatten(1, 2)
 
     def _scattered(self, entries: Tensor, columns: slice) -> Tensor:
         """Return the gradients in some entries and columns of the table: (K N, U * columns)."""

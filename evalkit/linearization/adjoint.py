@@ -8,14 +8,16 @@ beside a residual path, and nothing else shows it: J^T u stays right.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
+from evalkit.linearization.failures import backward_failures
 from evalkit.linearization.forward import differentiable
 from evalkit.linearization.graph_ends import functions_between
 from evalkit.linearization.modules import ModuleCall, first, watched
@@ -82,6 +84,38 @@ def _dot(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return total, norms.double() / max(1, one.numel()) ** 0.5
 
 
+_ONCE = ("double backward", "differentiate twice", "is not implemented", "is not differentiable")
+"""What torch says of a backward that it cannot differentiate."""
+
+
+@contextmanager
+def differentiating(recording: Recording, again: bool) -> Iterator[None]:
+    """Run a backward, and turn what torch says of one that it cannot run into one sentence.
+
+    Args:
+        recording: the forward whose graph is run.
+        again: the backward is that of a backward, or is to have a graph.
+
+    Raises:
+        EvalkitError: naming the layer where torch cannot differentiate its backward.
+    """
+    with differentiable(), backward_failures():
+        try:
+            yield
+        except RuntimeError as error:
+            said = shortened(str(error).split("\n")[0].rstrip("."), 200)
+            known = isinstance(error, NotImplementedError) or any(w in said.lower() for w in _ONCE)
+            if again and known:
+                refuse_opaque_backward(recording, said)
+            if "modified by an inplace operation" in said:
+                raise EvalkitError(
+                    "expected a forward whose backward runs, found values that it changes in place "
+                    "after another operation has kept them for its gradient; leave out operations "
+                    "in place (names that end in _, inplace=True)"
+                ) from error
+            raise
+
+
 def refuse_opaque_backward(recording: Recording, found: str = "") -> NoReturn:
     """Name the layer whose backward torch cannot differentiate.
 
@@ -103,11 +137,17 @@ def refuse_opaque_backward(recording: Recording, found: str = "") -> NoReturn:
     functions = functions_between(broken[0].outputs, broken[0].inputs) if broken else ()
     by = f" by {' and '.join(functions)}" if functions else ""
     said = f", where torch says: {found}" if found else ""
+    scripted = any(isinstance(one, torch.jit.ScriptModule) for one in recording.model.modules())
+    advice = (
+        "pass the module that was scripted or traced, in which other operators can stand in"
+        if scripted
+        else "write that backward with differentiable operations (no once_differentiable, no "
+        "no_grad, no kernel of its own), or replace the layer by one made of basic operations for "
+        "the evaluation"
+    )
     raise EvalkitError(
         "expected layers that can be differentiated twice, found a backward that torch cannot see "
-        f"into in {first(broken, recording.model)}{by}{said}; write that backward with "
-        "differentiable operations (no once_differentiable, no no_grad, no kernel of its own), or "
-        "replace the layer by one made of basic operations for the evaluation"
+        f"into in {first(broken, recording.model)}{by}{said}; {advice}"
     )
 
 
@@ -118,8 +158,8 @@ def _differentiable_twice(call: ModuleCall, roughest: torch.dtype) -> bool:
     if not places or not outputs:
         return True
     generator = torch.Generator().manual_seed(0)
-    u = [torch.randn(x.shape, generator=generator).to(x).requires_grad_() for x in outputs]
     try:
+        u = [torch.randn(x.shape, generator=generator).to(x).requires_grad_() for x in outputs]
         pulled = torch.autograd.grad(outputs, places, u, create_graph=True, allow_unused=True)
         reached = [x for x in pulled if x is not None]
         v = [x.detach() / x.detach().norm().clamp_min(1e-30) for x in reached]

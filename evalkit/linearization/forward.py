@@ -26,6 +26,7 @@ from evalkit.linearization.determinism import (
 from evalkit.linearization.given import Inputs
 from evalkit.linearization.outputs import logits_of
 from evalkit.linearization.precision import HALF, AtLeast
+from evalkit.linearization.substitutes import substituted
 from evalkit.linearization.wrapped import eagerly, plain_name
 
 
@@ -125,7 +126,8 @@ def evaluation(model: nn.Module, dtype: torch.dtype | None = None) -> Evaluation
         swapped = {place: chosen[id(old)] for place, old in owners.items()}
         # Every place is swapped once and on its own: torch's own handling of tied weights leaves a
         # module that is registered twice with a plain tensor in place of its parameter.
-        with mode:
+        own = all(swapped[place].dtype == old.dtype for place, old in owners.items())
+        with mode, substituted(recomputing=own):
             logits = functional_call(_Logits(model), swapped, (arguments,), tie_weights=False)
         # Another precision comes from a forward that casts its output.
         return cast(logits, precision)
@@ -230,7 +232,7 @@ def _changed_by_forward(model: nn.Module) -> set[int]:
     return {
         id(module.weight)
         for module in model.modules()
-        if isinstance(module, nn.Embedding) and module.max_norm is not None
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
     }
 
 

@@ -171,13 +171,16 @@ def as_tensor(value: Any) -> Any:
 
 
 def check_batch(inputs: Inputs, targets: Tensor) -> int:
-    """Return N, the first axis of the targets and of at least one input.
+    """Return N, the first axis of the targets and of an input, if there is only one.
+
+    Several may describe samples of several lengths, as bags one after the other with their offsets
+    do, or the nodes of graphs with the graph of each: the logits then tell whether they fit.
 
     Raises:
-        EvalkitError: no input has as many samples as the targets.
+        EvalkitError: the input does not have as many samples as the targets.
     """
     sizes = [len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
-    if len(targets) not in sizes:
+    if len(targets) not in sizes and len(sizes) < 2:
         raise EvalkitError(
             f"expected inputs with {len(targets)} samples on axis 0, as the targets have, found "
             f"{sizes or 'no tensor'}; pass inputs and targets of the same batch"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -47,6 +48,8 @@ def watched(
 ) -> Iterator[None]:
     """Tell every call of a module; inner modules end first, so the smallest one is told first.
 
+    Scripted modules take no hooks: calls of them are not told, those of what calls them are.
+
     Args:
         model: whose modules are watched.
         after: called with each call as it ends.
@@ -65,7 +68,12 @@ def watched(
             module.register_forward_hook(ended, with_kwargs=True),
         ]
 
-    handles = [handle for name, module in model.named_modules() for handle in watch(name, module)]
+    modules = [
+        (name, module)
+        for name, module in model.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
+    handles = [handle for name, module in modules for handle in watch(name, module)]
     try:
         yield
     finally:

@@ -121,5 +121,5 @@ def defining_gradients(
         pulled = torch.autograd.grad(
             recording.logits, parameters, cotangent, retain_graph=True, materialize_grads=True
         )
-        gradients.append([value.flatten() for value in pulled])
+        gradients.append([value.detach().flatten() for value in pulled])
     return [torch.stack(column) for column in zip(*gradients, strict=True)]

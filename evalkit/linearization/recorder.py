@@ -132,6 +132,8 @@ class Recorder(TorchFunctionMode):
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not torch.is_grad_enabled() or not any(leaf.requires_grad for leaf in leaves):
             return None
+        if any(leaf.is_nested for leaf in leaves):  # samples of several lengths, on no common axis
+            return None
         if not all(leaf.numel() for leaf in leaves):  # as of an expert that no token chose
             return None
         # Autocast multiplies copies of another precision, unseen by a rule.

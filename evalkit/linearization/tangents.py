@@ -23,10 +23,8 @@ from torch import Tensor
 
 from evalkit.layers.embedding import Embedding
 from evalkit.layers.linear import Linear
-from evalkit.linearization.adjoint import compare, refuse_opaque_backward
+from evalkit.linearization.adjoint import compare, differentiating, refuse_opaque_backward
 from evalkit.linearization.double_backward import Change
-from evalkit.linearization.failures import backward_failures
-from evalkit.linearization.forward import differentiable
 from evalkit.linearization.pulled import Pulled
 from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import Recording
@@ -54,8 +52,8 @@ class Tangents:
         """Return the gradients in the outputs of ruled calls, then in the other parameters."""
         places: list[Any] = [use.outputs for use in self._uses]
         places += [self._recording.parameters[name] for name in self._others]
-        with differentiable(), backward_failures():
-            return torch.autograd.grad(
+        with differentiating(self._recording, graph):
+            pulled = torch.autograd.grad(
                 self._recording.logits,
                 places,
                 cotangents,
@@ -63,6 +61,8 @@ class Tangents:
                 retain_graph=True,
                 allow_unused=True,
             )
+        # The backward of scripted code may keep a graph that was not asked for.
+        return pulled if graph else tuple(x if x is None else x.detach() for x in pulled)
 
     @cached_property
     def _graph(self) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -202,19 +202,11 @@ class Tangents:
         if not pairs:
             return torch.zeros_like(u)
         roots, cotangents = zip(*pairs, strict=True)
-        try:
-            with differentiable():
-                (product,) = torch.autograd.grad(
-                    roots, u, cotangents, retain_graph=True, materialize_grads=True
-                )
-        except RuntimeError as error:
-            known = ("double backward", "differentiate twice")
-            if not isinstance(error, NotImplementedError) and not any(
-                words in str(error).lower() for words in known
-            ):
-                raise
-            refuse_opaque_backward(self._recording, str(error).split("\n")[0])
-        return product
+        with differentiating(self._recording, True):
+            (product,) = torch.autograd.grad(
+                roots, u, cotangents, retain_graph=True, materialize_grads=True
+            )
+        return product.detach()
 
     def kernel_product(self, cotangents: Tensor) -> Tensor:
         """Return J J^T c, without forming J^T c for linear layers where that is cheaper.
