@@ -71,6 +71,13 @@ class GramFactor:
         spread = self.eigenvalues / (self.eigenvalues + damping).square()
         return math.sqrt(float(noise.square() @ (self.vectors.square() @ spread)))
 
+    def with_decomposition(self, noise: Tensor) -> Tensor:
+        """Return how far rows move, (M,), where rounding moves them by ``noise`` beforehand.
+
+        The decomposition itself leaves an error of the size of the longest row in every row.
+        """
+        return torch.hypot(noise, DECOMPOSED * self.norms.max())
+
     def movement(self, right: Tensor, damping: float, noise: Tensor, unit: float) -> float:
         """Return an estimate of how far rounding moves d = G^T a, a = (K + lambda I)^-1 b.
 
@@ -92,8 +99,7 @@ class GramFactor:
             unit: u, the rounding of the evaluation that K comes from.
         """
         right = right.double()
-        # The decomposition itself leaves an error of the size of the longest row in every row.
-        noise = torch.hypot(noise, DECOMPOSED * self.norms.max())
+        noise = self.with_decomposition(noise)
         inside = self.vectors.T @ right
         shrunk = 1 / (self.eigenvalues + damping)
         weights = self.vectors @ (inside * shrunk)

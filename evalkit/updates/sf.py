@@ -77,26 +77,49 @@ def sf(lin: Linearization, damping: float, seed: int = 0, labels_per_sample: int
         cotangents=cotangents,
         terms=tuple(terms),
         slope=slope,
-        rounding=_rounding(lin, sample, right, ridge, b),
+        rounding=_rounding(lin, sample, right, ridge, b, product, slope),
     )
 
 
 def _rounding(
-    lin: Linearization, sample: _Sample, right: Tensor, ridge: float, b: Tensor
+    lin: Linearization,
+    sample: _Sample,
+    right: Tensor,
+    ridge: float,
+    b: Tensor,
+    product: Tensor,
+    slope: float,
 ) -> Rounding:
     """Return how far rounding moves d = g' + Gs^T b and its slope.
 
-    Beside what moves the sum Gs^T b, rounding moves Gs g' by |g'| v_n, and g' itself.
+    Beside what moves the sum Gs^T b, rounding moves Gs g' by |g'| v_n, and g' itself. The slope is
+    a minimum over the span of Gs, so that changes of its rows and of g' move it to first order by
+
+        2 b^T (delta Gs) d + 2 (delta g')^T d,
+
+    with h - Gs d in place of b where the factor lambda is left out of d; and the terms that it is
+    summed from are rounded.
+
+    Args:
+        lin: the model and batch.
+        sample: what was drawn.
+        right: what b solves for.
+        ridge: K lambda.
+        b: the weights.
+        product: Gs Gs^T b.
+        slope: d^T g.
     """
-    factor, noise = sample.factor, sample.noise
-    rest = math.sqrt(sample.square)
-    shift = factor.shift(noise, ridge) * rest
-    relative = float(noise.norm()) / max(float(factor.norms.norm()), 1e-300)
-    moved = factor.movement(right, ridge, noise, lin.unit) + shift + relative * rest
-    weights = b + sample.shares
-    size = float((weights * noise).norm())
-    along = rest + factor.length(weights)
-    return Rounding(moved=moved, slope=2 * along * (relative * along + size))
+    factor, h = sample.factor, sample.shares
+    noise, rest = factor.with_decomposition(sample.noise), math.sqrt(sample.square)
+    relative = float(sample.noise.norm()) / max(float(factor.norms.norm()), 1e-300)
+    moved = factor.movement(right, ridge, sample.noise, lin.unit)
+    moved += factor.shift(sample.noise, ridge) * rest + relative * rest
+    left = b if ridge or sample.rest is not None else h - product
+    length = factor.length(b) if sample.rest is None else math.sqrt(max(slope, 0.0))
+    turned = 2 * length * (float((left * noise).norm()) + relative * rest)
+    summed = rest * (2 * relative * rest + float(((b + h) * noise).norm()))
+    summed += 2 * lin.unit * float(h.norm() * product.norm())
+    return Rounding(moved=moved, slope=turned + summed)
 
 
 def sampled_logit_gradients(lin: Linearization, seed: int, labels_per_sample: int) -> Tensor:
