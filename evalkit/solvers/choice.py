@@ -20,8 +20,11 @@ SLOWER_THAN_PREDICTED = 1.5
 """Iterations that CG takes over those of :func:`expected_iterations`: 0.8 to 2 on the benchmark's
 models, a condition number being estimated from below."""
 
-WORTH_OF_EXACT = 4.0
-"""Multiplications of an exact solution over those of one that does not converge, at most."""
+WORTH_OF_EXACT = 2.0
+"""Multiplications of an exact solution over those that CG is expected to take, at most: its condition
+number is estimated from below, and a dense solve takes less time for each."""
+WORTH_OF_CONVERGED = 4.0
+"""The same where CG is not expected to converge in the iterations that it has."""
 
 GAIN_WITH_SKETCH = 10.0
 """What an iteration with the sketch divides the error of 1 / gamma^2 by."""
@@ -102,20 +105,23 @@ def solve(
 def cheapest(lin: Linearization, stopping: Stopping) -> Solver:
     """Return the solver that is expected to take the fewest multiplications.
 
-    Where CG is not expected to converge in the iterations that it has, its answer is worth less,
-    and the direct solve may take :data:`WORTH_OF_EXACT` times as many.
+    An exact solution is worth more than that of CG: the direct solve may take
+    :data:`WORTH_OF_EXACT` times as many, or :data:`WORTH_OF_CONVERGED` times where CG is not
+    expected to end.
     """
     slow = SLOWER_THAN_PREDICTED * expected_iterations(lin, stopping.error)
-    patience = WORTH_OF_EXACT if slow > stopping.max_iterations else 1.0
+    patience = WORTH_OF_CONVERGED if slow > stopping.max_iterations else WORTH_OF_EXACT
     fast = 1 + math.log(1 / stopping.error) / math.log(GAIN_WITH_SKETCH)
     product, size = lin.product_work, lin.logits.numel()
     factorised = 2 * size**3 / 3 + 8 * size**2  # in float64, which counts twice
     works: dict[Solver, float] = {
         "cg": product * min(slow, stopping.max_iterations),
         "sketch": lin.sketch_work + factorised + product * min(fast, stopping.max_iterations),
-        "direct": (lin.kernel_work + factorised + 2 * product) / patience,
+        "direct": lin.kernel_work + factorised + 2 * product,
     }
-    return min(works, key=lambda name: works[name])
+    least = min(works, key=lambda name: works[name])
+    exact = least == "cg" and works["direct"] <= patience * works["cg"]
+    return "direct" if exact else least
 
 
 def expected_iterations(lin: Linearization, error: float) -> float:
