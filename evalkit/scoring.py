@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from evalkit.accuracy import score_error
 from evalkit.doubts import MARKED
+from evalkit.errors import EvalkitError
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization, linearize
 from evalkit.linearization.failures import memory_failures
@@ -165,7 +167,7 @@ def score_linearization(
 
     A row depends on its own method and damping and on the number of dampings, not on what else is
     asked for. Rows in float32 whose error may exceed :data:`evalkit.doubts.MARKED` are found
-    again in float64.
+    again in float64, where the model can be evaluated in it.
 
     Args:
         lin: the model and batch.
@@ -181,10 +183,13 @@ def score_linearization(
     reference = _gradient_row(lin)
     doubtful = [key for key in keys if rows[key].curable > MARKED]
     if again and (doubtful or reference.curable > MARKED):
-        double = lin.in_float64()
-        if reference.curable > MARKED:
-            reference = _gradient_row(double)
-        rows |= _rows(double, doubtful, seed, on_iteration)
+        try:
+            double = lin.in_float64()
+            found = _rows(double, doubtful, seed, on_iteration)
+            reference = _gradient_row(double) if reference.curable > MARKED else reference
+            rows |= found
+        except EvalkitError as error:  # what there is stays, with its error
+            warnings.warn(f"scores that need float64 stay in float32: {error}", stacklevel=2)
     return [_with_ratio(rows[key], reference) for key in keys]
 
 

@@ -6,7 +6,8 @@ import itertools
 from functools import cache
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import evalkit
 from evalkit.doubts import MARKED
@@ -87,3 +88,24 @@ def test_rows_are_within_their_stated_error(prepared: Prepared, dtype: str | Non
         off = abs(row["gamma"] / prepared.exact(*key) - 1)
         assert off <= row["error"], key
         assert off <= FAR or row["error"] > MARKED, key
+
+
+class OnlyFloat32(nn.Linear):
+    """Knows one precision, as layers with a kernel of their own do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError("only float32")
+        return super().forward(x)
+
+
+def test_rows_stay_where_the_model_knows_no_float64() -> None:
+    problem = PROBLEMS[3]
+    model, x, y = problem.trained()
+    only = OnlyFloat32(model[2].in_features, model[2].out_features)
+    only.load_state_dict(model[2].state_dict())
+    batch = (nn.Sequential(model[0], model[1], only), x[:160], y[:160], problem.likelihood)
+    with pytest.warns(UserWarning, match="stay in float32.*only float32"):
+        rows = evalkit.score(*batch, methods=("sgd", "ief"))
+    assert rows["dtype"].tolist() == ["float32"] * 2
+    assert rows["error"][1] > MARKED

@@ -21,8 +21,8 @@ SLOWER_THAN_PREDICTED = 1.5
 models, a condition number being estimated from below."""
 
 WORTH_OF_EXACT = 2.0
-"""Multiplications of an exact solution over those that CG is expected to take, at most: its condition
-number is estimated from below, and a dense solve takes less time for each."""
+"""Multiplications of an exact solution over those that CG is expected to take, at most: its
+condition number is estimated from below, and a dense solve takes less time for each."""
 WORTH_OF_CONVERGED = 4.0
 """The same where CG is not expected to converge in the iterations that it has."""
 
