@@ -20,7 +20,7 @@ SLOWER_THAN_PREDICTED = 1.5
 """Iterations that CG takes over those of :func:`expected_iterations`: 0.8 to 2 on the benchmark's
 models, a condition number being estimated from below."""
 
-WORTH_OF_EXACT = 2.0
+WORTH_OF_EXACT = 3.0
 """Multiplications of an exact solution over those that CG is expected to take, at most: its
 condition number is estimated from below, and a dense solve takes less time for each."""
 WORTH_OF_CONVERGED = 4.0
