@@ -36,6 +36,7 @@ def gram_matrix(
     cotangents: Tensor,
     route: PerSample | None,
     others: Tensor | None = None,
+    kept: Side | None = None,
 ) -> Tensor:
     """Return the inner products of J_n^T c_kn by one route.
 
@@ -47,6 +48,7 @@ def gram_matrix(
         cotangents: c, (K, N, ..., C) float64: K cotangents per sample.
         route: one of :data:`ROUTES`.
         others: (K', N, ..., C) float64, of the columns; None for c itself.
+        kept: :func:`side` of the columns, from another matrix.
 
     Returns:
         (K N, K' N) float64; row k N + n belongs to cotangent k of sample n.
@@ -60,17 +62,33 @@ def gram_matrix(
     shape = (draws, samples, len(scaled_), samples)
     gram = torch.empty(shape, dtype=torch.float64, device=scaled.device)
     for i, here in enumerate(batches.slices):
-        left = _Side(batches[i].recording, scaled[:, here], route)
+        left = Side(batches[i].recording, scaled[:, here], route)
         first = i if others is None else 0
         for j, there in enumerate(batches.slices[first:], start=first):
             same = others is None and j == i
             other = left.recording if j == i else batches[j].recording
-            right = left if same else _Side(other, scaled_[:, there], route)
+            right = left if same else kept or Side(other, scaled_[:, there], route)
             block = left.inner(right).view(draws, here.stop - here.start, len(scaled_), -1)
             gram[:, here, :, there] = block
             if others is None:
                 gram[:, there, :, here] = block.permute(2, 3, 0, 1)
     return rows[:, None] * gram.view(len(rows), len(columns)) * columns
+
+
+def side(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> Side | None:
+    """Return per-sample gradients that several matrices have as columns.
+
+    Args:
+        batches: the forward passes.
+        cotangents: c, (K, N, ..., C) float64.
+        route: one of :data:`ROUTES`.
+
+    Returns:
+        What :func:`gram_matrix` keeps; None with several micro-batches, which are held in turns.
+    """
+    if len(batches.slices) > 1:
+        return None
+    return Side(batches[0].recording, _scaled(cotangents, batches.dtype)[0], route)
 
 
 def sample_gradients(batches: MicroBatches, cotangents: Tensor, route: PerSample) -> Tensor:
@@ -97,7 +115,7 @@ def _scaled(cotangents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return (cotangents / scales.view(shape)).to(dtype), scales.flatten()
 
 
-class _Side:
+class Side:
     """The per-sample gradients of one micro-batch by one route."""
 
     def __init__(self, recording: Recording, cotangents: Tensor, route: PerSample | None) -> None:
@@ -113,7 +131,7 @@ class _Side:
     def _kinds(self) -> dict[str, Hashable]:
         return {} if self._route is not None else row_kinds(self.recording)
 
-    def inner(self, other: _Side) -> Tensor:
+    def inner(self, other: Side) -> Tensor:
         """Return the inner products with the gradients of another micro-batch."""
         covered = {n for n, kind in self._kinds.items() if other._kinds.get(n) == kind}
         shape = (*self.cotangents.shape[:2], *other.cotangents.shape[:2])

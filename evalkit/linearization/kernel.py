@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evalkit.layers.rows import pair_costs
-from evalkit.linearization.gram import gram_matrix
+from evalkit.linearization.gram import Side, gram_matrix, side
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import PerSample
 from evalkit.linearization.recording import Recording
@@ -37,18 +37,26 @@ def tangent_kernel(batches: MicroBatches, route: PerSample | None) -> Tensor:
     return matrix.permute(1, 0, 3, 2).reshape(size, size)
 
 
-def sample_products(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> Tensor:
+def sample_products(
+    batches: MicroBatches, cotangents: Tensor, route: PerSample | None, units: Side | None
+) -> Tensor:
     """Return J J_n^T c_kn for each one-sample cotangent: (K N, N M) float64.
 
     Args:
         batches: the forward passes.
         cotangents: c, (K, N, ..., C) float64.
         route: one of :data:`evalkit.linearization.gram.ROUTES`.
+        units: of :func:`unit_side`, which serves all cotangents.
     """
-    units = unit_cotangents(batches)
-    outputs, samples = units.shape[:2]
-    matrix = gram_matrix(batches, cotangents, route, units)
+    vectors = unit_cotangents(batches)
+    outputs, samples = vectors.shape[:2]
+    matrix = gram_matrix(batches, cotangents, route, vectors, units)
     return matrix.view(-1, outputs, samples).transpose(1, 2).flatten(1)
+
+
+def unit_side(batches: MicroBatches, route: PerSample | None) -> Side | None:
+    """Return J_n^T e_m of every sample and output, as :func:`evalkit.linearization.gram.side`."""
+    return side(batches, unit_cotangents(batches), route)
 
 
 def unit_cotangents(batches: MicroBatches) -> Tensor:

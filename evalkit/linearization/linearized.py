@@ -21,6 +21,7 @@ from evalkit.linearization.kernel import (
     product_work,
     sample_products,
     tangent_kernel,
+    unit_side,
 )
 from evalkit.linearization.linear_maps import LinearMaps
 from evalkit.linearization.micro_batches import MicroBatches
@@ -190,7 +191,8 @@ class Linearization(LinearMaps):
             cotangents: c, (N, ..., C) float64.
         """
         _ = self.gram  # settles the route
-        return sample_products(self._batches, cotangents.unsqueeze(0), self._route)
+        units = self.shared("unit rows", lambda: unit_side(self._batches, self._route))
+        return sample_products(self._batches, cotangents.unsqueeze(0), self._route, units)
 
     @_Shared
     def gradient_jvp(self) -> Tensor:
