@@ -4,8 +4,10 @@ With gamma = sqrt(q) / |s|, q = d^T F d and s = d^T g, changes delta d and delta
 
     |delta gamma| / gamma <= sqrt(delta d^T F delta d / q) + |delta s| / |s|.
 
-Rounding has no preferred direction, so that delta d^T F delta d is taken to be |delta d|^2 tr F,
-which is at least as long as any single direction makes it. Where the estimate reaches one, d may
+|delta d|^2 tr F is the most that delta d^T F delta d can be, for a single direction that F knows
+alone. Rounding moves the inputs and output gradients of layers entry by entry, so that a layer with
+w x w weights has about w independent directions, as many as the root of the number of weights:
+delta d^T F delta d is taken to be |delta d|^2 tr F / sqrt(P). Where the estimate reaches one, d may
 point anywhere and a first order says nothing more: the error is infinite.
 """
 
@@ -22,8 +24,9 @@ from evalkit.updates.registry import Rounding
 SAFETY = 2.0
 """What first-order estimates with random signs are multiplied by."""
 
-LEAST = 8.0
-"""Units of rounding that no score is without."""
+LEAST = 64.0
+"""Units of rounding that no score is without, beside those of the largest logit: r_n of a confident
+sample is exponential in its logits."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,11 @@ def score_error(
         value = 0.0 if length == 0 else math.inf
         return Error(value, value)
     rounding = update.rounding if update.rounding is not None else _of_entries(lin, update, length)
-    moved = rounding.moved * math.sqrt(lin.fisher_trace) / found.fisher_norm
-    relative = SAFETY * (moved + rounding.slope / abs(found.slope)) + LEAST * lin.unit
+    spread = math.sqrt(lin.fisher_trace / math.sqrt(lin.num_params))
+    relative = SAFETY * (
+        rounding.moved * spread / found.fisher_norm + rounding.slope / abs(found.slope)
+    )
+    relative += (LEAST + float(lin.logits.abs().max())) * lin.unit
     relative = max(relative, floor_ratio - 1)
     relative = relative if relative < 1 else math.inf
     of_solver = update.error or 0.0
