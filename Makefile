@@ -85,7 +85,7 @@ bench: $(INSTALLED) ## Measure the engine beside its peers: reports/benchmarks.m
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	$(BIN)/python -m tests.benchmarks --write
 
-accuracy: $(INSTALLED) ## Measure the errors of float32 scores: reports/accuracy.md
+accuracy: $(INSTALLED) ## Compare scores with exact arithmetic: reports/accuracy.md
 	$(BIN)/python -m tests.benchmarks.accuracy --write
 
 clean: ## Remove the environment and all runs

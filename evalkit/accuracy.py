@@ -21,7 +21,7 @@ from evalkit.linearization import Linearization
 from evalkit.updates import Update
 from evalkit.updates.registry import Rounding
 
-SAFETY = 2.0
+SAFETY = 8.0
 """What first-order estimates with random signs are multiplied by."""
 
 LEAST = 64.0
@@ -66,7 +66,7 @@ def score_error(
     relative = max(relative, floor_ratio - 1)
     relative = relative if relative < 1 else math.inf
     of_solver = update.error or 0.0
-    return Error(max(relative, of_solver), max(relative, of_solver if update.curable else 0.0))
+    return Error(relative + of_solver, relative + (of_solver if update.curable else 0.0))
 
 
 def _of_entries(lin: Linearization, update: Update, length: float) -> Rounding:

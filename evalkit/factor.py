@@ -29,7 +29,8 @@ class GramFactor:
         squared: K was factorised itself, so that its rounding meets the squares of G's singular
             values; otherwise its rows G were.
         level: singular values of G below which rounding hides what is there.
-        certain: the rank is: all that M rows of P numbers can have, or with a clear gap below.
+        complete: the rank is all that M rows of P numbers can have.
+        certain: it is that, or the smallest direction is clearly above rounding.
     """
 
     vectors: Tensor
@@ -37,6 +38,7 @@ class GramFactor:
     norms: Tensor
     squared: bool
     level: float
+    complete: bool
     certain: bool
 
     @property
@@ -128,17 +130,20 @@ class GramFactor:
         kept = inside.square() * self.eigenvalues / (self.eigenvalues + damping)
         doubt = float((kept * (least / self.eigenvalues).clamp_max(1.0)).sum())
         outside = float((right - self.vectors @ inside).square().sum())
-        if self.certain or outside <= CONSISTENT**2 * float(right.square().sum()):
+        known = self.certain if damping else self.complete
+        if known or outside <= CONSISTENT**2 * float(right.square().sum()):
             return doubt
         return doubt + outside * (least / (least + damping) if damping else 1.0)
 
     def _hidden(self, right: Tensor, outside: Tensor, damping: float) -> float:
         """Return how long what rounding hides of d may be."""
         part = float(outside.norm())
-        if self.certain or part <= CONSISTENT * float(right.norm()):
+        if self.complete or part <= CONSISTENT * float(right.norm()):
             return 0.0
-        if damping == 0:
+        if damping == 0:  # of a direction however small, such as that of a saturated unit
             return math.inf
+        if self.certain:
+            return 0.0
         longest = min(self.level, math.sqrt(damping))  # of s / (s^2 + lambda)
         return part * longest / (longest**2 + damping)
 
@@ -183,6 +188,7 @@ def factorize(
         norms=torch.from_numpy(scale).to(gram.device),
         squared=True,
         level=math.sqrt(max(tolerance, rounding, unit)) * largest,
+        complete=rank >= min(len(matrix), columns),
         certain=rank >= min(len(matrix), columns),
     )
 
@@ -218,5 +224,6 @@ def factorize_rows(rows: Tensor) -> GramFactor:
         norms=scale,
         squared=False,
         level=rounding * largest,
+        complete=rank == most,
         certain=rank == most or (rank > 0 and diagonal[rank - 1] > CLEAR_GAP * rounding),
     )

@@ -26,7 +26,7 @@ Rows = list[list[arb]]
 
 CERTAIN = 1e-9
 """Relative radius at which a gamma is known."""
-FEWEST_BITS, MOST_BITS = 256, 1 << 14
+FEWEST_BITS, MOST_BITS = 256, 1 << 12
 SMALLEST = 96
 """Minus the power of two of the first damping that stands in for zero."""
 

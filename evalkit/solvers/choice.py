@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal, get_args
 
 from evalkit.errors import EvalkitError
@@ -77,7 +78,8 @@ def solve(
 ) -> Solved:
     """Solve (F + lambda I) x = g by a solver of :data:`CHOICES`; as :func:`natural_gradient`.
 
-    Where a direct solve finds nothing, CG takes its place.
+    Where a direct solve finds nothing, CG takes its place, and the distance to the floor is the
+    error: the eigenvalues there are below rounding.
 
     Args:
         form: form the solution, (P,), too.
@@ -92,7 +94,7 @@ def solve(
     direct = solve_directly(lin, damping, stopping.tolerance) if solver == "direct" else None
     if direct is not None:
         return direct
-    return solve_by_cg(
+    found = solve_by_cg(
         lin,
         damping,
         stopping,
@@ -100,6 +102,10 @@ def solve(
         preconditioner="sketch" if solver == "sketch" else preconditioner,
         form=form,
     )
+    if solver != "direct" or not found.gammas or not found.gamma_floor:
+        return found
+    # What the matrix could not resolve, a residual that CG meets does not show either.
+    return replace(found, error=max(found.error, found.gammas[-1] / found.gamma_floor - 1))
 
 
 def cheapest(lin: Linearization, stopping: Stopping) -> Solver:

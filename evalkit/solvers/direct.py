@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evalkit.doubts import MARKED
 from evalkit.indicator import indicator_terms
 from evalkit.linearization import Linearization
 from evalkit.reductions import norm
@@ -92,6 +93,10 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
     along_g, slope = (float(term) for term in indicator_terms(lin, lin.gradient_jvp))
     if best.depth * (along_g + damping * slope) < slope**2:
         return None
+    error = _left(lin, damping, best, deepest, open_part)
+    above = 1 / (lin.gamma_floor * math.sqrt(best.depth)) - 1 if best.depth else 0.0
+    if damping == 0 and above > MARKED and not space.complete:
+        error = max(error, above)  # a direction that rounding hides may lead down to the floor
     relative = best.length / lin.gradient_norm if lin.gradient_norm > 0 else 0.0
     converged = relative <= tolerance
     return Solved(
@@ -104,7 +109,7 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         gammas=(),
         gamma_floor=lin.gamma_floor,
         status="residual" if converged else "breakdown",
-        error=_left(lin, damping, best, deepest, open_part),
+        error=error,
     )
 
 

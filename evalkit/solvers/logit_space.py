@@ -94,6 +94,11 @@ class LogitSpace:
         rho = lin.likelihood.solve_root(lin.logits, lin.targets, lin.logit_gradients).flatten()
         return self._eigen().unresolved(rho[self._seen()], damping)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the eigenvalues above rounding are all that there can be."""
+        return self._eigen().complete
+
     def _eigen(self) -> GramFactor:
         return self._lin.shared("logit space, eigenvalues", self._factorized)
 

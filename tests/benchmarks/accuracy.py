@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -55,13 +56,18 @@ def scored(problem: Problem) -> pd.DataFrame:
             return exact.batch(model, x, y, problem.likelihood, sampled)
 
     found = evalkit.score(model, x, y, problem.likelihood, METHODS, DAMPINGS)
-    known = {
-        (method, damping): exact.exact_gamma(batch, method, damping)
-        for method, damping in itertools.product(METHODS, DAMPINGS)
-    }
+    known = {key: _exact(batch, *key) for key in itertools.product(METHODS, DAMPINGS)}
     found["exact"] = [known[key] for key in zip(found["method"], found["damping"], strict=True)]
     parameters = sum(value.numel() for value in model.parameters())
     return found.assign(**_labels(problem), samples=len(x), parameters=parameters)
+
+
+def _exact(batch: Callable[[int], exact.Batch], method: str, damping: float) -> float:
+    """Return gamma, NaN where the bits that there are do not tell."""
+    try:
+        return exact.exact_gamma(batch, method, damping)
+    except exact.Unknown:
+        return math.nan
 
 
 def drawn(model: nn.Module, x: Tensor, y: Tensor, likelihood: str) -> Tensor:
@@ -96,9 +102,11 @@ def judged(rows: pd.DataFrame) -> pd.DataFrame:
 def as_markdown(rows: pd.DataFrame, where: str) -> str:
     """Return the whole report."""
     text = HEAD + where + "\n\n"
+    unknown = rows["off"].isna().sum()
     text += (
         f"Of {len(rows)} rows {rows['beyond'].sum()} are off by more than their error, and "
-        f"{rows['silent'].sum()} by more than {FAR:.0%} without a mark.\n\n## By method\n\n"
+        f"{rows['silent'].sum()} by more than {FAR:.0%} without a mark; of {unknown}, undamped, "
+        f"{exact.MOST_BITS} bits do not tell the exact gamma.\n\n## By method\n\n"
     )
     text += _table(rows, ["method", "damping"]) + "\n## By problem\n\n"
     return text + _table(rows, ["data", "network", "samples", "parameters"])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 SEED = 0
 LEARNING_RATE = 0.01
 BATCH_SIZE = 64
-SAMPLES = {"iris": 90, "wine": 90, "breast_cancer": 140, "diabetes": 160, "digits": 32}
+SAMPLES = {"iris": 60, "wine": 60, "breast_cancer": 120, "diabetes": 160, "digits": 20}
 """In the scored batch, by data set. A natural gradient in exact arithmetic takes (N C)^3 steps."""
 NETWORKS: tuple[tuple[int, type[nn.Module], int], ...] = (
     (8, nn.Tanh, 0),
