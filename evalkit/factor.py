@@ -182,14 +182,15 @@ def factorize(
     )
     keep = singular > 0
     largest = float(scale.max(initial=0.0))
+    complete = rank >= min(len(matrix), columns)
     return GramFactor(
         vectors[:, keep].to(gram.device),
         singular[keep].square().to(gram.device),
         norms=torch.from_numpy(scale).to(gram.device),
         squared=True,
         level=math.sqrt(max(tolerance, rounding, unit)) * largest,
-        complete=rank >= min(len(matrix), columns),
-        certain=rank >= min(len(matrix), columns),
+        complete=complete,
+        certain=complete,
     )
 
 

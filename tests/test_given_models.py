@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import namedtuple
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,19 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import evalkit
-from evalkit.cli import main
-from evalkit.cost import _problem
-from evalkit.linearization.failures import forward_failures
 from evalkit.linearization.precision import AtLeast
-from evalkit.settings import Settings
-from evalkit.tasks import Task
 from tests.given import (
     TARGETS,
     Around,
-    Two,
     expected,
     found,
     inputs,
@@ -234,192 +226,3 @@ OUTPUTS_REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 def test_outputs_that_are_refused(kind: str) -> None:
     output, told = OUTPUTS_REFUSED[kind]
     assert told in sentence(Around(lambda m, x: output(m(x))), inputs())
-
-
-# --- what a forward raises ------------------------------------------------------------------------
-
-
-class Raises(nn.Module):
-    def __init__(self, error: BaseException) -> None:
-        super().__init__()
-        self.error = error
-
-    def forward(self, x: Tensor) -> Tensor:
-        raise self.error
-
-
-def test_an_exception_of_a_forward_is_a_sentence_that_names_the_layer() -> None:
-    error = KeyError("no such row\nat all")
-    model = nn.Sequential(plain(), nn.Sequential(Raises(error)))
-    message = sentence(model, inputs())
-    assert "KeyError" in message
-    assert "module '1.0' (Raises)" in message
-    with pytest.raises(evalkit.EvalkitError) as caught:
-        found(model, inputs())
-    assert caught.value.__cause__ is error
-
-
-def test_arguments_that_a_forward_does_not_take() -> None:
-    assert "'b'" in sentence(Two(), inputs())
-    message = sentence(plain(), {"x": inputs()})
-    assert "unexpected keyword argument 'x'" in message
-    assert "'x': float32 (6, 4)" in message
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
-        MemoryError(),
-    ],
-)
-def test_a_lack_of_memory_says_what_to_lower(error: BaseException) -> None:
-    assert "micro_batch_size" in sentence(nn.Sequential(plain(), Raises(error)), inputs())
-
-
-def test_a_lack_of_memory_in_a_method_says_what_to_lower() -> None:
-    @evalkit.method("large")
-    def large(lin: evalkit.Linearization, damping: float) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    assert "micro_batch_size" in sentence(plain(), inputs(), methods=("sgd", "large"))
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
-def test_what_ends_a_program_passes(error: BaseException) -> None:
-    with pytest.raises(type(error)):
-        found(nn.Sequential(plain(), Raises(error)), inputs())
-
-
-def test_a_sentence_of_the_model_passes() -> None:
-    own = evalkit.EvalkitError("expected one thing, found another; do this")
-    assert sentence(nn.Sequential(plain(), Raises(own)), inputs()) == str(own)
-
-
-def test_logits_that_are_not_finite_are_called_so_in_parts_of_a_batch_too() -> None:
-    assert "18 that are NaN" in sentence(plain(), inputs() * math.nan)
-
-
-def test_inputs_on_another_device_are_to_be_moved() -> None:
-    with (
-        pytest.raises(evalkit.EvalkitError, match="move the inputs from meta to cpu"),
-        forward_failures(plain(), (inputs().to("meta"),)),
-    ):
-        raise RuntimeError("Expected all tensors to be on the same device")
-
-
-class FailsBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        raise ValueError("no way back")
-
-
-@pytest.mark.parametrize(
-    ("rule", "told"),
-    [
-        (lambda m, x: torch.igamma(m(x).exp(), torch.ones(3)), "NotImplementedError"),
-        (lambda m, x: FailsBackward.apply(m(x)), "ValueError: no way back"),
-    ],
-    ids=["no derivative", "an error of its own"],
-)
-def test_an_exception_of_a_backward_is_a_sentence(rule: Any, told: str) -> None:
-    assert told in sentence(Around(rule), inputs())
-
-
-def test_checkpointing_that_would_run_again_in_half_precision() -> None:
-    def rule(model: Any, x: Tensor) -> Any:
-        return checkpoint(lambda y: model(y.half().float()), x, use_reentrant=False)
-
-    assert "activation checkpointing" in sentence(Around(rule), inputs())
-
-
-# --- as the model of a task -----------------------------------------------------------------------
-
-CODE = """
-import torch
-from torch import nn
-import evalkit
-
-def plain():
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
-
-class Half(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = plain().bfloat16()
-    def forward(self, x):
-        return {"logits": self.inner(x.bfloat16()).float()}
-
-def inference():
-    with torch.inference_mode():
-        return plain()
-
-def data():
-    draw = torch.Generator().manual_seed(0)
-    return torch.randn(12, 4, generator=draw), torch.arange(12) % 3
-
-def task(model):
-    return evalkit.Task(model=model, data=data, recipe=evalkit.tasks.Recipe(epochs=1, batch_size=6))
-
-whole = task(plain)
-compiled = task(lambda: torch.compile(plain(), backend="aot_eager"))
-half = task(Half)
-inference = task(inference)
-lazy = task(lambda: nn.Sequential(nn.LazyLinear(5), nn.Tanh(), nn.Linear(5, 3)))
-failing = task(lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(4, 3)))
-"""
-
-
-@pytest.fixture
-def code(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(CODE)
-    return tmp_path
-
-
-def score(folder: str, name: str) -> int:
-    options = ["--methods", "sgd,ief", "--batches", "1", "--batch-size", "6"]
-    return main(["score", folder, "--task", f"mine.py:{name}", *options, "--out", f"run-{name}"])
-
-
-@pytest.mark.parametrize("name", ["compiled", "half", "inference"])
-def test_tasks_with_such_models(name: str, code: Any) -> None:
-    assert main(["train", f"mine.py:{name}", "--out", "saved"]) == 0
-    assert score("saved", name) == 0
-    if name != "half":
-        assert score("saved", "whole") == 0
-        runs = [(code / f"run-{one}" / "scores.csv").read_text() for one in (name, "whole")]
-        assert runs[0] == runs[1]
-
-
-def test_the_cost_of_a_model_that_casts_to_half_precision() -> None:
-    def rule(model: Any, x: Tensor) -> Any:
-        return model(x.bfloat16())
-
-    task = Task(lambda: Around(rule, plain(torch.bfloat16)), lambda: (inputs(), TARGETS))
-    problem = _problem(task, Settings(("sgd",), (0.0,), 1, 6, 0))
-    assert problem.step() > 0
-    assert problem.scores(("sgd",))[0].dtype == "float32"
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [("lazy", "module '0' (LazyLinear)"), ("failing", "mat1 and mat2")],
-)
-def test_tasks_whose_models_are_refused(
-    name: str, told: str, code: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", f"mine.py:{name}", "--out", "saved"]) == 2
-    message = capsys.readouterr().err.strip()
-    assert told in message
-    assert "\n" not in message
-
-
-def test_the_model_of_a_task_is_the_one_inside() -> None:
-    task = Task(lambda: torch.compile(plain(), backend="aot_eager"), lambda: (inputs(), TARGETS))
-    assert type(task.build_model(0)) is nn.Sequential

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,17 +29,15 @@ def forward_failures(model: nn.Module, inputs: Any) -> Iterator[None]:
     Raises:
         EvalkitError: naming the exception and the module that it was raised in.
     """
-    try:
-        with memory_failures():
-            yield
-    except EvalkitError:
-        raise
-    except Exception as error:
-        where = _raised_in(model, error)
-        raise EvalkitError(
-            f"expected a forward that runs on these inputs, found {reason(error)}, in {where}; "
-            f"{_advice(model, inputs)}"
-        ) from error
+
+    def sentence(error: Exception) -> str:
+        return (
+            f"expected a forward that runs on these inputs, found {reason(error)}, in "
+            f"{_raised_in(model, error)}; {_advice(model, inputs)}"
+        )
+
+    with _told(sentence):
+        yield
 
 
 @contextmanager
@@ -49,16 +47,25 @@ def backward_failures() -> Iterator[None]:
     Raises:
         EvalkitError: naming the exception.
     """
+    with _told(
+        lambda error: (
+            f"expected a forward whose gradients can be taken, found {reason(error)}, in its "
+            "backward; use operations with a derivative, or correct the model's autograd functions"
+        )
+    ):
+        yield
+
+
+@contextmanager
+def _told(sentence: Callable[[Exception], str]) -> Iterator[None]:
+    """Turn what is raised, but for sentences and a lack of memory, into a sentence of it."""
     try:
         with memory_failures():
             yield
     except EvalkitError:
         raise
     except Exception as error:
-        raise EvalkitError(
-            f"expected a forward whose gradients can be taken, found {reason(error)}, in its "
-            "backward; use operations with a derivative, or correct the model's autograd functions"
-        ) from error
+        raise EvalkitError(sentence(error)) from error
 
 
 @contextmanager

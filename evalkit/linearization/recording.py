@@ -49,7 +49,7 @@ class Recording:
         backward: how backwards through its replaced layers are run.
         model: as given.
         foreign: the graph has autograd functions of the model's own.
-        roughest: precision of the result with the fewest digits, as autocast leaves them.
+        roughest: the precision with the fewest digits that a result has.
         pass_work: multiplications of a pass through all layers with a rule, frozen ones too.
     """
 
