@@ -43,7 +43,6 @@ linearization
 indicator
 solvers
 updates
-accuracy metrics
 scoring
 optimizers
 estimate tasks
