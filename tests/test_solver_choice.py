@@ -41,6 +41,14 @@ def test_the_cheapest_solver() -> None:
     assert found.iterations < 0.5 * expected_iterations(lin, 0.02)
 
 
+def test_an_exact_solution_is_worth_nothing_more_where_few_digits_are_asked_for() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(784, 256), nn.Tanh(), nn.Linear(256, 4))
+    lin = evalkit.linearize(model, Draw(0).normal(150, 784).float(), torch.arange(150) % 4)
+    assert cheapest(lin, Stopping(floor_tolerance=1e-9)) == "direct"
+    assert cheapest(lin, Stopping(floor_tolerance=0.01)) == "cg"
+
+
 @pytest.mark.parametrize("name", ["mlp_categorical", "convolution_group_norm"])
 @pytest.mark.parametrize("error", [1e-2, 1e-6])
 def test_iterations_are_foreseen_from_the_first(name: str, error: float) -> None:
