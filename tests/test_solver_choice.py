@@ -15,8 +15,8 @@ from evalkit.solvers.direct import solve_directly
 from evalkit.solvers.stopping import Stopping
 from evalkit.updates import compute
 from tests.benchmarks.problems import PROBLEMS
-from tests.cases import CASES
-from tests.table import Draw
+from tests.support.cases import CASES
+from tests.support.table import Draw
 
 
 def wide() -> nn.Module:
