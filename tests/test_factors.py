@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import evalkit
 from evalkit.linearization import FormedRows, LayerFactors
-from tests.cases import CASES
-from tests.dense import assert_near, dense
-from tests.table import Draw
-from tests.test_micro_batches import SPLIT
+from tests.support.cases import CASES
+from tests.support.chosen_cases import SPLIT
+from tests.support.dense import assert_near, dense
+from tests.support.table import Draw
 
 DRAWS = 2
 
