@@ -12,7 +12,7 @@ from torch import Tensor
 
 import evalkit
 from tests.support.cases import CASES
-from tests.support.chosen_cases import SPLIT
+from tests.support.chosen_cases import IN_A_ROW, SPLIT
 from tests.support.dense import assert_near
 
 
