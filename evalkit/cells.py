@@ -27,6 +27,7 @@ from evalkit.tables import KEY_COLUMNS
 from evalkit.tasks.samples import ItemSamples, Samples
 from evalkit.tasks.user_code import all_seeded, user_code
 from evalkit.version import __version__
+from evalkit.work import machine_rates
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ def describe_run(
     return {
         "evalkit": __version__,
         "versions": versions(),
+        "rates": asdict(machine_rates(parameter.device)),
         "task": task,
         "trajectory": str(folder),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

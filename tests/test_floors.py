@@ -41,7 +41,7 @@ linearization.sketch
 linearization.linearized
 linearization.entry
 linearization
-indicator rounding
+indicator rounding work
 solvers
 updates
 scoring
