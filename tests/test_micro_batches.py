@@ -12,13 +12,8 @@ from torch import Tensor
 
 import evalkit
 from tests.support.cases import CASES
-from tests.support.chosen_cases import SHARED_INPUTS
+from tests.support.chosen_cases import IN_A_ROW, SPLIT
 from tests.support.dense import assert_near
-
-IN_A_ROW = ("bags_one_after_the_other", "bags_with_weights_and_a_last_offset")
-"""Cases whose samples lie one after the other, with offsets that no part of the batch has."""
-
-SPLIT = [name for name in CASES if name not in SHARED_INPUTS and name not in IN_A_ROW]
 
 
 def quantities(lin: evalkit.Linearization) -> dict[str, Tensor]:

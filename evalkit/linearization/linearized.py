@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from evalkit import likelihoods
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
-from evalkit.linearization.failures import forward_failures
-from evalkit.linearization.given import Inputs, check_batch, given_inputs, given_targets
-from evalkit.linearization.gram import ROUTES, gram_matrix, sample_gradients
+from evalkit.linearization.factors import FormedRows, LayerFactors, layer_factors
+from evalkit.linearization.gram import ROUTES, gram_blocks, gram_matrix, sample_gradients
 from evalkit.linearization.kernel import (
     kernel_work,
     product_work,
@@ -31,17 +30,21 @@ from evalkit.linearization.per_sample import (
     defining_gradients,
     vectorized_gradients,
 )
-from evalkit.linearization.precision import refuse_modes
-from evalkit.linearization.rounding import rounded_weights
+from evalkit.linearization.recording import HELD_AT_ONCE
 from evalkit.linearization.sketch import sketch_work, sketched_kernel
-from evalkit.linearization.wrapped import evaluated_module
-from evalkit.next_token import warn_of_labels
-from evalkit.settings import check_dtype
 
 T = TypeVar("T")
 
 MOST_ROW_NUMBERS = 1 << 22
 """Numbers in per-sample gradients that a float64 evaluation forms to factorise them: 32 MiB."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Routed:
+    """A route, and the Gram matrix that showed it to be right."""
+
+    route: PerSample | None
+    gram: Tensor
 
 
 class _Shared(cached_property[Tensor]):
@@ -52,50 +55,6 @@ class _Shared(cached_property[Tensor]):
         if instance is not None:
             instance.versions[self.attrname] = value._version
         return value
-
-
-def linearize(
-    model: nn.Module,
-    inputs: Inputs,
-    targets: Tensor,
-    likelihood: str = "categorical",
-    micro_batch_size: int | None = None,
-    dtype: str | torch.dtype | None = None,
-) -> Linearization:
-    """Run the forward once and return everything linear at this model and batch.
-
-    Args:
-        model: any module; its trainable parameters are those with ``requires_grad``. It is left
-            as it was: mode, parameters, buffers, gradients and hooks. The linearization shares
-            memory with it: linearize again after an optimiser step or another load.
-        inputs: what its forward takes: a tensor, a tuple or list (positional) or a mapping
-            (keyword), of tensors or arrays. Axis 0 is the sample axis.
-        targets: labels or values for the likelihood; see :mod:`evalkit.likelihoods`. Position t of
-            the logits is compared with position t of the targets. The loss of a causal language
-            model compares it with the label at t + 1: labels as the Trainer takes them need a
-            shift to the left, ``evalkit.shifted_labels(labels)``.
-        likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
-        micro_batch_size: run the forward on so many samples at a time, and again for every
-            product: results stay the same, memory is that of a micro-batch. None keeps the graph
-            of the whole batch.
-        dtype: ``"float32"`` or ``"float64"``, of the whole evaluation; None keeps the model's, with
-            half precision evaluated in float32.
-
-    Raises:
-        EvalkitError: the inputs do not fit together, the forward fails or is not deterministic,
-            samples have no label, the logits are not finite, or torch is in inference mode or
-            under autocast.
-    """
-    refuse_modes()
-    meaning = likelihoods.get(likelihood)
-    model = evaluated_module(model)
-    given, targets = given_inputs(model, inputs), given_targets(targets)
-    num_samples = check_batch(given, targets)
-    warn_of_labels(model, given, targets)
-    precision = None if (name := check_dtype(dtype)) is None else getattr(torch, name)
-    with forward_failures(model, given):
-        batches = MicroBatches(model, given, num_samples, micro_batch_size, precision)
-    return Linearization(batches, meaning, targets)
 
 
 class Linearization(LinearMaps):
@@ -118,7 +77,6 @@ class Linearization(LinearMaps):
         self._given = targets
         self.versions: dict[str, int] = {}
         self._shared: dict[Hashable, Any] = {}
-        self._route: PerSample | None = None
 
     def changed(self) -> str | None:
         """Return the name of a tensor that was changed in place since it was computed, if any."""
@@ -150,8 +108,7 @@ class Linearization(LinearMaps):
     @_Shared
     def tangent_kernel(self) -> Tensor:
         """J J^T, (N M, N M) float64 for M outputs per sample, in the order of the logits."""
-        _ = self.gram  # settles the route
-        return tangent_kernel(self._batches, self._route)
+        return tangent_kernel(self._batches, self.route)
 
     @_Shared
     def sketched_kernel(self) -> Tensor:
@@ -190,21 +147,20 @@ class Linearization(LinearMaps):
         Args:
             cotangents: c, (N, ..., C) float64.
         """
-        _ = self.gram  # settles the route
-        units = self.shared("unit rows", lambda: unit_side(self._batches, self._route))
-        return sample_products(self._batches, cotangents.unsqueeze(0), self._route, units)
+        units = self.shared("unit rows", lambda: unit_side(self._batches, self.route))
+        return sample_products(self._batches, cotangents.unsqueeze(0), self.route, units)
 
     @_Shared
     def gradient_jvp(self) -> Tensor:
         """J g: like logits, float64. r_n . (J g)_n = G_n . g is the slope of each loss along g."""
         return self.kernel_product(self.logit_gradients)
 
-    @_Shared
-    def gram(self) -> Tensor:
-        """K_nm = G_n . G_m for the per-sample gradients G_n = J_n^T r_n: (N, N) float64.
+    @cached_property
+    def _routed(self) -> _Routed:
+        """The fastest route whose Gram matrix has the row sums that it must have.
 
-        The fast routes take something for granted about the model, so their row sums are checked;
-        where they fail, the next slower route is taken.
+        The fast routes take something for granted about the model; where that fails, the next
+        slower one is taken.
         """
         cotangents = self.logit_gradients.unsqueeze(0)
         for route in ROUTES[:-1]:
@@ -213,15 +169,23 @@ class Linearization(LinearMaps):
             except CannotVectorizeError:
                 continue
             if self._row_sums_agree(gram):
-                self._route = route
-                return gram
-        self._route = defining_gradients
+                return _Routed(route, gram)
         warnings.warn(
             "samples influence each other in this forward, or its sample axis is not axis 0 "
             "throughout: per-sample gradients are formed by one backward each, which is slow",
             stacklevel=2,
         )
-        return gram_matrix(self._batches, cotangents, defining_gradients)
+        return _Routed(ROUTES[-1], gram_matrix(self._batches, cotangents, ROUTES[-1]))
+
+    @property
+    def route(self) -> PerSample | None:
+        """How per-sample gradients are had: one of :data:`evalkit.linearization.gram.ROUTES`."""
+        return self._routed.route
+
+    @_Shared
+    def gram(self) -> Tensor:
+        """K_nm = G_n . G_m for the per-sample gradients G_n = J_n^T r_n: (N, N) float64."""
+        return self._routed.gram
 
     @cached_property
     def gram_factor(self) -> GramFactor:
@@ -249,8 +213,7 @@ class Linearization(LinearMaps):
         Args:
             cotangents: c, (K, N, ..., C) float64.
         """
-        _ = self.gram  # settles the route
-        rows = sample_gradients(self._batches, cotangents, self._route or vectorized_gradients)
+        rows = sample_gradients(self._batches, cotangents, self.route or vectorized_gradients)
         # One sample at a time, a model may do something else than in the batch.
         along = torch.cat([self.sample_dots(draw, self.gradient_jvp) for draw in cotangents])
         wrong = (rows @ self.gradient.double() - along).abs()
@@ -262,26 +225,6 @@ class Linearization(LinearMaps):
     def unit(self) -> float:
         """The unit roundoff of the evaluation: half of the distance from 1 to the next number."""
         return torch.finfo(self.logits.dtype).eps / 2
-
-    @_Shared
-    def gradient_noise(self) -> Tensor:
-        """How far rounding moves G_n, an estimate of |delta G_n|: (N,) float64.
-
-        Rounding in the forward and the backward is that of weights rounded to the next number:
-        delta z = J (u theta * signs) moves r_n by S_n delta z_n.
-        """
-        moved = self.jvp(rounded_weights(self._batches) * self.unit)
-        far = self.sample_dots(change := self.output_fisher(moved), change).sqrt()
-        relative = far / self.logit_gradient_norms.clamp_min(torch.finfo(far.dtype).tiny)
-        return self.gradient_norms * (self.unit + relative)
-
-    @cached_property
-    def fisher_trace(self) -> float:
-        """An estimate of tr F = sum_n tr(S_n J_n J_n^T), J_n taken to be as long as along r_n."""
-        root = self.likelihood.fisher_root(self.logits, self.targets)
-        norms = self.logit_gradient_norms
-        lengths = self.gradient_norms / norms.where(norms > 0, 1.0)
-        return float(lengths.square() @ root.square().flatten(1).sum(1))
 
     def in_float64(self) -> Linearization:
         """Return the same model and batch linearised in float64: about three times the work."""
@@ -296,8 +239,33 @@ class Linearization(LinearMaps):
         Returns:
             (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
         """
-        _ = self.gram  # settles the route
-        return gram_matrix(self._batches, cotangents, self._route)
+        return gram_matrix(self._batches, cotangents, self.route)
+
+    def gram_blocks(self, cotangents: Tensor) -> dict[tuple[str, ...], Tensor]:
+        """Return the part of each layer in :meth:`gram_of`, by the names of its parameters.
+
+        A block is a weight with the bias that always goes with it, or one other parameter. Blocks
+        sum to the whole matrix.
+
+        Args:
+            cotangents: c, (K, N, ..., C) float64.
+        """
+        return gram_blocks(self._batches, cotangents, self.route)
+
+    def factors(
+        self, cotangents: Tensor, numbers: int = HELD_AT_ONCE
+    ) -> Iterator[LayerFactors | FormedRows]:
+        """Yield what each layer's block of sum_kn J^T c_kn c_kn^T J is made of, in parts.
+
+        Layers with a weight matrix have inputs and output gradients, all other parameters their
+        per-sample gradients (:mod:`evalkit.linearization.factors`). Each part is of some samples;
+        sums over samples are for the caller to take. Every trainable parameter is in one of them.
+
+        Args:
+            cotangents: c, (K, N, ..., C) float64.
+            numbers: in a part, at most, unless a single sample has more.
+        """
+        return layer_factors(self._batches, cotangents, self.route, numbers)
 
     def _row_sums_agree(self, gram: Tensor) -> bool:
         """Return whether (K w)_n = r_n . J J^T (w r) for one w, as holds for the true K alone.

@@ -70,3 +70,10 @@ def reference(name: str) -> dense.Dense:
 @functools.cache
 def linearized(name: str) -> evalkit.Linearization:
     return evalkit.linearize(*CASES[name].make())
+
+
+IN_A_ROW = ("bags_one_after_the_other", "bags_with_weights_and_a_last_offset")
+"""Cases whose samples lie one after the other, with offsets that no part of the batch has."""
+
+SPLIT = [name for name in CASES if name not in SHARED_INPUTS and name not in IN_A_ROW]
+"""Cases whose batches can be split."""
