@@ -20,8 +20,8 @@ from evalkit.linearization.forward import cast
 from evalkit.linearization.given import Inputs
 from evalkit.linearization.precision import without_autocast
 from evalkit.machine import versions
-from evalkit.metrics import batch_metrics
 from evalkit.scoring import score_linearization, to_frame
+from evalkit.scoring.metrics import batch_metrics
 from evalkit.settings import Settings
 from evalkit.tables import KEY_COLUMNS
 from evalkit.tasks.samples import ItemSamples, Samples

@@ -25,7 +25,7 @@ from evalkit.settings import Settings
 from evalkit.source_files import sources
 from evalkit.tasks import Samples, Task
 from evalkit.tasks.samples import ItemSamples
-from evalkit.updates.registry import function_of
+from evalkit.updates.parser import function_of
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from evalkit.linearization import Linearization, linearize
 from evalkit.scoring import Score, score_linearization, score_update
 from evalkit.settings import DEFAULT_DAMPING, Settings
 from evalkit.updates import Update, compute
-from evalkit.updates.registry import accept
+from evalkit.updates.calling import accept
 
 Direction = Callable[[Linearization, float], "Tensor | Update"]
 Batches = Linearization | Iterable[Linearization | tuple[str, Linearization]]

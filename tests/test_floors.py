@@ -44,7 +44,6 @@ linearization
 indicator rounding
 solvers
 updates
-accuracy metrics
 scoring
 optimizers
 estimate tasks

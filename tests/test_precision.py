@@ -14,8 +14,7 @@ from evalkit.cells import draw_batch
 from evalkit.checkpoints import load_into, open_trajectory
 from evalkit.doubts import MARKED
 from evalkit.tasks import load_task
-from evalkit.updates import sf
-from evalkit.updates.registry import compute
+from evalkit.updates import compute, sf
 from tests.support import dense
 from tests.support.cases import CASES
 from tests.support.dense import assert_near

@@ -8,33 +8,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from evalkit.accuracy import score_error
 from evalkit.doubts import MARKED
 from evalkit.errors import EvalkitError
 from evalkit.indicator import indicator
-from evalkit.linearization import Linearization, linearize
-from evalkit.linearization.failures import memory_failures
-from evalkit.linearization.given import Inputs
-from evalkit.linearization.precision import without_autocast
-from evalkit.metrics import efficiency
+from evalkit.linearization import Linearization
 from evalkit.reductions import norm
-from evalkit.settings import (
-    DEFAULT_DAMPING,
-    DEFAULT_METHODS,
-    check_damping,
-    check_each_once,
-    check_seed,
-)
-from evalkit.tables import SCORE_COLUMNS
-from evalkit.updates import Update, compute
-from evalkit.updates.registry import parse
+from evalkit.scoring.accuracy import score_error
+from evalkit.scoring.metrics import efficiency
+from evalkit.updates import CotangentUpdate, Update, VectorUpdate, compute
 
 SHARERS = 2
 """Methods that a sweep is taken to have with the same cotangents, so that no row depends on it."""
@@ -93,68 +78,6 @@ class _Found:
     row: Score
 
 
-def score(
-    model: nn.Module,
-    inputs: Inputs,
-    targets: Tensor,
-    likelihood: str = "categorical",
-    methods: Sequence[str] | str = DEFAULT_METHODS,
-    damping: float | Sequence[float] = DEFAULT_DAMPING,
-    seed: int = 0,
-    micro_batch_size: int | None = None,
-    dtype: str | torch.dtype | None = None,
-) -> pd.DataFrame:
-    """Score approximate natural-gradient updates of a model on one batch.
-
-    Args:
-        model: any deterministic module; it is left as it was.
-        inputs: as in :func:`evalkit.linearize`: a tensor, a tuple or list (positional arguments) or
-            a mapping (keyword arguments), of tensors or arrays.
-        targets: labels or values, sample axis first; as in :func:`evalkit.linearize`, position t
-            of the logits is compared with position t of the targets: shift the labels of a causal
-            language model with :func:`evalkit.shifted_labels`.
-        likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
-        methods: names from ``evalkit.methods()``, with settings if wanted
-            (``"sf:labels_per_sample=4"``).
-        damping: one number or several; each method is scored at each.
-        seed: for methods that draw samples.
-        micro_batch_size: as in :func:`evalkit.linearize`.
-        dtype: as in :func:`evalkit.linearize`.
-
-    Returns:
-        A table with a row per method and damping, methods in the order given; the columns are the
-        fields of :class:`Score`.
-
-    Raises:
-        EvalkitError: something does not fit; the sentence says what to do.
-    """
-    names, dampings = check_request(methods, damping)
-    seed = check_seed(seed)
-    with memory_failures(), without_autocast():
-        lin = linearize(model, inputs, targets, likelihood, micro_batch_size, dtype)
-        return to_frame(score_linearization(lin, names, dampings, seed, again=dtype is None))
-
-
-def check_request(
-    methods: Sequence[str] | str, damping: float | Sequence[float]
-) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Return methods and dampings as tuples, before anything expensive is started.
-
-    Raises:
-        EvalkitError: a method or setting is unknown, a damping is out of range, one of them is
-            given twice, or there are none.
-    """
-    names = (methods,) if isinstance(methods, str) else tuple(methods)
-    # A tensor or array without axes is one number too.
-    several: Any = damping if np.ndim(damping) else (damping,)
-    dampings = tuple(check_damping(value) for value in several)
-    check_each_once("method", names)
-    check_each_once("damping", dampings)
-    for name in names:
-        parse(name)
-    return names, dampings
-
-
 def score_linearization(
     lin: Linearization,
     methods: Sequence[str],
@@ -202,7 +125,7 @@ def score_update(lin: Linearization, name: str, damping: float, update: Update) 
         damping: that the update was computed with.
         update: as methods return it.
     """
-    row = _row(lin, name, damping, update, *_jvp_and_norm(lin, update))
+    row = _row(lin, name, damping, update, *next(_products(lin, [update])))
     return _with_ratio(row, _gradient_row(lin))
 
 
@@ -216,53 +139,43 @@ def _rows(
     rows: dict[tuple[str, float], _Found] = {}
     for name, group in itertools.groupby(keys, key=lambda key: key[0]):
         updates = {key: compute(name, lin, key[1], seed, on_iteration) for key in group}
-        shared = {key: update for key, update in updates.items() if update.terms}
-        for key, update in updates.items():
-            if key not in shared:
-                rows[key] = _row(lin, *key, update, *_jvp_and_norm(lin, update))
-        products = _shared_products(lin, list(shared.values()))
-        for (key, update), jvp in zip(shared.items(), products, strict=True):
-            assert update.cotangents is not None
-            length = lin.pulled_norm(update.cotangents, jvp)
-            rows[key] = _row(lin, *key, update, jvp, length)
+        found = _products(lin, list(updates.values()))
+        for (key, update), products in zip(updates.items(), found, strict=True):
+            rows[key] = _row(lin, *key, update, *products)
     return rows
 
 
-def _shared_products(lin: Linearization, updates: Sequence[Update]) -> Iterator[Tensor]:
-    """Return J d of one method's updates, sums of a few fixed cotangents with weights, one by one.
-
-    Products of the cotangents themselves serve every damping, and every method with the same ones.
-    """
-    fixed = {id(term.cotangents): term.cotangents for one in updates for term in one.terms}
-    matrices: dict[int, Tensor] = {}
-    several = SHARERS * len(updates) if len(updates) > 1 else 1
-    if fixed and lin.products_pay(len(fixed), several):
-        matrices = {
-            key: lin.shared(("products", key), partial(lin.sample_products, cotangents))
-            for key, cotangents in fixed.items()
-        }
+def _products(lin: Linearization, updates: Sequence[Update]) -> Iterator[tuple[Tensor, float]]:
+    """Return J d and |d| of one method's updates, one by one, without forming d where it can."""
+    matrices = _term_products(lin, updates)
     for update in updates:
-        assert update.cotangents is not None
-        if not matrices:
-            yield lin.kernel_product(update.cotangents)
+        if isinstance(update, VectorUpdate):
+            yield lin.jvp(update.vector), norm(update.vector)
             continue
-        parts = [term.weights @ matrices[id(term.cotangents)] for term in update.terms]
-        yield torch.stack(parts).sum(0).view_as(lin.logits)
+        c = update.cotangents
+        if c is lin.logit_gradients:
+            yield lin.gradient_jvp, lin.gradient_norm
+            continue
+        if matrices and update.terms:
+            parts = [term.weights @ matrices[term.cotangents] for term in update.terms]
+            product = torch.stack(parts).sum(0).view_as(lin.logits)
+        else:
+            product = lin.kernel_product(c)
+        yield product, lin.pulled_norm(c, product)
 
 
-def to_frame(rows: Sequence[Score]) -> pd.DataFrame:
-    """Return rows as a table with the columns of the contract."""
-    frame = pd.DataFrame([vars(row) for row in rows], columns=list(SCORE_COLUMNS))
-    return frame.astype(
-        {
-            "iterations": "Int64",
-            "relative_residual": "float64",
-            "converged": "boolean",
-            "solver": "str",
-            "error": "float64",
-            "dtype": "str",
-        }
-    )
+def _term_products(lin: Linearization, updates: Sequence[Update]) -> dict[Tensor, Tensor]:
+    """Return J J_n^T c_n of the fixed cotangents in updates; none where it would cost more.
+
+    They serve every damping, and every method with the same cotangents. Keys are the tensors
+    themselves, which are equal to no other and stay alive as long as what is kept of them.
+    """
+    summed = [one for one in updates if isinstance(one, CotangentUpdate) and one.terms]
+    fixed = dict.fromkeys(term.cotangents for one in summed for term in one.terms)
+    several = SHARERS * len(summed) if len(summed) > 1 else 1
+    if not fixed or not lin.products_pay(len(fixed), several):
+        return {}
+    return {c: lin.shared(("products", c), partial(lin.sample_products, c)) for c in fixed}
 
 
 def _row(
@@ -270,12 +183,13 @@ def _row(
 ) -> _Found:
     """Return the row of an update d from J d and |d|, without its ratio."""
     found = indicator(lin, jvp)
-    if update.slope is not None:
+    if isinstance(update, CotangentUpdate) and update.slope is not None:
         found = replace(found, slope=update.slope)
     product = length * lin.gradient_norm
     efficient = efficiency(found.gamma, lin.gamma_floor)
     part = 0.0 if math.isnan(efficient) else efficient
     error = score_error(lin, update, found, length, part)
+    report = update.report
     return _Found(
         error.curable,
         Score(
@@ -288,10 +202,10 @@ def _row(
             slope=found.slope,
             norm=length,
             cosine_sgd=found.slope / product if product > 0 else math.nan,
-            iterations=update.iterations,
-            relative_residual=update.relative_residual,
-            converged=update.converged,
-            solver=update.solver,
+            iterations=report.iterations if report else None,
+            relative_residual=report.relative_residual if report else None,
+            converged=report.converged if report else None,
+            solver=report.solver if report else None,
             error=error.total,
             dtype=str(lin.logits.dtype).removeprefix("torch."),
         ),
@@ -300,7 +214,7 @@ def _row(
 
 def _gradient_row(lin: Linearization) -> _Found:
     """Return the row of the gradient itself, which ratios refer to."""
-    update = Update(cotangents=lin.logit_gradients)
+    update = CotangentUpdate(lin.logit_gradients)
     return _row(lin, "sgd", 0.0, update, lin.gradient_jvp, lin.gradient_norm)
 
 
@@ -308,15 +222,3 @@ def _with_ratio(found: _Found, reference: _Found) -> Score:
     """Return a row with its gamma over that of the gradient."""
     row, gamma = found.row, reference.row.gamma
     return replace(row, ratio=row.gamma / gamma if 0 < gamma < math.inf else math.nan)
-
-
-def _jvp_and_norm(lin: Linearization, update: Update) -> tuple[Tensor, float]:
-    """Return J d and |d|, without forming d where the update comes as cotangents."""
-    c = update.cotangents
-    if c is None:
-        d = update.direction(lin)
-        return lin.jvp(d), norm(d)
-    if c is lin.logit_gradients:
-        return lin.gradient_jvp, lin.gradient_norm
-    product = lin.kernel_product(c)
-    return product, lin.pulled_norm(c, product)
