@@ -32,7 +32,7 @@ from evalkit.settings import (
     check_each_once,
     check_seed,
 )
-from evalkit.tables import SCORE_COLUMNS
+from evalkit.storage.tables import SCORE_COLUMNS
 from evalkit.updates import Update, compute
 from evalkit.updates.registry import parse
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from evalkit.errors import EvalkitError
-from evalkit.tables import make_folder, write_atomically
+from evalkit.storage.files import make_folder, write_atomically
 
 SETTINGS_FILE = "toy.json"
 COLUMNS = {

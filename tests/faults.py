@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from evalkit import cells
 from evalkit.likelihoods import categorical
 from evalkit.linearization import Linearization
+from evalkit.study import cells
 from evalkit.updates import Update, ngd, registry
 from evalkit.updates.weighted import damped_sum
 

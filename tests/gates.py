@@ -12,7 +12,7 @@ from evalkit.gate.baseline import baseline_of, update_baseline
 from evalkit.gate.baseline_file import Baseline, read_baseline
 from evalkit.gate.check import check
 from evalkit.gate.comparison import Check
-from evalkit.run import Run, read_run
+from evalkit.storage.run_folder import Run, read_run
 from tests.test_run import cell, score_row, write_run
 
 SGD_GAMMA = 2.0

@@ -19,9 +19,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from evalkit.page import render_page
-from evalkit.reports import studies_of
-from evalkit.run import read_run
+from evalkit.report.page import render_page
+from evalkit.report.writing import studies_of
+from evalkit.storage.run_folder import read_run
 from tests.test_run import cell, ngd_row, score_row, write_run
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")

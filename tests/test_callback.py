@@ -21,14 +21,14 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from evalkit import EvalkitError
 from evalkit.callback import ScoreCallback
-from evalkit.cells import batch_seed
+from evalkit.callback.trainer_batches import supervised
 from evalkit.checkpoints.saved import find_saved, saved_hash
 from evalkit.cli import main
-from evalkit.reports import report_run
-from evalkit.run import read_run
+from evalkit.report.writing import report_run
 from evalkit.scoring import score
-from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
-from evalkit.trainer_batches import supervised
+from evalkit.storage.run_folder import read_run
+from evalkit.storage.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
+from evalkit.study.cells import batch_seed
 from tests.trainers import METHODS, WORDS, Masking, adapted, scorer, trainer
 
 
@@ -267,7 +267,8 @@ def test_only_the_first_process_scores(tmp_path: Path) -> None:
 
 def test_transformers_is_asked_for_in_a_sentence_and_only_here() -> None:
     code = (
-        "import sys, json; sys.modules['transformers'] = None; import evalkit, evalkit.study\n"
+        "import sys, json; sys.modules['transformers'] = None\n"
+        "import evalkit, evalkit.study.running\n"
         "try:\n    import evalkit.callback\n"
         "except evalkit.EvalkitError as error: print(json.dumps(str(error)))"
     )

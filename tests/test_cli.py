@@ -11,14 +11,14 @@ import click
 import pandas as pd
 import pytest
 
-from evalkit import optimizers
 from evalkit.cli import main
 from evalkit.cli.early import check_names, registered_names
 from evalkit.cli.main import commands
 from evalkit.cli.options import check_given_once
 from evalkit.cli.progress import Lines, duration
 from evalkit.errors import EvalkitError
-from evalkit.run import read_run
+from evalkit.storage.run_folder import read_run
+from evalkit.training import optimizers
 from evalkit.updates import methods
 from tests.folders import BUNDLED
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-import evalkit.study
+import evalkit.study.running
 from evalkit.checkpoints import open_trajectory
 from evalkit.errors import EvalkitError
 from evalkit.gate.baseline import update_baseline
-from evalkit.identity import check_same_run
-from evalkit.lost_rows import lost_rows
-from evalkit.notes import notes_on
-from evalkit.run import read_provenance, read_run
-from evalkit.study import Start, checkpoint_entry
+from evalkit.storage.lost_rows import lost_rows
+from evalkit.storage.run_folder import read_provenance, read_run
+from evalkit.study.identity import check_same_run
+from evalkit.study.notes import notes_on
+from evalkit.study.running import Start, checkpoint_entry
 from tests.small_studies import SMALL, study, tables, task, task_on, tensors
 
 
@@ -28,13 +28,13 @@ class Watch:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.pairs: list[set[tuple[str, float]]] = []
-        score_cell = evalkit.study.score_cell
+        score_cell = evalkit.study.running.score_cell
 
         def watched(*arguments: Any) -> Any:
             self.pairs.append(set(arguments[7]))
             return score_cell(*arguments)
 
-        patch.setattr(evalkit.study, "score_cell", watched)
+        patch.setattr(evalkit.study.running, "score_cell", watched)
 
 
 @pytest.fixture

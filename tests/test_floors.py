@@ -14,15 +14,15 @@ import evalkit
 
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
-errors version machine quiet method_names
-plain_files
-registry extras json_files settings reductions paired spreads
-likelihoods tables
-next_token
-run toy_tables timing memory
-overlap
+errors version machine quiet names
+registry extras settings reductions
+storage.files
+storage.json_files
+likelihoods storage.tables
+next_token storage.run_folder
+storage.lost_rows toy_tables overlap
+storage
 doubts
-lost_rows identity source_files notes marks
 layers factor
 linearization.modules linearization.broadcasts linearization.precision
 linearization.given linearization.outputs linearization.wrapped linearization.bags
@@ -45,18 +45,19 @@ solvers
 updates
 accuracy metrics
 scoring
-optimizers
-estimate tasks
-cells checkpoints
-trainer_batches resuming
-training study
-testing toy cost callback
+training.optimizers
+tasks
+checkpoints
+training
+study.cells study.estimate study.identity study.notes study.source_files
+study.resuming
+study
+testing toy callback bench
+results.intervals results.spreads results.marks
+results.summaries results.pairs
 results
-pairs
-sweeps
 figures
-page gate
-reports
+gate report
 cli
 """
 FLOOR = {name: height for height, line in enumerate(FLOORS.split("\n")) for name in line.split()}
@@ -64,30 +65,31 @@ WITHOUT_TORCH = (
     "errors",
     "version",
     "extras",
-    "identity",
     "doubts",
-    "lost_rows",
-    "marks",
-    "method_names",
-    "notes",
-    "plain_files",
-    "source_files",
     "machine",
+    "names",
     "registry",
     "settings",
     "overlap",
-    "paired",
-    "spreads",
-    "tables",
-    "run",
     "toy_tables",
-    "results",
-    "pairs",
-    "sweeps",
+    "storage.files",
+    "storage.json_files",
+    "storage.tables",
+    "storage.run_folder",
+    "storage.lost_rows",
+    "study.identity",
+    "study.notes",
+    "study.source_files",
+    "results.intervals",
+    "results.spreads",
+    "results.marks",
+    "results.summaries",
+    "results.pairs",
+    "results.sweeps",
     "figures",
-    "page",
     "gate",
-    "reports",
+    "report.page",
+    "report.writing",
 )
 
 
@@ -115,7 +117,7 @@ def imported(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:

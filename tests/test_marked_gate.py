@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from evalkit.cells import draw_batch
 from evalkit.cli import main
 from evalkit.doubts import MARKED
 from evalkit.gate.baseline import baseline_of, update_baseline
 from evalkit.gate.baseline_file import read_baseline
 from evalkit.gate.check import check
 from evalkit.gate.output import headline, junit, markdown
-from evalkit.page import render_page
-from evalkit.reports import mark_notes, studies_of
-from evalkit.run import read_run
+from evalkit.report.page import render_page
+from evalkit.report.writing import mark_notes, studies_of
+from evalkit.storage.run_folder import read_run
+from evalkit.study.cells import draw_batch
 from evalkit.tasks import load_task
 from tests.gates import Made, checked
 from tests.test_gate import rows_of

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 from evalkit.doubts import MARKED, judge, mean_error, ratio_error
-from evalkit.marks import Mark, Marks, joined, marks_of
-from evalkit.page import render_page
-from evalkit.pairs import compare, parse_pair, statements
-from evalkit.reports import studies_of
-from evalkit.results import final_table, headline
-from evalkit.run import Run, read_run
+from evalkit.report.page import render_page
+from evalkit.report.writing import studies_of
+from evalkit.results.marks import Mark, Marks, joined, marks_of
+from evalkit.results.pairs import compare, parse_pair, statements
+from evalkit.results.summaries import final_table, headline
+from evalkit.storage.run_folder import Run, read_run
 from tests.test_run import cell, score_row, write_run
 
 FINE = {"error": 1e-7, "dtype": "float64"}

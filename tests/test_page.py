@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from evalkit.errors import EvalkitError
-from evalkit.marks import Mark
-from evalkit.page import render as page_module
-from evalkit.page import render_page
-from evalkit.page.cells import Cell, Table
-from evalkit.page.scripts import script_hash
-from evalkit.reports import report_run, studies_of
-from evalkit.run import read_run, update_provenance
+from evalkit.report.page import render as page_module
+from evalkit.report.page import render_page
+from evalkit.report.page.cells import Cell, Table
+from evalkit.report.page.scripts import script_hash
+from evalkit.report.writing import report_run, studies_of
+from evalkit.results.marks import Mark
+from evalkit.storage.run_folder import read_run, update_provenance
 from tests.test_run import PROVENANCE, cell, ngd_row, score_row, write_run
 
 VOID = {"meta", "img", "br", "link"}
@@ -281,5 +281,5 @@ def test_an_unreadable_run_keeps_the_old_page(tmp_path: Path) -> None:
 
 
 def test_reports_never_import_torch() -> None:
-    code = "import evalkit.page, sys; sys.exit('torch' in sys.modules)"
+    code = "import evalkit.report.page, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from evalkit.cli import main
-from evalkit.results import final_table, summarize
-from evalkit.run import Run, read_run
+from evalkit.results.summaries import final_table, summarize
+from evalkit.storage.run_folder import Run, read_run
 from evalkit.tasks import load_task
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from evalkit.errors import EvalkitError
-from evalkit.run import (
+from evalkit.storage.run_folder import (
     append_rows,
     create_run,
     finished_cells,

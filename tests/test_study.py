@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from evalkit import EvalkitError
-from evalkit.cells import batch_seed, draw_batch
 from evalkit.checkpoints import load_into, open_trajectory, trajectory_task
-from evalkit.run import read_run
 from evalkit.scoring import score
 from evalkit.settings import Settings
-from evalkit.study import run_study
-from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
+from evalkit.storage.run_folder import read_run
+from evalkit.storage.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
+from evalkit.study.cells import batch_seed, draw_batch
+from evalkit.study.running import run_study
 from evalkit.tasks.loading import load_code, load_task
 from evalkit.updates import registry
 from tests.folders import BUNDLED

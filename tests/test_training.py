@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evalkit import optimizers
 from evalkit.checkpoints import load_into, trajectory_task, verify_trajectory
 from evalkit.checkpoints.manifest import MANIFEST_NAME
 from evalkit.errors import EvalkitError
 from evalkit.tasks import Recipe, Task, load_task
-from evalkit.training import Epoch, train
+from evalkit.training import optimizers
+from evalkit.training.loop import Epoch, train
 
 INPUTS = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 LABELS = INPUTS[:, :3].argmax(1)

@@ -26,7 +26,7 @@ from evalkit.checkpoints.saved import (
     saved_hash,
 )
 from evalkit.errors import EvalkitError
-from evalkit.identity import task_name
+from evalkit.names import task_name
 from evalkit.tasks import Task, load_task, setting_names, task_names
 from evalkit.tasks.task import Setting
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evalkit.json_files import printable
+from evalkit.storage.json_files import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

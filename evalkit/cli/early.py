@@ -24,10 +24,13 @@ def registered_names(kind: str) -> tuple[str, ...]:
     Args:
         kind: ``"method"`` or ``"optimizer"``, the name of the decorator.
     """
-    folder = _PACKAGE / "updates"
-    files = sorted(folder.glob("*.py")) if kind == "method" else [_PACKAGE / "optimizers.py"]
+    room = {"method": "updates", "optimizer": "training"}[kind]
     pattern = re.compile(rf'^@{kind}\("([^"]+)"\)', re.MULTILINE)
-    return tuple(name for file in files for name in pattern.findall(file.read_text("utf-8")))
+    return tuple(
+        name
+        for file in sorted((_PACKAGE / room).glob("*.py"))
+        for name in pattern.findall(file.read_text("utf-8"))
+    )
 
 
 def check_names(kind: str, names: Iterable[str], code: Sequence[str | None] = ()) -> None:

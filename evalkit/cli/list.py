@@ -18,7 +18,8 @@ Examples:
 )
 def command() -> None:
     """List the registered tasks, methods and optimizers."""
-    from evalkit import optimizers, tasks
+    from evalkit import tasks
+    from evalkit.training import optimizers
     from evalkit.updates import methods
     from evalkit.updates.registry import describe
 

@@ -11,9 +11,9 @@ import click
 
 from evalkit.cli.options import check_given_once
 from evalkit.errors import EvalkitError, reason
-from evalkit.json_files import printable
 from evalkit.machine import keep_freed_memory
 from evalkit.registry import suggest
+from evalkit.storage.json_files import printable
 from evalkit.version import __version__
 
 UNUSABLE_INPUT = 2

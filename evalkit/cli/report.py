@@ -43,10 +43,10 @@ def command(
     Several RUNs are drawn as lines of the same figures, a panel per pair of methods.
     """
     from evalkit.figures.layouts import chosen_layouts
-    from evalkit.lost_rows import lost_rows
-    from evalkit.pairs import parse_pair
-    from evalkit.reports import report_run, report_runs
-    from evalkit.run import read_run
+    from evalkit.report.writing import report_run, report_runs
+    from evalkit.results.pairs import parse_pair
+    from evalkit.storage.lost_rows import lost_rows
+    from evalkit.storage.run_folder import read_run
 
     layouts = chosen_layouts(style)
     chosen = [parse_pair(pair) for pair in pairs or ()]

@@ -15,8 +15,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from scipy.optimize import isotonic_regression
 
 from evalkit.figures.palette import FLOOR, Style
-from evalkit.spreads import Spread, spread
-from evalkit.sweeps import damping_places
+from evalkit.results.spreads import Spread, spread
+from evalkit.results.sweeps import damping_places
 
 _LARGEST = 1e100  # on an axis, and its inverse the smallest: products of its ends must not overflow
 _LINE = 1.28  # from one end label to the next, in font sizes

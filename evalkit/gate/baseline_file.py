@@ -19,8 +19,8 @@ import pandas as pd
 
 from evalkit.doubts import MARKED, UNEQUAL
 from evalkit.errors import EvalkitError
-from evalkit.plain_files import check_regular
-from evalkit.tables import csv_line, whole_number
+from evalkit.storage.files import check_regular
+from evalkit.storage.tables import csv_line, whole_number
 
 FORMAT = "1"
 IDENTITY = ("task", "likelihood", "seed", "batch size")
