@@ -32,52 +32,13 @@ from evalkit.settings import (
     check_each_once,
     check_seed,
 )
-from evalkit.storage.tables import SCORE_COLUMNS
+from evalkit.storage.columns import frame_of
+from evalkit.storage.rows import Score
 from evalkit.updates import Update, compute
 from evalkit.updates.registry import parse
 
 SHARERS = 2
 """Methods that a sweep is taken to have with the same cotangents, so that no row depends on it."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """One row: a method at one damping on one batch; the fields are the columns of ``score``.
-
-    Attributes:
-        method: its name, with settings as written.
-        damping: lambda.
-        gamma: sqrt(d^T F d) / |d^T g|, smaller is better.
-        ratio: gamma / gamma of sgd on the same batch, below 1 is better than SGD.
-        efficiency: gamma_floor / gamma, in [0, 1].
-        fisher_norm: sqrt(d^T F d).
-        slope: d^T g; negative means that the update ascends.
-        norm: |d|.
-        cosine_sgd: cosine of the angle between d and g.
-        iterations: of the solver; empty for methods without one.
-        relative_residual: of the solver, recomputed; empty for methods without one.
-        converged: of the solver; empty for methods without one.
-        solver: ``"cg"``, ``"sketch"`` or ``"direct"``; empty for methods without one.
-        error: estimate of the relative error of gamma; above
-            :data:`evalkit.doubts.MARKED` the row is not to be relied on.
-        dtype: the precision in which the row was found.
-    """
-
-    method: str
-    damping: float
-    gamma: float
-    ratio: float
-    efficiency: float
-    fisher_norm: float
-    slope: float
-    norm: float
-    cosine_sgd: float
-    iterations: int | None
-    relative_residual: float | None
-    converged: bool | None
-    solver: str | None
-    error: float
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -123,7 +84,7 @@ def score(
 
     Returns:
         A table with a row per method and damping, methods in the order given; the columns are the
-        fields of :class:`Score`.
+        fields of :class:`evalkit.storage.rows.Score`.
 
     Raises:
         EvalkitError: something does not fit; the sentence says what to do.
@@ -132,7 +93,8 @@ def score(
     seed = check_seed(seed)
     with memory_failures(), without_autocast():
         lin = linearize(model, inputs, targets, likelihood, micro_batch_size, dtype)
-        return to_frame(score_linearization(lin, names, dampings, seed, again=dtype is None))
+        rows = score_linearization(lin, names, dampings, seed, again=dtype is None)
+        return frame_of(rows, Score)
 
 
 def check_request(
@@ -248,21 +210,6 @@ def _shared_products(lin: Linearization, updates: Sequence[Update]) -> Iterator[
             continue
         parts = [term.weights @ matrices[id(term.cotangents)] for term in update.terms]
         yield torch.stack(parts).sum(0).view_as(lin.logits)
-
-
-def to_frame(rows: Sequence[Score]) -> pd.DataFrame:
-    """Return rows as a table with the columns of the contract."""
-    frame = pd.DataFrame([vars(row) for row in rows], columns=list(SCORE_COLUMNS))
-    return frame.astype(
-        {
-            "iterations": "Int64",
-            "relative_residual": "float64",
-            "converged": "boolean",
-            "solver": "str",
-            "error": "float64",
-            "dtype": "str",
-        }
-    )
 
 
 def _row(

@@ -17,7 +17,8 @@ FLOORS = """
 errors version machine quiet names
 registry extras settings reductions
 storage.files
-storage.json_files
+storage.json_files storage.rows
+storage.columns
 likelihoods storage.tables
 next_token storage.run_folder
 storage.lost_rows toy_tables overlap
@@ -74,6 +75,8 @@ WITHOUT_TORCH = (
     "toy_tables",
     "storage.files",
     "storage.json_files",
+    "storage.rows",
+    "storage.columns",
     "storage.tables",
     "storage.run_folder",
     "storage.lost_rows",

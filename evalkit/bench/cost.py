@@ -27,9 +27,11 @@ from evalkit.linearization.forward import cast, forward, in_precision
 from evalkit.linearization.given import Inputs
 from evalkit.linearization.precision import HALF
 from evalkit.machine import memory_gib, processor, versions
-from evalkit.scoring import Score, check_request, score_linearization
+from evalkit.scoring import check_request, score_linearization
 from evalkit.settings import Settings
+from evalkit.storage.columns import frame_of
 from evalkit.storage.files import make_folder, write_atomically
+from evalkit.storage.rows import Score
 from evalkit.study.running import check_device, samples_to_score, take_batch
 from evalkit.tasks import Samples, Task
 from evalkit.tasks.task import user_code
@@ -272,8 +274,7 @@ def _rows(
                 iterations=iterations.get(piece[1]),
             )
         )
-    frame = pd.DataFrame([asdict(row) for row in rows])
-    return frame.astype({"peak_mib": "float64", "iterations": "Int64"})
+    return frame_of(rows, Cost)
 
 
 def _provenance(

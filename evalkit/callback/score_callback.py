@@ -34,6 +34,7 @@ from evalkit.linearization.wrapped import evaluated_module
 from evalkit.next_token import base_model, check_shift
 from evalkit.scoring import check_request
 from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Settings
+from evalkit.storage.rows import Cell
 from evalkit.storage.run_folder import (
     PROVENANCE_FILE,
     append_rows,
@@ -45,7 +46,7 @@ from evalkit.storage.run_folder import (
     sort_tables,
     update_provenance,
 )
-from evalkit.study.cells import Cell, describe_run, now, on_device, score_cell
+from evalkit.study.cells import describe_run, now, on_device, score_cell
 from evalkit.study.identity import check_same_request, check_same_run
 from evalkit.study.running import checkpoint_entry
 from evalkit.tasks.task import user_code

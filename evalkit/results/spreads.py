@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-GEOMETRIC = frozenset({"gamma", "ratio", "efficiency", "gamma_floor", "floor_ratio"})
+from evalkit.storage.tables import TABLES
+
+GEOMETRIC = {
+    column.name for table in TABLES.values() for column in table if column.mean == "geometric"
+} | {"floor_ratio"}
 """Columns whose mean over batches is geometric, and whose spread is a factor."""
 
 

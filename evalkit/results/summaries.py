@@ -19,18 +19,12 @@ from evalkit.names import display_name
 from evalkit.results.marks import UNRELIABLE_SIGN, Marks, marks_of
 from evalkit.results.spreads import GEOMETRIC, format_number, format_percent, geometric_spread
 from evalkit.storage.run_folder import Run
+from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE, averaged
 
 _CHECKPOINT = ["checkpoint", "step", "progress"]
 _CURVE_POINT = [*_CHECKPOINT, "method", "damping"]
-_SCORES = ("gamma", "ratio", "efficiency", "cosine_sgd")
-_BATCHES = (
-    "loss",
-    "target_probability",
-    "imbalance",
-    "logit_imbalance",
-    "gamma_floor",
-    "floor_ratio",
-)
+_SCORES = averaged(SCORES_FILE)
+_BATCHES = (*averaged(BATCHES_FILE), "floor_ratio")
 
 
 def summarize(run: Run) -> pd.DataFrame:

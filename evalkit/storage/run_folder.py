@@ -26,7 +26,7 @@ from evalkit.storage.tables import (
     SCORE_AGAIN,
     SCORES_FILE,
     TABLES,
-    csv_line,
+    csv_head,
     csv_rows,
     read_table,
     read_text,
@@ -65,7 +65,7 @@ def create_run(folder: str | os.PathLike[str], provenance: Mapping[str, Any]) ->
         EvalkitError: the folder holds a run or other tables already, or cannot be written.
     """
     folder = Path(folder)
-    headers = {name: csv_line(columns) for name, columns in TABLES.items()}
+    headers = {name: csv_head(name) for name in TABLES}
     for name in (PROVENANCE_FILE, *headers):
         path = folder / name
         # Bare headers are what a start leaves that stopped before run.json.
@@ -95,8 +95,8 @@ def append_rows(
 
     Args:
         folder: a RUN.
-        scores: columns ``KEY_COLUMNS + SCORE_COLUMNS``.
-        batches: columns ``KEY_COLUMNS + BATCH_COLUMNS``.
+        scores: columns as the fields of ``Cell`` and ``Score``.
+        batches: columns as the fields of ``Cell`` and ``Batch``.
 
     Raises:
         EvalkitError: other columns, a line break in a name, or a file that cannot be written.
@@ -245,7 +245,7 @@ def _rewrite(folder: Path, scores: pd.DataFrame, batches: pd.DataFrame) -> None:
     # Batches go first: a stop in between then leaves scores without a batch row, never a batch
     # row without its scores.
     for name, frame in ((BATCHES_FILE, batches), (SCORES_FILE, scores)):
-        text = csv_line(TABLES[name]) + csv_rows(frame, name)
+        text = csv_head(name) + csv_rows(frame, name)
         if text.encode("utf-8") != (folder / name).read_bytes():
             write_atomically(folder / name, text)
 

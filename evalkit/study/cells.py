@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,29 +21,13 @@ from evalkit.linearization.given import Inputs
 from evalkit.linearization.precision import without_autocast
 from evalkit.machine import versions
 from evalkit.metrics import batch_metrics
-from evalkit.scoring import score_linearization, to_frame
+from evalkit.scoring import score_linearization
 from evalkit.settings import Settings
-from evalkit.storage.tables import KEY_COLUMNS
+from evalkit.storage.columns import frame_of
+from evalkit.storage.rows import Batch, Cell, Score
 from evalkit.tasks.samples import ItemSamples, Samples
 from evalkit.tasks.user_code import all_seeded, user_code
 from evalkit.version import __version__
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What the rows of a run are keyed by; the fields are ``KEY_COLUMNS`` in their order.
-
-    Attributes:
-        checkpoint: its name.
-        step: optimiser steps taken.
-        progress: share of training done, 0 to 1.
-        batch: number of the batch, from 0.
-    """
-
-    checkpoint: str
-    step: int
-    progress: float
-    batch: int
 
 
 def draw_batch(num_samples: int, batch_size: int, seed: int, batch: int) -> Tensor:
@@ -157,10 +141,10 @@ def score_cell(
             for methods, dampings in _blocks(settings, pairs):
                 again = settings.dtype is None
                 rows += score_linearization(lin, methods, dampings, seed, on_iteration, again=again)
-            metrics = pd.DataFrame([{**asdict(batch_metrics(lin)), "data_sha256": digest}])
+            metrics = batch_metrics(lin, digest)
     except EvalkitError as error:
         raise EvalkitError(f"{place}: {error}") from error
-    return _keyed(cell, to_frame(rows)), _keyed(cell, metrics)
+    return _keyed(cell, rows, Score), _keyed(cell, [metrics], Batch)
 
 
 def _blocks(
@@ -178,10 +162,10 @@ def _blocks(
     return [(methods, list(dampings)) for dampings, methods in blocks.items()]
 
 
-def _keyed(cell: Cell, frame: pd.DataFrame) -> pd.DataFrame:
-    for position, (column, value) in enumerate(zip(KEY_COLUMNS, astuple(cell), strict=True)):
-        frame.insert(position, column, value)
-    return frame
+def _keyed(cell: Cell, rows: Sequence[Any], kind: type) -> pd.DataFrame:
+    """Return rows as a table, behind the columns of their cell."""
+    keys = frame_of([cell] * len(rows), Cell)
+    return pd.concat([keys, frame_of(rows, kind)], axis="columns")
 
 
 def describe_run(

@@ -21,10 +21,11 @@ from evalkit.linearization import Linearization
 from evalkit.linearization.given import Inputs
 from evalkit.scoring import check_request
 from evalkit.settings import Settings
+from evalkit.storage.columns import check_name
 from evalkit.storage.files import check_writable
+from evalkit.storage.rows import Cell
 from evalkit.storage.run_folder import PROVENANCE_FILE, append_rows, create_run, sort_tables
-from evalkit.storage.tables import check_name
-from evalkit.study.cells import Cell, describe_run, draw, on_device, score_cell
+from evalkit.study.cells import describe_run, draw, on_device, score_cell
 from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
 from evalkit.study.identity import check_same_data
 from evalkit.study.notes import notes_on
