@@ -83,6 +83,7 @@ WITHOUT_TORCH = (
     "study.identity",
     "study.notes",
     "study.source_files",
+    "tasks.bundled",
     "results.intervals",
     "results.spreads",
     "results.marks",
@@ -141,10 +142,11 @@ def test_every_floor_exists() -> None:
     assert set(FLOOR) == {home(path) for path in modules()}
 
 
-def test_tables_figures_and_help_do_not_import_torch() -> None:
+def test_tables_figures_lists_and_help_do_not_import_torch() -> None:
     imports = "; ".join(f"import evalkit.{name}" for name in WITHOUT_TORCH)
     code = (
-        f"import sys; {imports}; from evalkit.cli import main; main(['score', '--help']); "
+        f"import sys; {imports}; from evalkit.cli import main; "
+        "main(['score', '--help']); main(['list']); "
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -6,12 +6,17 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from evalkit.errors import EvalkitError
 from evalkit.registry import Registry, suggest
-from evalkit.tasks.task import Setting, Task, user_code
 
-Maker = Callable[..., Task]
+if TYPE_CHECKING:
+    from evalkit.tasks.task import Task
+
+Setting = str | int | float | bool
+"""A value that a task was made with: a model's name, a number of samples."""
+Maker = Callable[..., "Task"]
 """Makes a task; its keyword arguments with their defaults are the settings."""
 
 _REGISTRY: Registry[Maker] = Registry("task")
@@ -66,6 +71,8 @@ def make_task(make: Maker, name: str, settings: Mapping[str, Setting] | None = N
         name: what the task is called where the function gives no name.
         settings: as values or as the text of them.
     """
+    from evalkit.tasks.task import Task, user_code
+
     defaults = defaults_of(make)
     chosen = dict(defaults)
     for key, value in (settings or {}).items():

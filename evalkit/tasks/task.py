@@ -21,15 +21,12 @@ from evalkit.next_token import (
     refuse_labels,
     shifting,
 )
+from evalkit.tasks.registered import Setting
 from evalkit.tasks.samples import Collate, ItemSamples, Samples, as_samples, is_item_source
 from evalkit.tasks.user_code import seeded, user_code
 from evalkit.training import optimizers
 
 __all__ = ["Collate", "Recipe", "Samples", "Setting", "Task", "seeded", "user_code"]
-
-
-Setting = str | int | float | bool
-"""A value that a task was made with: a model's name, a number of samples."""
 
 
 @dataclass(frozen=True)
