@@ -29,7 +29,7 @@ from evalkit.scoring import score
 from evalkit.storage.run_folder import read_run
 from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE, names_of
 from evalkit.study.cells import batch_seed
-from tests.trainers import METHODS, WORDS, Masking, adapted, scorer, trainer
+from tests.support.trainers import METHODS, WORDS, Masking, adapted, scorer, trainer
 
 
 class Watch(transformers.TrainerCallback):

@@ -20,7 +20,7 @@ from evalkit.storage.run_folder import read_provenance, read_run
 from evalkit.study.identity import check_same_run
 from evalkit.study.notes import notes_on
 from evalkit.study.running import Start, checkpoint_entry
-from tests.small_studies import SMALL, study, tables, task, task_on, tensors
+from tests.support.small_studies import SMALL, study, tables, task, task_on, tensors
 
 
 class Watch:

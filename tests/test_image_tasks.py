@@ -23,7 +23,7 @@ from evalkit.storage.run_folder import read_run
 from evalkit.study.running import run_study
 from evalkit.tasks import Task, load_task
 from evalkit.training.loop import train
-from tests import hub
+from tests.support import hub
 
 pytestmark = pytest.mark.usefixtures("own_data_cache")
 

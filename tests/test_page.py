@@ -23,7 +23,7 @@ from evalkit.report.page.scripts import script_hash
 from evalkit.report.writing import report_run, studies_of
 from evalkit.results.marks import Mark
 from evalkit.storage.run_folder import read_run, update_provenance
-from tests.test_run import PROVENANCE, cell, ngd_row, score_row, write_run
+from tests.support.written_runs import PROVENANCE, cell, ngd_row, score_row, write_run
 
 VOID = {"meta", "img", "br", "link"}
 

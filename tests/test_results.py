@@ -26,7 +26,7 @@ from evalkit.results.summaries import (
     summarize_batches,
 )
 from evalkit.storage.run_folder import Run, read_run
-from tests.test_run import cell, ngd_row, score_row, write_run
+from tests.support.written_runs import cell, ngd_row, score_row, write_run
 
 
 @pytest.fixture

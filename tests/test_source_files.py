@@ -14,7 +14,7 @@ from evalkit.names import task_name
 from evalkit.study.running import run_study
 from evalkit.study.source_files import sources
 from evalkit.tasks import load_task
-from tests.small_studies import SMALL, save_checkpoint
+from tests.support.small_studies import SMALL, save_checkpoint
 
 TASK = """
 import numpy
