@@ -219,7 +219,7 @@ def test_what_is_known_before_the_first_score(tmp_path: Path) -> None:
     assert starts[0].seconds > 0
     rank, overlap = starts[0].notes
     assert "120 free outputs (60 samples of 2) and the model 27 parameters" in rank
-    assert "lower --batch-size to 13 or less" in rank
+    assert "lower `batch_size` to 13 or less" in rank
     assert "94% of a batch are in any other" in overlap
     assert notes_on(read_run(tmp_path / "run").provenance) == starts[0].notes
     study(tmp_path, settings, on_start=starts.append)

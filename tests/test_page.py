@@ -20,7 +20,7 @@ from evalkit.report.page import render as page_module
 from evalkit.report.page import render_page
 from evalkit.report.page.cells import Cell, Table
 from evalkit.report.page.scripts import script_hash
-from evalkit.report.writing import report_run, studies_of
+from evalkit.report.writing import derived_of, report_run
 from evalkit.results.marks import Mark
 from evalkit.storage.run_folder import read_run, update_provenance
 from tests.support.written_runs import PROVENANCE, cell, ngd_row, score_row, write_run
@@ -88,7 +88,7 @@ def cells_of(ratios: list[float], names: tuple[str, str] = ("first", "last")) ->
 
 def page_of(folder: Path) -> tuple[str, Reader]:
     run = read_run(folder)
-    text = render_page(run, studies_of(run))
+    text = render_page(run, derived_of(run))
     return text, Reader(text)
 
 

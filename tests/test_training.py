@@ -229,7 +229,7 @@ def test_an_empty_folder_is_used_and_a_full_one_is_not(tmp_path: Path) -> None:
     train(small_task(), folder=tmp_path / "out")
     text = refused(tmp_path, folder=tmp_path / "out")
     assert str(tmp_path / "out") in text
-    assert "not empty; choose another --out" in text
+    assert "not empty; choose another `folder`" in text
     assert "found a file" in refused(tmp_path, folder=tmp_path / "out" / MANIFEST_NAME)
 
 

@@ -195,7 +195,7 @@ def measure_costs(
     check_request(settings.methods, settings.dampings)
     if repetitions < 1:
         raise EvalkitError(
-            f"expected repetitions of at least 1, found {repetitions}; set --repetitions to 1 or "
+            f"expected repetitions of at least 1, found {repetitions}; set `repetitions` to 1 or "
             "more"
         )
     with user_code(f"the model of task '{task.name}'"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from evalkit.cli.console import remark, say, say_wrapped
 from evalkit.cli.options import Number
+from evalkit.cli.wording import in_options
 from evalkit.errors import EvalkitError
 from evalkit.settings import DEFAULT_TOLERANCE
 
@@ -114,6 +116,7 @@ def _check(run: Path, path: Path, tolerance: float, outputs: dict[str, Path | No
     result = read_run(run)
     remark("warning", lost_rows(result))
     found = check(baseline_of(result), read_baseline(path), tolerance)
+    found = replace(found, remarks=tuple(map(in_options, found.remarks)))
     for name, write in (("--junit", junit), ("--markdown", markdown)):
         file = outputs[name]
         if file is not None:

@@ -8,6 +8,7 @@ import click
 
 from evalkit.cli.console import remark, say
 from evalkit.cli.options import STYLE, CommaSeparated
+from evalkit.cli.wording import in_options
 
 
 @click.command(
@@ -51,7 +52,7 @@ def command(
     layouts = chosen_layouts(style)
     chosen = [parse_pair(pair) for pair in pairs or ()]
     if len(runs) == 1 and folder is None:
-        report = report_run(runs[0], chosen, layouts)
+        report = report_run(runs[0], chosen, layouts, in_options)
     else:
         report = report_runs(runs, chosen, layouts, folder)
     for run in runs:

@@ -18,6 +18,7 @@ from evalkit.cli.options import (
     CommaSeparated,
     Number,
 )
+from evalkit.cli.wording import in_options
 from evalkit.settings import Settings
 
 
@@ -157,7 +158,7 @@ def _score(
 
         def begin(start: Start) -> None:
             for note in start.notes:
-                shown.say(f"evalkit: note: {note}")
+                shown.say(f"evalkit: note: {in_options(note)}")
             shown.say(
                 f"evalkit: {start.cells} batches to score, roughly {duration(start.seconds)} by "
                 "the time of one product"

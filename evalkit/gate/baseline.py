@@ -139,7 +139,7 @@ def _check_enough(run: Run, baseline: Baseline) -> None:
     if fewest < FEWEST_KEPT:
         raise EvalkitError(
             f"expected at least {FEWEST_KEPT} batches per checkpoint in a baseline, found "
-            f"{fewest} in '{run.folder}'; score more, as in 'evalkit score DIR --batches 5'"
+            f"{fewest} in '{run.folder}'; score more, as with `batches=5`"
         )
 
 

@@ -34,7 +34,7 @@ _DESCENDS = {"yes": True, "no": False}
 _OF_RUNS = {column.name: column for name in TABLES for column in TABLES[name]}
 _OWN = Column("descends", bool, needed=True, flags=_DESCENDS)
 _TABLE = tuple(_OF_RUNS.get(name, _OWN) for name in (*COLUMNS, ERROR))
-_MAKE_AGAIN = "make it again with 'evalkit check RUN --baseline FILE --update-baseline'"
+_MAKE_AGAIN = "make it again with `update_baseline`"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def read_baseline(path: str | os.PathLike[str]) -> Baseline:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
         raise EvalkitError(
-            f"expected a baseline at {path}, found no file; make one with --update-baseline"
+            f"expected a baseline at {path}, found no file; make one with `update_baseline`"
         ) from error
     except OSError as error:
         raise EvalkitError(

@@ -43,7 +43,7 @@ _UNDECIDED = "the interval holds zero"
 _WITHIN = "within the stated error"
 _BASELINE_MARKED = (
     "* The baseline rests on marked scores: once those of the run are not, write it again with "
-    "--update-baseline."
+    "`update_baseline`."
 )
 _LISTED = 5
 

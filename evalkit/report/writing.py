@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures_of_runs, save_figures, write_figures
 from evalkit.figures.layouts import SCREEN, Layout
 from evalkit.overlap import overlap_note
-from evalkit.report.page import Studies, render_page
+from evalkit.report.page import Derived, render_page
 from evalkit.results.marks import marks_of
 from evalkit.results.pairs import (
     DEFAULT_PAIRS,
@@ -46,9 +46,9 @@ class Report:
     statements: tuple[str, ...]
 
 
-def studies_of(run: Run, pairs: Sequence[Pair] = ()) -> Studies:
+def derived_of(run: Run, pairs: Sequence[Pair] = ()) -> Derived:
     """Return the tables made of a run: of pairs, those of the paper where none are named."""
-    return Studies(
+    return Derived(
         compare(run, pairs or _scored_pairs(run)),
         best_dampings(run) if is_sweep(run) else pd.DataFrame(),
     )
@@ -58,6 +58,7 @@ def report_run(
     folder: str | os.PathLike[str],
     pairs: Sequence[Pair] = (),
     layouts: Sequence[Layout] = (SCREEN,),
+    wording: Callable[[str], str] = str,
 ) -> Report:
     """Write figures, page and tables of one run into its folder.
 
@@ -66,23 +67,24 @@ def report_run(
         pairs: to draw, and to compare; without any, those of the paper that were scored are
             compared.
         layouts: sizes and formats of the figures.
+        wording: as for :func:`evalkit.report.page.render_page`.
 
     Raises:
         EvalkitError: the run cannot be read, a pair was not scored, or its folder is read-only.
     """
     run = read_run(folder)
-    studies = studies_of(run, pairs)
+    derived = derived_of(run, pairs)
     files = [
         path
         for layout in layouts
         for path in write_figures(run, run.folder / FIGURES_FOLDER, layout, pairs)
     ]
-    for name, table in ((PAIRS_FILE, studies.pairs), (DAMPINGS_FILE, studies.dampings)):
+    for name, table in ((PAIRS_FILE, derived.pairs), (DAMPINGS_FILE, derived.dampings)):
         if len(table):
             files.append(_write_table(table, run.folder / name))
     page = run.folder / REPORT_FILE
-    write_atomically(page, render_page(run, studies, files))
-    return Report(page, (*statements(studies.pairs), *overlap_notes([run]), *mark_notes([run])))
+    write_atomically(page, render_page(run, derived, files, wording))
+    return Report(page, (*statements(derived.pairs), *overlap_notes([run]), *mark_notes([run])))
 
 
 def report_runs(
@@ -105,7 +107,7 @@ def report_runs(
     if out is None:
         raise EvalkitError(
             f"expected a folder for the figures of {len(folders)} runs, found none; name it "
-            "with --out"
+            "as `out`"
         )
     runs = [read_run(folder) for folder in folders]
     chosen = list(pairs) or [parse_pair(pair) for pair in DEFAULT_PAIRS]

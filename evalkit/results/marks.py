@@ -204,15 +204,15 @@ def _share(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
 
 def _float32(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
     return (
-        f"{_off(chosen, rows)}, found in float32: leave out --dtype float32, or give --dtype "
-        "float64."
+        f"{_off(chosen, rows)}, found in float32: leave out `dtype=float32`, or give "
+        "`dtype=float64`."
     )
 
 
 def _cancellation(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
     return (
         f"{_off(chosen, rows)}, found in float64: the direction is a small difference of large "
-        f"terms; raise --damping, as to {_damping(chosen):g}."
+        f"terms; raise `damping`, as to {_damping(chosen):g}."
     )
 
 
@@ -228,7 +228,7 @@ def _damping(chosen: pd.DataFrame) -> float:
 def _gradient(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
     return (
         f"{_off(chosen, rows)}, and with it every ratio there: the gradients of the samples nearly "
-        "cancel; score other batches, as with another --batch-size or --seed."
+        "cancel; score other batches, as with another `batch_size` or `seed`."
     )
 
 
@@ -241,9 +241,9 @@ def _unconverged(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
     )
     direct = f"or take {base}:solver=direct where a batch has few outputs."
     if (chosen["iterations"].astype(float) >= limits).any():
-        more = f"--methods {base}:max_iterations={4 * int(limits.max())}"
+        more = f"`methods={base}:max_iterations={4 * int(limits.max())}`"
         return f"{text}ended at its limit of iterations: raise it, as in {more}, {direct}"
-    advice = "raise --damping" if (chosen["dtype"] == "float64").all() else "give --dtype float64"
+    advice = "raise `damping`" if (chosen["dtype"] == "float64").all() else "give `dtype=float64`"
     return f"{text}stopped before its tolerance: let it take more iterations, {advice}, {direct}"
 
 
@@ -258,8 +258,8 @@ def _tolerance(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
 def _again(chosen: pd.DataFrame) -> str:
     """Return what to do about numbers that cannot be, whatever the reason."""
     if (chosen["dtype"] == "float64").all():
-        return "raise --damping, and report it as a fault if that does not help"
-    return "score again into a new folder with --dtype float64"
+        return "raise `damping`, and report it as a fault if that does not help"
+    return "score again into a new folder with `dtype=float64`"
 
 
 def _below_floor(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
@@ -300,7 +300,7 @@ def _tie(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
 def _damped(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
     return (
         f"{_above(chosen, rows)} at damping {chosen['damping'].min():g}: damped as it is it need "
-        "not have the smallest gamma; lower --damping to see the exact natural gradient."
+        "not have the smallest gamma; lower `damping` to see the exact natural gradient."
     )
 
 

@@ -40,7 +40,7 @@ def _rank_note(size: int, parameters: int, per_sample: float) -> str:
     if outputs <= parameters:
         return ""
     most = math.floor(parameters / per_sample)
-    advice = f"lower --batch-size to {most} or less" if most else "score a larger model"
+    advice = f"lower `batch_size` to {most} or less" if most else "score a larger model"
     return (
         f"a batch has {outputs:.0f} free outputs ({size} samples of {per_sample:.3g}) and the "
         f"model {parameters} parameters: no direction can fit them all, efficiencies stay below "

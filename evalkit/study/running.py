@@ -175,7 +175,7 @@ def samples_to_score(task: Task, batch_size: int) -> Samples | ItemSamples:
     if batch_size > len(samples):
         raise EvalkitError(
             f"expected a batch size of at most {len(samples)}, the training samples of task "
-            f"'{task.name}', found {batch_size}; lower --batch-size"
+            f"'{task.name}', found {batch_size}; lower `batch_size`"
         )
     # A data set of single items is not read through; its batches are checked when they are drawn.
     if isinstance(samples, Samples) and likelihoods.get(task.likelihood).ignores_labels:
@@ -195,7 +195,7 @@ def check_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:
         raise EvalkitError(
             f"expected a device that torch can use with float64, found '{name}' ({reason(error)}); "
-            "use --device cpu"
+            "use `device=cpu`"
         ) from error
     return device
 

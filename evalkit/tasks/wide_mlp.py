@@ -81,7 +81,8 @@ def _read_idx(path: Path, magic: int) -> Tensor:
     except (OSError, EOFError, zlib.error) as error:
         raise EvalkitError(
             f"expected the files of Fashion-MNIST, found that '{path}' cannot be read ({error}); "
-            "install Debian's dataset-fashion-mnist, or pass their folder with --set data=DIR"
+            "install Debian's dataset-fashion-mnist, or pass their folder as "
+            "`settings={'data': DIR}`"
         ) from error
     if int.from_bytes(content[:4], "big") != magic:
         raise EvalkitError(

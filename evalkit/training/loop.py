@@ -263,7 +263,7 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         found = "a folder that is not empty" if folder.is_dir() else "a file"
         raise EvalkitError(
-            f"expected a new or empty folder at '{folder}', found {found}; choose another --out"
+            f"expected a new or empty folder at '{folder}', found {found}; choose another `folder`"
         )
 
 
@@ -293,5 +293,5 @@ def _writable(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise EvalkitError(
             f"expected a folder that can be made at '{folder}', found {error.strerror or error}; "
-            "choose another --out"
+            "choose another `folder`"
         ) from error

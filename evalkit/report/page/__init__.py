@@ -1,5 +1,5 @@
 """The report page: one HTML file with charts, tables, data and provenance inside."""
 
-from evalkit.report.page.render import Studies, render_page
+from evalkit.report.page.render import Derived, render_page
 
-__all__ = ["Studies", "render_page"]
+__all__ = ["Derived", "render_page"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -37,7 +37,7 @@ EMBEDDED_BYTES = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class Studies:
+class Derived:
     """What is computed from a run besides means.
 
     Attributes:
@@ -64,13 +64,19 @@ class Download:
     content: str
 
 
-def render_page(run: Run, studies: Studies, files: Sequence[Path] = ()) -> str:
+def render_page(
+    run: Run,
+    derived: Derived,
+    files: Sequence[Path] = (),
+    wording: Callable[[str], str] = str,
+) -> str:
     """Return the page as HTML that loads nothing from elsewhere.
 
     Args:
         run: its tables and provenance.
-        studies: tables made of it.
+        derived: tables made of it.
         files: figures and tables in the run's folder: figures are named, tables offered.
+        wording: makes of a sentence that names arguments what its reader knows.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -93,13 +99,13 @@ def render_page(run: Run, studies: Studies, files: Sequence[Path] = ()) -> str:
             *(download(path) for path in files if path.suffix == ".csv"),
         ],
         swatch=swatch,
-        **_charts(run, studies.pairs),
-        **_summary(run),
-        pairs=pairs_table(studies.pairs),
-        statements=len(studies.pairs),
+        **_charts(run, derived.pairs),
+        **_summary(run, wording),
+        pairs=pairs_table(derived.pairs),
+        statements=len(derived.pairs),
         fewest=FEWEST_BATCHES,
         overlap=overlap_note(run),
-        best=best_table(studies.dampings),
+        best=best_table(derived.dampings),
         provenance=provenance_table(run.provenance),
         hashes=checkpoints_table(run.provenance),
     )
@@ -128,7 +134,7 @@ def _charts(run: Run, pairs: pd.DataFrame) -> Mapping[str, Any]:
     }
 
 
-def _summary(run: Run) -> Mapping[str, Any]:
+def _summary(run: Run, wording: Callable[[str], str]) -> Mapping[str, Any]:
     """Return what the template says of results."""
     summary, floors = summarize(run), summarize_batches(run)
     shown, marks = near_zero(summary), marks_of(run.scores)
@@ -143,7 +149,7 @@ def _summary(run: Run) -> Mapping[str, Any]:
         "dampings": [f"{value:g}" for value in sorted(shown["damping"].unique())],
         "sweep": is_sweep(run),
         "scores": scores_table(shown, shown_marks(run)),
-        "mark_sentences": [sentence.partition(" ") for sentence in marks.sentences],
+        "mark_sentences": [wording(sentence).partition(" ") for sentence in marks.sentences],
         "damping_scores": damping_table(summary, marks),
         "batch_means": batches_table(floors),
         "solver": solver_table(summary, run.scores),
