@@ -60,7 +60,7 @@ class Overlap:
 
 
 def overlap_of(batches: int, batch_size: int, training_samples: int) -> Overlap:
-    """Return the overlap of batches as :func:`evalkit.study.cells.draw_batch` draws them.
+    """Return the overlap of batches as :func:`evalkit.study.batches.draw_batch` draws them.
 
     Args:
         batches: how many.

@@ -15,7 +15,7 @@ from evalkit.linearization import Linearization, linearize
 from evalkit.scoring import score_linearization, score_update
 from evalkit.settings import DEFAULT_DAMPING, Settings
 from evalkit.storage.rows import Score
-from evalkit.study.cells import draw
+from evalkit.study.batches import draw
 from evalkit.updates import Update, compute
 from evalkit.updates.registry import accept
 

@@ -28,7 +28,7 @@ from evalkit.report.writing import report_run
 from evalkit.scoring import score
 from evalkit.storage.run_folder import read_run
 from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE, names_of
-from evalkit.study.cells import batch_seed
+from evalkit.study.batches import batch_seed
 from tests.support.trainers import METHODS, WORDS, Masking, adapted, scorer, trainer
 
 

@@ -51,8 +51,9 @@ training.optimizers
 tasks
 checkpoints
 training
-study.cells study.estimate study.identity study.notes study.source_files
-study.resuming
+study.batches study.plan study.estimate study.identity study.notes study.source_files
+study.execute study.provenance
+study.store
 study
 testing toy callback bench
 results.intervals results.spreads results.marks

@@ -19,7 +19,7 @@ from evalkit.gate.output import headline, junit, markdown
 from evalkit.report.page import render_page
 from evalkit.report.writing import derived_of, mark_notes
 from evalkit.storage.run_folder import read_run
-from evalkit.study.cells import draw_batch
+from evalkit.study.batches import draw_batch
 from evalkit.tasks import load_task
 from tests.support.gates import Made, checked, printed, rows_of
 

@@ -12,7 +12,7 @@ from torch import nn
 import evalkit
 from evalkit.checkpoints import load_into, open_trajectory
 from evalkit.doubts import MARKED
-from evalkit.study.cells import draw_batch
+from evalkit.study.batches import draw_batch
 from evalkit.tasks import load_task
 from evalkit.updates import sf
 from evalkit.updates.registry import compute

@@ -18,7 +18,7 @@ from evalkit.scoring import score
 from evalkit.settings import Settings
 from evalkit.storage.run_folder import read_run
 from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE, names_of
-from evalkit.study.cells import batch_seed, draw_batch
+from evalkit.study.batches import batch_seed, draw_batch
 from evalkit.study.running import run_study
 from evalkit.tasks.loading import load_code, load_task
 from evalkit.updates import registry

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from evalkit.errors import EvalkitError
-from evalkit.study.cells import data_hash
+from evalkit.study.batches import data_hash
 from evalkit.tasks import Task
 from tests.support.small_studies import model, task, tensors
 

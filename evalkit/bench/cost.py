@@ -32,7 +32,7 @@ from evalkit.settings import Settings
 from evalkit.storage.columns import frame_of
 from evalkit.storage.files import make_folder, write_atomically
 from evalkit.storage.rows import Score
-from evalkit.study.running import check_device, samples_to_score, take_batch
+from evalkit.study.batches import check_device, samples_to_score, take_batch
 from evalkit.tasks import Samples, Task
 from evalkit.tasks.task import user_code
 from evalkit.updates import update

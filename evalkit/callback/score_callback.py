@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -34,21 +33,20 @@ from evalkit.linearization.wrapped import evaluated_module
 from evalkit.next_token import base_model, check_shift
 from evalkit.scoring import check_request
 from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Settings
-from evalkit.storage.rows import Cell
 from evalkit.storage.run_folder import (
     PROVENANCE_FILE,
-    append_rows,
-    create_run,
     drop_after,
-    finished_cells,
     read_provenance,
     repair,
     sort_tables,
     update_provenance,
 )
-from evalkit.study.cells import describe_run, now, on_device, score_cell
+from evalkit.study.batches import on_device
+from evalkit.study.execute import Rows, execute
 from evalkit.study.identity import check_same_request, check_same_run
-from evalkit.study.running import checkpoint_entry
+from evalkit.study.plan import Unit, cells_of, plan
+from evalkit.study.provenance import checkpoint_entry, describe_run, now
+from evalkit.study.store import Store
 from evalkit.tasks.task import user_code
 
 try:
@@ -110,7 +108,7 @@ class ScoreCallback(TrainerCallback):
         check_shift(shift_labels)
         self.shift_labels = shift_labels
         self._batches: TrainerBatches | None = None
-        self._provenance: dict[str, Any] = {}
+        self._store: Store | None = None
         self._seconds = 0.0
         self._shifts = False
 
@@ -127,8 +125,9 @@ class ScoreCallback(TrainerCallback):
         _refuse_smoothing(args)
         self._batches = TrainerBatches(loader.dataset, loader.collate_fn)
         check_enough(self._batches, self.settings.batch_size)
-        self._provenance = self._described(args, state, model)
-        self._open(state.global_step)
+        provenance = self._described(args, state, model)
+        self._go_on(provenance, state.global_step)
+        self._store = Store(self.folder, provenance)
         if state.global_step > 0 or self.initial:
             self._score(args, state, model)
 
@@ -162,7 +161,7 @@ class ScoreCallback(TrainerCallback):
             **({"shift_labels": True} if self._shifts else {}),
         }
 
-    def _open(self, step: int) -> None:
+    def _go_on(self, provenance: dict[str, Any], step: int) -> None:
         """Go on with the run of the training that is resumed at ``step``; refuse any other run."""
         if not (self.folder / PROVENANCE_FILE).exists():
             return
@@ -173,68 +172,48 @@ class ScoreCallback(TrainerCallback):
                 f"'{self.folder}'; name another folder, or resume that training"
             )
         for name in ("trajectory", "training_steps", "shift_labels"):
-            if earlier.get(name) != self._provenance.get(name):
+            if earlier.get(name) != provenance.get(name):
                 raise EvalkitError(
                     f"expected the run of the resumed training in '{self.folder}', found another "
                     f"{name.replace('_', ' ')}: {earlier.get(name)} instead of "
-                    f"{self._provenance.get(name)}; name another folder"
+                    f"{provenance.get(name)}; name another folder"
                 )
         kept = [item for item in earlier.get("checkpoints", ()) if item["step"] <= step]
-        self._provenance["checkpoints"] = earlier["checkpoints"]
-        check_same_run(self.folder, earlier, self._provenance)
+        check_same_run(self.folder, earlier, {**provenance, "checkpoints": earlier["checkpoints"]})
         # The models of earlier checkpoints are gone: nothing can be added to their rows.
-        check_same_request(self.folder, earlier, self._provenance)
-        self._provenance["checkpoints"] = kept
+        check_same_request(self.folder, earlier, provenance)
+        provenance["checkpoints"] = kept
         repair(self.folder)
         # Steps after the one that is resumed are taken again.
         drop_after(self.folder, step)
-        changed = {"settings": self._provenance["settings"], "checkpoints": kept}
+        changed = {"settings": provenance["settings"], "checkpoints": kept}
         update_provenance(self.folder, **changed, finished=None, seconds=None)
 
     def _score(self, args: Any, state: Any, model: nn.Module) -> None:
-        """Append the rows that this checkpoint lacks; what fails is a warning."""
+        """Score what this checkpoint lacks and store it; what fails is a warning."""
+        assert self._store is not None
         started, name = time.monotonic(), f"checkpoint-{state.global_step}"
         with _as_warning(), user_code(f"the scoring of '{name}'"), evaluated(model):
-            missing = self._missing(name)
-            entry = _entry(args, state, model, name) if missing else {}
-            for batch in missing:
-                cell = Cell(name, entry["step"], entry["progress"], batch)
-                rows = self._score_cell(model, cell)
-                self._list(entry)
-                append_rows(self.folder, *rows)
+            checkpoint = _checkpoint(args, state, model, name)
+            cells = cells_of([checkpoint], self.settings.batches)
+            for unit in plan(cells, self.settings, self._store.finished):
+                rows = self._execute(model, unit, self._store.provenance["task"])
+                self._store.list_checkpoint(checkpoint_entry(checkpoint))
+                self._store.put(unit, rows)
         self._seconds += time.monotonic() - started
 
-    def _missing(self, name: str) -> list[int]:
-        exists = (self.folder / PROVENANCE_FILE).exists()
-        done = finished_cells(self.folder) if exists else set()
-        return [batch for batch in range(self.settings.batches) if (name, batch) not in done]
-
-    def _score_cell(self, model: nn.Module, cell: Cell) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def _execute(self, model: nn.Module, unit: Unit, task: str) -> Rows:
         assert self._batches is not None
-        drawn = on_device(dict(self._batches.draw(self.settings, cell.batch)), _device(model))
+        drawn = on_device(dict(self._batches.draw(self.settings, unit.cell.batch)), _device(model))
         batch = supervised(model, drawn, self._shifts)
         pair = (batch.inputs, batch.targets)
-        return score_cell(
-            model, pair, batch.likelihood, self.settings, cell, self._provenance["task"]
-        )
-
-    def _list(self, entry: Mapping[str, Any]) -> None:
-        """Let ``run.json`` name a checkpoint, before the first of its rows."""
-        listed = self._provenance["checkpoints"]
-        if (self.folder / PROVENANCE_FILE).exists() and entry in listed:
-            return
-        others = [item for item in listed if item["name"] != entry["name"]]
-        self._provenance["checkpoints"] = [*others, entry]
-        if (self.folder / PROVENANCE_FILE).exists():
-            update_provenance(self.folder, checkpoints=self._provenance["checkpoints"])
-        else:
-            create_run(self.folder, self._provenance)
+        return execute(model, pair, batch.likelihood, self.settings, unit, task)
 
 
-def _entry(args: Any, state: Any, model: nn.Module, name: str) -> dict[str, Any]:
-    """Return what ``run.json`` says of the checkpoint that the model is at."""
+def _checkpoint(args: Any, state: Any, model: nn.Module, name: str) -> Checkpoint:
+    """Return the checkpoint that the model is at."""
     path = Path(args.output_dir) / name
-    checkpoint = Checkpoint(
+    return Checkpoint(
         name=name,
         path=path,
         step=state.global_step,
@@ -242,7 +221,6 @@ def _entry(args: Any, state: Any, model: nn.Module, name: str) -> dict[str, Any]
         progress=min(1.0, state.global_step / state.max_steps),
         sha256=saved_hash(find_saved(path)) if _is_saved(path) else _parameters_hash(model),
     )
-    return checkpoint_entry(checkpoint)
 
 
 def _is_saved(path: Path) -> bool:

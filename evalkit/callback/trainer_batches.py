@@ -23,7 +23,7 @@ from evalkit.errors import EvalkitError
 from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.next_token import at_positions, base_model, predicts_next, prompt_length
 from evalkit.settings import Settings
-from evalkit.study.cells import batch_seed, draw_batch
+from evalkit.study.batches import batch_seed, draw_batch
 from evalkit.tasks.user_code import all_seeded, user_code
 
 LABELS = "labels"

@@ -1,37 +1,33 @@
-"""The main job: every checkpoint of a trajectory, scored on the same batches, into a RUN folder."""
+"""The main job: every checkpoint of a trajectory, scored on the same batches, into a RUN folder.
+
+A study goes one way: :mod:`~evalkit.study.plan` lists the units that are left, checkpoint by
+checkpoint, :mod:`~evalkit.study.execute` makes rows of a unit, and :mod:`~evalkit.study.store`
+keeps them before the next one starts.
+"""
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-
-from evalkit import likelihoods
-from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
+from evalkit.checkpoints import Trajectory, load_into, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
-from evalkit.errors import EvalkitError, reason
 from evalkit.linearization import Linearization
-from evalkit.linearization.given import Inputs
 from evalkit.scoring import check_request
 from evalkit.settings import Settings
 from evalkit.storage.columns import check_name
 from evalkit.storage.files import check_writable
-from evalkit.storage.rows import Cell
-from evalkit.storage.run_folder import PROVENANCE_FILE, append_rows, create_run, sort_tables
-from evalkit.study.cells import describe_run, draw, on_device, score_cell
+from evalkit.study.batches import check_device, samples_to_score, take_batch
 from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
-from evalkit.study.identity import check_same_data
+from evalkit.study.execute import execute
 from evalkit.study.notes import notes_on
-from evalkit.study.resuming import code_of, finish, resume
-from evalkit.tasks import Samples, Task
-from evalkit.tasks.samples import ItemSamples
+from evalkit.study.plan import cells_of, plan
+from evalkit.study.provenance import describe_study
+from evalkit.study.store import open_store
+from evalkit.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,6 @@ def run_study(
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
             holds a run of other settings, code or data, or cannot be written to.
     """
-    folder = Path(folder)
     check_request(settings.methods, settings.dampings)
     for checkpoint in trajectory.checkpoints:
         check_name("checkpoint", checkpoint.name)
@@ -103,130 +98,56 @@ def run_study(
     model = model_for(trajectory, task, settings.seed).eval().to(device)
     samples = task.fit_labels(samples, model)
     verify_trajectory(trajectory, model)
-    provenance = _provenance(trajectory, task, settings, model, len(samples))
-    held = resume(folder, provenance, task, samples, settings)
-    wanted = set(itertools.product(settings.methods, settings.dampings))
-    names = {checkpoint.name for checkpoint in trajectory.checkpoints}
-    total = len(names) * settings.batches
-    finished = held.whole(names, settings.batches, wanted)
+    provenance = describe_study(trajectory, task, settings, model, len(samples))
+    store = open_store(Path(folder), provenance, task, samples, settings)
+    units = plan(cells_of(trajectory.checkpoints, settings.batches), settings, store.finished)
+    if units:
+        check_writable(folder)
+    total = len(trajectory.checkpoints) * settings.batches
     started = time.monotonic()
-
-    def report(checkpoint: str, iteration: int = 0) -> None:
-        if on_progress is not None:
-            on_progress(Progress(finished, total, checkpoint, iteration))
 
     def begin(lin: Linearization) -> None:
         provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
         if on_start is not None:
-            left, dampings = total - finished, len(settings.dampings)
-            seconds = left * cell_seconds(product_seconds(lin), settings.methods, dampings)
-            on_start(Start(left, seconds, notes_on(provenance)))
+            each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))
+            on_start(Start(len(units), len(units) * each, notes_on(provenance)))
 
-    report(trajectory.checkpoints[0].name)
-    begun = False
-    for checkpoint in trajectory.checkpoints:
-        loaded = False
-        iterated = partial(_iterated, report, checkpoint.name)
-        for batch in range(settings.batches):
-            rows = held.rows.get((checkpoint.name, batch))
-            missing = wanted - (rows or set())
-            if not missing:
-                continue
-            if not loaded:
-                check_writable(folder)
-                load_into(model, checkpoint)
-                loaded = True
-            taken = take_batch(samples, settings, batch)
-            scores, batches = score_cell(
-                model,
-                taken,
-                task.likelihood,
-                settings,
-                Cell(checkpoint.name, checkpoint.step, checkpoint.progress, batch),
-                task.name,
-                iterated,
-                missing,
-                None if begun else begin,
-            )
-            begun = True
-            digest = str(batches["data_sha256"].iloc[0])
-            check_same_data(folder, batch, held.data.setdefault(batch, digest), digest)
-            if not (folder / PROVENANCE_FILE).exists():
-                create_run(folder, provenance)
-            append_rows(folder, scores, batches if rows is None else batches.iloc[:0])
-            held.rows.setdefault((checkpoint.name, batch), set()).update(missing)
-            finished += 1
-            report(checkpoint.name)
-    sort_tables(folder)
-    finish(folder, held, time.monotonic() - started)
-
-
-def _iterated(report: Callable[[str, int], None], name: str, iteration: int, _: float) -> None:
-    report(name, iteration)
-
-
-def samples_to_score(task: Task, batch_size: int) -> Samples | ItemSamples:
-    """Return the training samples of a task, checked.
-
-    Raises:
-        EvalkitError: there are fewer than the batch size, or some have no label.
-    """
-    samples = task.training_samples()
-    if batch_size > len(samples):
-        raise EvalkitError(
-            f"expected a batch size of at most {len(samples)}, the training samples of task "
-            f"'{task.name}', found {batch_size}; lower `batch_size`"
+    show = partial(_show, on_progress, total)
+    show(total - len(units), trajectory.checkpoints[0].name)
+    by_name = {checkpoint.name: checkpoint for checkpoint in trajectory.checkpoints}
+    loaded = None
+    for done, unit in enumerate(units, start=total - len(units)):
+        name = unit.cell.checkpoint
+        if name != loaded:
+            load_into(model, by_name[name])
+            loaded = name
+        rows = execute(
+            model,
+            take_batch(samples, settings, unit.cell.batch),
+            task.likelihood,
+            settings,
+            unit,
+            task.name,
+            partial(_iterated, show, done, name),
+            begin if unit is units[0] else None,
         )
-    # A data set of single items is not read through; its batches are checked when they are drawn.
-    if isinstance(samples, Samples) and likelihoods.get(task.likelihood).ignores_labels:
-        likelihoods.check_labels(samples.targets != likelihoods.IGNORED_LABEL)
-    return samples
+        store.put(unit, rows)
+        show(done + 1, name)
+    store.close(time.monotonic() - started)
 
 
-def check_device(name: str) -> torch.device:
-    """Return a device that can be used.
-
-    Raises:
-        EvalkitError: torch does not know it, or finds none of its kind.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, dtype=torch.float64, device=device).tolist()
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise EvalkitError(
-            f"expected a device that torch can use with float64, found '{name}' ({reason(error)}); "
-            "use `device=cpu`"
-        ) from error
-    return device
+def _show(
+    on_progress: Callable[[Progress], None] | None,
+    total: int,
+    done: int,
+    checkpoint: str,
+    iteration: int = 0,
+) -> None:
+    if on_progress is not None:
+        on_progress(Progress(done, total, checkpoint, iteration))
 
 
-def take_batch(
-    samples: Samples | ItemSamples, settings: Settings, batch: int
-) -> tuple[Inputs, torch.Tensor]:
-    """Return inputs and targets of one batch, on the device of the evaluation."""
-    drawn = draw(samples, settings.batch_size, settings.seed, batch)
-    taken: tuple[Inputs, torch.Tensor] = on_device(drawn, settings.device)
-    return taken
-
-
-def _provenance(
-    trajectory: Trajectory, task: Task, settings: Settings, model: nn.Module, training_samples: int
-) -> dict[str, Any]:
-    checkpoints = [checkpoint_entry(checkpoint) for checkpoint in trajectory.checkpoints]
-    described = describe_run(
-        model, task.name, task.likelihood, settings, trajectory.folder, checkpoints
-    )
-    manifest = trajectory.manifest or {}
-    origin = {
-        "training_samples": training_samples,
-        "task_settings": dict(task.settings),
-        "code": code_of(task, settings.methods),
-        "base_model": trajectory.base_model,
-        "training": manifest.get("recipe"),
-    }
-    return {**described, **{key: value for key, value in origin.items() if value}}
-
-
-def checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what ``run.json`` says of a checkpoint."""
-    return {key: value for key, value in asdict(checkpoint).items() if key != "path"}
+def _iterated(
+    show: Callable[[int, str, int], None], done: int, name: str, iteration: int, _: float
+) -> None:
+    show(done, name, iteration)
