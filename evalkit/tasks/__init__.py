@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from evalkit.tasks import bundled as bundled
-from evalkit.tasks.registered import register, register_family, setting_names, task_names
+from evalkit.tasks.families import register, register_family, setting_names, task_names
 
 if TYPE_CHECKING:
     from evalkit.tasks.loading import load_task

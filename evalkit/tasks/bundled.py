@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from evalkit.tasks.registered import register_family
+from evalkit.tasks.families import register_family
 from evalkit.tasks.wordings import EPOCHS, WORDINGS
 
 if TYPE_CHECKING:

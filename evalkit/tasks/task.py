@@ -21,7 +21,7 @@ from evalkit.next_token import (
     refuse_labels,
     shifting,
 )
-from evalkit.tasks.registered import Setting
+from evalkit.tasks.families import Setting
 from evalkit.tasks.samples import Collate, ItemSamples, Samples, as_samples, is_item_source
 from evalkit.tasks.user_code import seeded, user_code
 from evalkit.training import optimizers

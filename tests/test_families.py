@@ -11,8 +11,8 @@ from torch import nn
 
 from evalkit import EvalkitError
 from evalkit.cli import main
-from evalkit.tasks import Task, load_task, register_family, registered, setting_names
-from evalkit.tasks.registered import make_task, registered_task
+from evalkit.tasks import Task, families, load_task, register_family, setting_names
+from evalkit.tasks.families import make_task, registered_task
 from tests.support.folders import sentence
 
 
@@ -26,8 +26,8 @@ def build(width: int = 3, bias: bool = True, scale: float = 1.0, note: str = "")
 @pytest.fixture
 def family(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a family that ends with the test."""
-    entries = dict(registered._REGISTRY._entries)
-    monkeypatch.setattr(registered._REGISTRY, "_entries", entries)
+    entries = dict(families._REGISTRY._entries)
+    monkeypatch.setattr(families._REGISTRY, "_entries", entries)
     register_family("linear", build)
     return "linear"
 

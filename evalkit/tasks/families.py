@@ -1,4 +1,4 @@
-"""Registered tasks: single ones, and families that settings make a task of."""
+"""Tasks by name: single ones, and families that settings make a task of."""
 
 from __future__ import annotations
 
