@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import evalkit
-from evalkit.cells import draw_batch
 from evalkit.checkpoints import load_into, open_trajectory
 from evalkit.doubts import MARKED
+from evalkit.study.batches import draw_batch
 from evalkit.tasks import load_task
 from evalkit.updates import compute, sf
 from tests.support import dense
