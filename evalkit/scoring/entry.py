@@ -14,7 +14,7 @@ from evalkit.linearization import linearize
 from evalkit.linearization.failures import memory_failures
 from evalkit.linearization.given import Inputs
 from evalkit.linearization.precision import without_autocast
-from evalkit.scoring.rows import Score, score_linearization
+from evalkit.scoring.rows import score_linearization
 from evalkit.settings import (
     DEFAULT_DAMPING,
     DEFAULT_METHODS,
@@ -22,7 +22,8 @@ from evalkit.settings import (
     check_each_once,
     check_seed,
 )
-from evalkit.tables import SCORE_COLUMNS
+from evalkit.storage.columns import frame_of
+from evalkit.storage.rows import Score
 from evalkit.updates.parser import parse
 
 
@@ -56,7 +57,7 @@ def score(
 
     Returns:
         A table with a row per method and damping, methods in the order given; the columns are the
-        fields of :class:`Score`.
+        fields of :class:`evalkit.storage.rows.Score`.
 
     Raises:
         EvalkitError: something does not fit; the sentence says what to do.
@@ -65,7 +66,8 @@ def score(
     seed = check_seed(seed)
     with memory_failures(), without_autocast():
         lin = linearize(model, inputs, targets, likelihood, micro_batch_size, dtype)
-        return to_frame(score_linearization(lin, names, dampings, seed, again=dtype is None))
+        rows = score_linearization(lin, names, dampings, seed, again=dtype is None)
+        return frame_of(rows, Score)
 
 
 def check_request(
@@ -86,18 +88,3 @@ def check_request(
     for name in names:
         parse(name)
     return names, dampings
-
-
-def to_frame(rows: Sequence[Score]) -> pd.DataFrame:
-    """Return rows as a table with the columns of the contract."""
-    frame = pd.DataFrame([vars(row) for row in rows], columns=list(SCORE_COLUMNS))
-    return frame.astype(
-        {
-            "iterations": "Int64",
-            "relative_residual": "float64",
-            "converged": "boolean",
-            "solver": "str",
-            "error": "float64",
-            "dtype": "str",
-        }
-    )

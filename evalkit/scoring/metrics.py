@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from evalkit.linearization import Linearization
+from evalkit.storage.rows import Batch
 
 
 def imbalance(norms: Tensor) -> float:
@@ -30,32 +30,14 @@ def efficiency(gamma: float, gamma_floor: float) -> float:
     return gamma_floor / gamma if gamma > 0 and gamma_floor < math.inf else math.nan
 
 
-@dataclass(frozen=True)
-class BatchMetrics:
-    """One batch at one checkpoint, whatever the method.
+def batch_metrics(lin: Linearization, data_sha256: str) -> Batch:
+    """Measure one batch.
 
-    Attributes:
-        num_samples: N.
-        loss: mean over the samples of the loss l_n (a sum over the sample's label positions).
-        imbalance: of the per-sample gradients.
-        logit_imbalance: of the logit gradients.
-        target_probability: p(y_n | z_n), mean over samples; NaN for a density.
-        gamma_floor: the bound below which no gamma can be.
-        gram_rank: number of linearly independent per-sample gradients.
+    Args:
+        lin: the model and batch.
+        data_sha256: hash of the batch.
     """
-
-    num_samples: int
-    loss: float
-    imbalance: float
-    logit_imbalance: float
-    target_probability: float
-    gamma_floor: float
-    gram_rank: int
-
-
-def batch_metrics(lin: Linearization) -> BatchMetrics:
-    """Measure one batch."""
-    return BatchMetrics(
+    return Batch(
         num_samples=lin.num_samples,
         loss=float(lin.losses.mean()),
         imbalance=imbalance(lin.gradient_norms),
@@ -65,4 +47,5 @@ def batch_metrics(lin: Linearization) -> BatchMetrics:
         ),
         gamma_floor=lin.gamma_floor,
         gram_rank=lin.gram_factor.rank,
+        data_sha256=data_sha256,
     )

@@ -19,51 +19,12 @@ from evalkit.linearization import Linearization
 from evalkit.reductions import norm
 from evalkit.scoring.accuracy import score_error
 from evalkit.scoring.metrics import efficiency
+from evalkit.storage.rows import Score
 from evalkit.updates import CotangentUpdate, Update, VectorUpdate, compute
 from evalkit.work import TYPICAL, kernel_work, product_work
 
 SHARERS = 2
 """Methods that a sweep is taken to have with the same cotangents, so that no row depends on it."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """One row: a method at one damping on one batch; the fields are the columns of ``score``.
-
-    Attributes:
-        method: its name, with settings as written.
-        damping: lambda.
-        gamma: sqrt(d^T F d) / |d^T g|, smaller is better.
-        ratio: gamma / gamma of sgd on the same batch, below 1 is better than SGD.
-        efficiency: gamma_floor / gamma, in [0, 1].
-        fisher_norm: sqrt(d^T F d).
-        slope: d^T g; negative means that the update ascends.
-        norm: |d|.
-        cosine_sgd: cosine of the angle between d and g.
-        iterations: of the solver; empty for methods without one.
-        relative_residual: of the solver, recomputed; empty for methods without one.
-        converged: of the solver; empty for methods without one.
-        solver: ``"cg"``, ``"sketch"`` or ``"direct"``; empty for methods without one.
-        error: estimate of the relative error of gamma; above
-            :data:`evalkit.doubts.MARKED` the row is not to be relied on.
-        dtype: the precision in which the row was found.
-    """
-
-    method: str
-    damping: float
-    gamma: float
-    ratio: float
-    efficiency: float
-    fisher_norm: float
-    slope: float
-    norm: float
-    cosine_sgd: float
-    iterations: int | None
-    relative_residual: float | None
-    converged: bool | None
-    solver: str | None
-    error: float
-    dtype: str
 
 
 @dataclass(frozen=True)
