@@ -17,7 +17,7 @@ from evalkit.settings import DEFAULT_DAMPING, Settings
 from evalkit.storage.rows import Score
 from evalkit.study.batches import draw
 from evalkit.updates import Update, compute
-from evalkit.updates.registry import accept
+from evalkit.updates.calling import accept
 
 Direction = Callable[[Linearization, float], "Tensor | Update"]
 Batches = Linearization | Iterable[Linearization | tuple[str, Linearization]]

@@ -20,9 +20,9 @@ from evalkit import likelihoods
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization, linearize
 from evalkit.machine import versions
-from evalkit.metrics import efficiency
 from evalkit.reductions import norm
 from evalkit.registry import Registry
+from evalkit.scoring.metrics import efficiency
 from evalkit.settings import DEFAULT_DAMPING, check_damping
 from evalkit.toy_tables import TABLES, Toy
 from evalkit.updates import update

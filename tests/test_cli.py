@@ -21,7 +21,7 @@ from evalkit.errors import EvalkitError
 from evalkit.storage.run_folder import read_run
 from evalkit.training import optimizers
 from evalkit.updates import methods
-from evalkit.updates.registry import function_of
+from evalkit.updates.parser import function_of
 from tests.support.folders import BUNDLED
 from tests.support.refusals import sentence
 

@@ -28,12 +28,12 @@ layers factor
 linearization.modules linearization.broadcasts linearization.precision
 linearization.given linearization.outputs linearization.wrapped linearization.bags
 linearization.failures linearization.substitutes
-linearization.determinism linearization.double_backward
+linearization.determinism
 linearization.recorder linearization.forward
 linearization.graph_ends
 linearization.recording
 linearization.adjoint linearization.sample_axis
-linearization.ruled_rows linearization.per_sample linearization.pulled
+linearization.ruled_rows linearization.per_sample
 linearization.tangents
 linearization.micro_batches
 linearization.gram
@@ -45,7 +45,6 @@ linearization
 indicator rounding
 solvers
 updates
-accuracy metrics
 scoring
 training.optimizers
 tasks

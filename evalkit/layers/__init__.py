@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evalkit.layers.base import Layer, ParameterGradients, ReplacedLayer
+from evalkit.layers.base import Layer, MovedLayer, WeightCalls, weight_calls
 from evalkit.layers.convolution import CONVOLUTIONS
 from evalkit.layers.embedding import embedding
 from evalkit.layers.linear import linear
@@ -23,4 +23,4 @@ LAYERS: dict[Callable[..., Tensor], Callable[..., Layer | None]] = {
 }
 """What makes a layer of the arguments of each torch function; None where no rule applies."""
 
-__all__ = ["LAYERS", "Layer", "ParameterGradients", "ReplacedLayer"]
+__all__ = ["LAYERS", "Layer", "MovedLayer", "WeightCalls", "weight_calls"]

@@ -10,8 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from evalkit.layers.rows import Formed, GradientRows
@@ -24,7 +25,7 @@ class Layer(ABC):
     Attributes:
         inputs: x, detached.
         weight: W as the call used it, None where it has none.
-        bias: b, likewise.
+        bias: b as the call used it, None where it has none.
     """
 
     inputs: Tensor
@@ -41,26 +42,18 @@ class Layer(ABC):
         """Groups, positions, in and out of the weight as a matrix; zeros where it is none."""
         return 0, 0, 0, 0
 
-    @abstractmethod
-    def moved(self, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Return how far a change of weight and bias moves the outputs: like the outputs.
+    def replaced(self, inputs: Tensor) -> Tensor | None:
+        """Return the outputs with a backward cheaper to differentiate, None where torch's is best.
 
         Args:
-            weight: v_W, None for no change.
-            bias: v_b, likewise.
+            inputs: of the call, with their graph.
         """
+        return None
 
-    @abstractmethod
-    def weight_gradient(self, d: Tensor) -> Tensor:
-        """Return the gradient in the weight for output gradients d: like the weight."""
-
-    @abstractmethod
-    def bias_gradient(self, d: Tensor) -> Tensor:
-        """Return the gradient in the bias for output gradients d: like the bias."""
-
-    def through_weight(self, d: Tensor) -> Tensor:
-        """Return how far the weight's own gradient for d moves the outputs: like the outputs."""
-        return self.moved(self.weight_gradient(d), None)
+    @property
+    def through_outputs(self) -> MovedLayer | None:
+        """The layer itself where its parameters are best reached through its outputs."""
+        return None
 
     def positions(self) -> Tensor | None:
         """Return what the rows of all cotangents share: at each position, what d is multiplied by.
@@ -87,82 +80,70 @@ class Layer(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class ParameterGradients:
-    """The gradients of a layer's parameters for one backward, None where not computed.
+class MovedLayer(Layer):
+    """A layer whose parameters J and its transpose reach through its outputs.
 
-    Attributes:
-        weight: like the weight.
-        bias: like the bias.
+    A change of them moves the outputs, the outputs' gradients d make theirs: no gradient of a
+    weight is a step of a backward, and where it only moves outputs again it need not be formed.
     """
 
-    weight: Tensor | None
-    bias: Tensor | None
+    @property
+    def through_outputs(self) -> MovedLayer:
+        """Itself."""
+        return self
 
-
-@dataclass(frozen=True, eq=False)
-class ReplacedLayer(Layer):
-    """A layer whose double-backward torch computes with more work than it takes.
-
-    With B the Jacobian of the outputs in the inputs, ``pull`` is u -> B^T u and ``push`` v -> B v.
-    """
-
-    @cached_property
-    def constants(self) -> tuple[Tensor | None, Tensor | None]:
-        """Weight and bias without their graph."""
-        weight, bias = (None if p is None else p.detach() for p in (self.weight, self.bias))
-        return weight, bias
+    @classmethod
+    def together(cls, layers: Sequence[Any]) -> WeightCalls:
+        """Return the calls of such layers that share a weight."""
+        return WeightCalls(layers)
 
     @abstractmethod
-    def call(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Return the outputs by torch's own layer."""
-
-    @abstractmethod
-    def native(self, d: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
-        """Return torch's gradients in inputs, weight and bias for output gradients d.
+    def moved(self, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return how far a change of weight and bias moves the outputs: like the outputs.
 
         Args:
-            d: like the outputs.
-            wanted: which of the three; the others come as None or undefined.
+            weight: v_W, None for no change.
+            bias: v_b, None for no change.
         """
 
-    def pull(self, u: Tensor) -> Tensor:
-        """Return B^T u: like the inputs."""
-        return self.native(u, [True, False, False])[0]
-
-    def pull_all(self, u: Tensor) -> tuple[Tensor, ParameterGradients]:
-        """Return B^T u and the gradients of trained parameters for output gradients u."""
-        trained = self._trained()
-        pulled, *found = self.native(u, [True, *trained])
-        return pulled, _chosen(found, trained)
-
-    def parameter_gradients(self, d: Tensor) -> ParameterGradients:
-        """Return the gradients of trained parameters alone: together they take less than each."""
-        trained = self._trained()
-        return _chosen(self.native(d, [False, *trained])[1:], trained)
-
+    @abstractmethod
     def weight_gradient(self, d: Tensor) -> Tensor:
         """Return the gradient in the weight for output gradients d: like the weight."""
-        return self.native(d, [False, True, False])[1]
-
-    def _trained(self) -> list[bool]:
-        """Return whether torch's backward is to find the gradients in weight and bias."""
-        weight, bias = (p is not None and p.requires_grad for p in (self.weight, self.bias))
-        return [weight, bias and self.weight is not None]
 
     @abstractmethod
-    def push(self, v: Tensor) -> Tensor:
-        """Return B v: like the outputs."""
-
-    def push_changed(self, v: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Return B v and how far a change of weight and bias moves the outputs, added up.
-
-        Args:
-            v: like the inputs.
-            weight: v_W, None for no change.
-            bias: v_b, likewise.
-        """
-        return self.push(v).add_(self.moved(weight, bias))
+    def bias_gradient(self, d: Tensor) -> Tensor:
+        """Return the gradient in the bias for output gradients d: like the bias."""
 
 
-def _chosen(found: Sequence[Tensor], trained: Sequence[bool]) -> ParameterGradients:
-    return ParameterGradients(*(g if one else None for g, one in zip(found, trained, strict=True)))
+class WeightCalls:
+    """The calls that share one weight: its gradient is the sum of theirs.
+
+    Args:
+        layers: the calls.
+    """
+
+    def __init__(self, layers: Sequence[MovedLayer]) -> None:
+        self._layers = layers
+
+    def write_gradient(self, d: Sequence[Tensor], scale: Tensor, out: Tensor) -> None:
+        """Write the weight's gradient for output gradients d of each call, times a scale."""
+        torch.mul(self._gradient(d), scale, out=out)
+
+    def through(self, d: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return how far the weight's own gradient for d moves the outputs of each call."""
+        gradient = self._gradient(d)
+        return [layer.moved(gradient, None) for layer in self._layers]
+
+    def _gradient(self, d: Sequence[Tensor]) -> Tensor:
+        first, *rest = map(_weight_gradient, self._layers, d)
+        return sum(rest, first)
+
+
+def _weight_gradient(layer: MovedLayer, d: Tensor) -> Tensor:
+    return layer.weight_gradient(d)
+
+
+def weight_calls(layers: Sequence[MovedLayer]) -> WeightCalls:
+    """Return the calls that share a weight: of one kind, or of several as for a tied embedding."""
+    kinds = {type(layer) for layer in layers}
+    return kinds.pop().together(layers) if len(kinds) == 1 else WeightCalls(layers)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evalkit.layers.base import ReplacedLayer
+from evalkit.layers.replaced import Gradients, ReplacedLayer
 from evalkit.layers.rows import (
     FORMED_AT_ONCE,
     Formed,
@@ -77,15 +77,15 @@ class Convolution(ReplacedLayer):
         assert bias is not None
         return bias.view(1, -1, *[1] * len(self.stride))
 
-    def native(self, d: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
-        """Return the transposed convolution of d, the correlation with x and the sums of d."""
+    def pull(self, u: Tensor, wanted: Sequence[bool]) -> Gradients:
+        """Return the transposed convolution of u, the correlation with x and the sums of u."""
         weight = self.constants[0]
         assert weight is not None
-        return self.gradients(d, self.inputs, weight, self.groups, wanted)
+        return self.gradients(u, self.inputs, weight, self.groups, wanted)
 
     def gradients(
-        self, d: Tensor, inputs: Tensor, weight: Tensor, groups: int, wanted: list[bool]
-    ) -> Sequence[Tensor]:
+        self, d: Tensor, inputs: Tensor, weight: Tensor, groups: int, wanted: Sequence[bool]
+    ) -> Gradients:
         """Return the gradients of a convolution with this one's layout in what is wanted."""
         layout = (self.stride, self.padding, self.dilation, False, [0] * len(self.stride))
         return torch.ops.aten.convolution_backward(
@@ -95,10 +95,6 @@ class Convolution(ReplacedLayer):
     def push(self, v: Tensor) -> Tensor:
         """Return the convolution of v, without the bias."""
         return self.call(v, self.constants[0], None)
-
-    def bias_gradient(self, d: Tensor) -> Tensor:
-        """Return the sums of d over samples and positions."""
-        return d.sum((0, *range(2, d.dim())))
 
     def positions(self) -> Tensor:
         """Return the patch of inputs that each position of the outputs sees, in each group."""
@@ -211,6 +207,7 @@ class ConvolutionRows(GradientRows):
             one = d.reshape(1, -1, *d.shape[2:])
             like = x.new_empty(()).expand(one.shape[1], *layer.weight.shape[1:])
             found = layer.gradients(one, x, like, samples * groups, [False, True, False])[1]
+            assert found is not None
             rows.append(found.view(samples, -1))
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 

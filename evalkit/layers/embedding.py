@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from evalkit.errors import EvalkitError
-from evalkit.layers.base import Layer
+from evalkit.layers.base import MovedLayer, WeightCalls
 from evalkit.layers.rows import Formed, Lookups
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding(Layer):
+class Embedding(MovedLayer):
     """One call of ``F.embedding`` with indices (N, ...) as its inputs.
 
     Attributes:
@@ -23,33 +24,31 @@ class Embedding(Layer):
 
     padding: int | None
 
-    def _masked(self, values: Tensor) -> Tensor:
+    def masked(self, values: Tensor) -> Tensor:
         """Return values at the lookups, (..., *inputs, width), zero at the padding."""
         if self.padding is None:
             return values
         return values * (self.inputs != self.padding).unsqueeze(-1)
 
+    @classmethod
+    def together(cls, layers: Sequence[Embedding]) -> LookupCalls:
+        """Return calls whose lookups lie behind each other."""
+        return LookupCalls(layers)
+
     def moved(self, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Return the looked-up rows of v_W."""
         assert weight is not None
-        return self._masked(functional.embedding(self.inputs, weight))
+        return self.masked(functional.embedding(self.inputs, weight))
 
     def weight_gradient(self, d: Tensor) -> Tensor:
         """Return the table with each d added to the row of its index."""
         assert self.weight is not None
         table = d.new_zeros(self.weight.shape)
-        return table.index_add_(0, self.inputs.flatten(), self._masked(d).flatten(0, -2))
+        return table.index_add_(0, self.inputs.flatten(), self.masked(d).flatten(0, -2))
 
     def bias_gradient(self, d: Tensor) -> Tensor:
         """An embedding has no bias."""
         raise NotImplementedError
-
-    def through_weight(self, d: Tensor) -> Tensor:
-        """Return, at each lookup, the sum of d over all lookups of the same index."""
-        entries, places = self.inputs.flatten().unique(return_inverse=True)
-        sums = d.new_zeros(len(entries), d.shape[-1])
-        sums.index_add_(0, places, self._masked(d).flatten(0, -2))
-        return self._masked(sums[places].view_as(d))
 
     def weight_rows(
         self, d: Tensor, bias: bool = False, positions: Tensor | None = None
@@ -57,12 +56,33 @@ class Embedding(Layer):
         """Return rows that add each d_n to the row of its index."""
         assert self.weight is not None
         indices = self.inputs.reshape(len(self.inputs), -1)
-        masked = self._masked(d).reshape(*d.shape[:2], -1, d.shape[-1])
+        masked = self.masked(d).reshape(*d.shape[:2], -1, d.shape[-1])
         return Lookups(indices, masked, len(self.weight))
 
     def bias_rows(self, d: Tensor) -> Formed:
         """An embedding has no bias."""
         raise NotImplementedError
+
+
+class LookupCalls(WeightCalls):
+    """Calls of ``F.embedding`` with one table."""
+
+    def __init__(self, layers: Sequence[Embedding]) -> None:
+        super().__init__(layers)
+        self._lookups = layers
+
+    def through(self, d: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return, at each lookup, the sum of d over all lookups of the same index."""
+        indices = torch.cat([layer.inputs.flatten() for layer in self._lookups])
+        entries, places = indices.unique(return_inverse=True)
+        masked = [layer.masked(x).flatten(0, -2) for layer, x in zip(self._lookups, d, strict=True)]
+        sums = d[0].new_zeros(len(entries), d[0].shape[-1])
+        sums.index_add_(0, places, torch.cat(masked))
+        parts = sums[places].split([len(part) for part in masked])
+        return [
+            layer.masked(part.view_as(x))
+            for layer, part, x in zip(self._lookups, parts, d, strict=True)
+        ]
 
 
 def embedding(

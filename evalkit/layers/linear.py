@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evalkit.layers.base import Layer
+from evalkit.layers.base import MovedLayer, WeightCalls
 from evalkit.layers.rows import Formed, OuterProducts
 
 
 @dataclass(frozen=True, eq=False)
-class Linear(Layer):
+class Linear(MovedLayer):
     """One call of ``F.linear`` with inputs (N, ..., in)."""
 
     @property
@@ -21,6 +24,11 @@ class Linear(Layer):
         assert self.weight is not None
         outside, inside = self.weight.shape
         return 1, self.inputs[0].numel() // inside, inside, outside
+
+    @classmethod
+    def together(cls, layers: Sequence[Linear]) -> LinearCalls:
+        """Return calls whose positions lie under each other."""
+        return LinearCalls(layers)
 
     def moved(self, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Return x v_W^T + v_b."""
@@ -51,6 +59,48 @@ class Linear(Layer):
     def bias_rows(self, d: Tensor) -> Formed:
         """Return the column sums of D_n."""
         return Formed(d.double().reshape(*d.shape[:2], -1, d.shape[-1]).sum(2))
+
+
+class LinearCalls(WeightCalls):
+    """Calls of ``F.linear`` with one weight, as one call with all their positions as rows.
+
+    The weight's part of J^T c is D^T A over these rows, and moves the outputs by A (D^T A)^T =
+    (A A^T) D. With fewer rows than features, as for an MLP on a batch, the right side takes far
+    fewer multiplications, and A A^T is the same for every c.
+    """
+
+    def __init__(self, layers: Sequence[Linear]) -> None:
+        super().__init__(layers)
+        self._inputs = [layer.inputs for layer in layers]
+
+    def write_gradient(self, d: Sequence[Tensor], scale: Tensor, out: Tensor) -> None:
+        """Multiply D^T A straight into the result.
+
+        Fresh memory for 10 million numbers costs more than a matrix product, and is taken once.
+        """
+        torch.mm((_rows(d) * scale).T, _rows(self._inputs), out=out)
+
+    def through(self, d: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return A (A^T D) or (A A^T) D, whichever takes fewer multiplications."""
+        a, rows = _rows(self._inputs), _rows(d)
+        (count, inside), outside = a.shape, rows.shape[-1]
+        if count * (inside + outside) > 2 * inside * outside:
+            moved = a @ (a.T @ rows)
+        else:
+            moved = self._inner_products @ rows
+        parts = moved.split([x.shape[:-1].numel() for x in self._inputs])
+        return [part.view_as(one) for part, one in zip(parts, d, strict=True)]
+
+    @cached_property
+    def _inner_products(self) -> Tensor:
+        a = _rows(self._inputs)
+        return a @ a.T
+
+
+def _rows(values: Sequence[Tensor]) -> Tensor:
+    """Return all positions under each other."""
+    parts = [value.reshape(-1, value.shape[-1]) for value in values]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Linear | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evalkit.layers.base import ReplacedLayer
+from evalkit.layers.replaced import Gradients, ReplacedLayer
 from evalkit.layers.rows import Formed
 
 aten = torch.ops.aten
@@ -36,7 +36,7 @@ class Normalization(ReplacedLayer):
     rstd: Tensor
 
     @abstractmethod
-    def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Sequence[Tensor]:
+    def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Gradients:
         """Return torch's gradients in inputs, weight and bias, as far as wanted."""
 
     @abstractmethod
@@ -54,20 +54,24 @@ class Normalization(ReplacedLayer):
         assert bias is not None
         return self._per_channel(bias)
 
-    def native(self, d: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
-        """Return M diag(w) d, the sums of d x_hat and those of d."""
-        return self._backward(d, self.constants[0], wanted)
+    def pull(self, u: Tensor, wanted: Sequence[bool]) -> Gradients:
+        """Return M diag(w) u, the sums of u x_hat and those of u."""
+        inside, weighted, shifted = wanted
+        alone = shifted and self.weight is None  # which torch's kernels have no sums for
+        pulled, scale, shift = self._backward(
+            u, self.constants[0], [inside, weighted, shifted and not alone]
+        )
+        if alone:
+            assert self.bias is not None
+            shift = self._channel_sums(u[None]).sum((0, 1)).view_as(self.bias)
+        return pulled, scale, shift
 
     def push(self, v: Tensor) -> Tensor:
         """Return diag(w) M v."""
         pushed = self._backward(v, None, [True, False, False])[0]
+        assert pushed is not None
         weight = self.constants[0]
         return pushed if weight is None else pushed.mul_(self._per_channel(weight))
-
-    def bias_gradient(self, d: Tensor) -> Tensor:
-        """Return the sums of d."""
-        assert self.bias is not None
-        return self._channel_sums(d[None]).sum((0, 1)).view_as(self.bias)
 
     def positions(self) -> Tensor:
         """Return x_hat."""
@@ -98,7 +102,7 @@ class LayerNorm(Normalization):
         """Return the normalised inputs."""
         return functional.layer_norm(inputs, self.shape, weight, bias, self.eps)
 
-    def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Sequence[Tensor]:
+    def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Gradients:
         return aten.native_layer_norm_backward(
             d.contiguous(),
             self.inputs,
@@ -133,18 +137,17 @@ class GroupNorm(Normalization):
         outputs = functional.group_norm(inputs.contiguous(), self.groups, weight, bias, self.eps)
         return outputs.contiguous(memory_format=_memory_format(inputs))
 
-    def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Sequence[Tensor]:
+    def _backward(self, d: Tensor, weight: Tensor | None, wanted: list[bool]) -> Gradients:
         samples, channels, *rest = self.inputs.shape
         sizes = (samples, channels, math.prod(rest), self.groups)
         return aten.native_group_norm_backward(
             d.contiguous(), self.inputs, self.mean, self.rstd, weight, *sizes, wanted
         )
 
-    def push_changed(self, v: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Return diag(w) M v + v_w x_hat + v_b, x_hat as scaled and shifted inputs."""
-        pushed = self.push(v)
+    def add_moved(self, pushed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Add v_w x_hat + v_b, x_hat as scaled and shifted inputs."""
         if weight is None:
-            return pushed if bias is None else pushed.add_(self._per_channel(bias))
+            return super().add_moved(pushed, weight, bias)
         scale, shift = self._standardization
         weight = self._per_channel(weight)
         moved = weight * shift

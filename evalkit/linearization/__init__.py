@@ -2,7 +2,7 @@
 
 From the ground up: models and batches are taken as users have them (``wrapped``, ``given``,
 ``outputs``, ``failures``), what a forward does is recorded (``recorder``, ``forward``,
-``recording``), differentiated again and again (``double_backward``, ``tangents``), split into
+``recording``), differentiated again and again (``tangents``), split into
 ``micro_batches``, and made into inner products of per-sample gradients (``ruled_rows``,
 ``per_sample``, ``gram``) and the tangent kernel (``kernel``, ``sketch``); ``factors`` hands
 out what each layer's rows are made of. ``linearized`` holds what the rest of evalkit works with,

@@ -19,9 +19,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from evalkit.layers import LAYERS, Layer, ReplacedLayer
+from evalkit.layers import LAYERS, Layer
 from evalkit.linearization.broadcasts import Broadcast, broadcast_call
-from evalkit.linearization.double_backward import Backward, replaced
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +32,8 @@ class LayerUse:
         version: of its inputs at the call; an in-place change later would raise it.
         outputs: the graph edge of its outputs.
         weight: name of the trainable parameter, None where the weight is not one.
-        bias: likewise.
-        pushes: its backward is replaced, and its inputs depend on trainable parameters.
+        bias: name of the trainable parameter, None where the bias is not one.
+        shape: of its outputs.
     """
 
     layer: Layer
@@ -42,7 +41,7 @@ class LayerUse:
     outputs: GradientEdge
     weight: str | None
     bias: str | None
-    pushes: bool
+    shape: torch.Size
 
 
 class Recorder(TorchFunctionMode):
@@ -59,11 +58,10 @@ class Recorder(TorchFunctionMode):
 
     Args:
         names: of the parameters, by id.
-        backward: of the layers whose double-backward is replaced.
         samples: N.
     """
 
-    def __init__(self, names: dict[int, str], backward: Backward, samples: int) -> None:
+    def __init__(self, names: dict[int, str], samples: int) -> None:
         super().__init__()
         self.uses: list[LayerUse] = []
         self.broadcasts: list[Broadcast] = []
@@ -73,7 +71,6 @@ class Recorder(TorchFunctionMode):
         self.recomputed = False
         self.roughest: torch.dtype | None = None
         self._names = names
-        self._backward = backward
         self._samples = samples
 
     def __torch_function__(
@@ -82,11 +79,10 @@ class Recorder(TorchFunctionMode):
         """Run the call, and note it."""
         kwargs = kwargs or {}
         layer = self._layer(func, args, kwargs) if func in LAYERS else None
-        inputs = kwargs.get("input", args[0] if args else None)
-        pushes = False
-        if isinstance(layer, ReplacedLayer) and inputs is not None and _replaceable(layer):
-            output, pushes = replaced(layer, inputs, self._backward), inputs.requires_grad
-        else:
+        output = None
+        if layer is not None and _replaceable(layer):
+            output = layer.replaced(kwargs["input"] if "input" in kwargs else args[0])
+        if output is None:
             output = self._run(func, args, kwargs)
         self._note_precision(output)
         used = [self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if self._known(leaf)]
@@ -100,7 +96,7 @@ class Recorder(TorchFunctionMode):
                 edge = get_gradient_edge(output)
                 weight, bias = (self._names.get(id(p)) for p in (layer.weight, layer.bias))
                 version = layer.inputs._version
-                self.uses.append(LayerUse(layer, version, edge, weight, bias, pushes))
+                self.uses.append(LayerUse(layer, version, edge, weight, bias, output.shape))
             else:
                 self.other.update(used)
         return output
@@ -165,7 +161,7 @@ def _saved_elsewhere() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
-def _replaceable(layer: ReplacedLayer) -> bool:
+def _replaceable(layer: Layer) -> bool:
     """Whether the backward of a call is free to be another than torch's.
 
     A weight that is computed has a graph of its own, through which derivatives in the inputs or in

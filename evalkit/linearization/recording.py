@@ -16,7 +16,6 @@ from evalkit.linearization.determinism import (
     random_state,
     refuse_random_forward,
 )
-from evalkit.linearization.double_backward import Backward
 from evalkit.linearization.failures import forward_failures
 from evalkit.linearization.forward import Evaluation, differentiable
 from evalkit.linearization.given import Inputs
@@ -46,7 +45,6 @@ class Recording:
             axis meet the batch, by name, if axis 0 is the sample axis there.
         call: maps (parameters by name, inputs) to logits: the same forward again.
         inputs: the inputs of this pass.
-        backward: how backwards through its replaced layers are run.
         model: as given.
         foreign: the graph has autograd functions of the model's own.
         roughest: the precision with the fewest digits that a result has.
@@ -60,7 +58,6 @@ class Recording:
     broadcasts: dict[str, tuple[Broadcast, ...]]
     call: Callable[[dict[str, Tensor], Inputs], Tensor]
     inputs: Inputs
-    backward: Backward
     model: nn.Module
     foreign: bool
     roughest: torch.dtype
@@ -101,8 +98,7 @@ def record(evaluated: Evaluation, inputs: Inputs, samples: int) -> Recording:
     """
     model, trainable, parameters = evaluated.model, evaluated.trainable, evaluated.parameters
     call, inputs = evaluated.call, evaluated.cast(inputs)
-    backward = Backward()
-    recorder = Recorder({id(value): name for name, value in parameters.items()}, backward, samples)
+    recorder = Recorder({id(value): name for name, value in parameters.items()}, samples)
     with differentiable(), preserved_random_state(), recorder:
         state = random_state()
         with forward_failures(model, inputs):
@@ -137,7 +133,6 @@ def record(evaluated: Evaluation, inputs: Inputs, samples: int) -> Recording:
         broadcasts,
         call,
         inputs,
-        backward,
         model,
         foreign,
         recorder.roughest or logits.dtype,

@@ -13,8 +13,8 @@ from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization, linearize
 from evalkit.linearization.given import Inputs
 from evalkit.linearization.precision import without_autocast
-from evalkit.metrics import batch_metrics
 from evalkit.scoring import score_linearization
+from evalkit.scoring.metrics import batch_metrics
 from evalkit.settings import Settings
 from evalkit.storage.columns import frame_of
 from evalkit.storage.rows import Batch, Cell, Score

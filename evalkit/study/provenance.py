@@ -18,7 +18,7 @@ from evalkit.machine import versions
 from evalkit.settings import Settings
 from evalkit.study.source_files import sources
 from evalkit.tasks import Task
-from evalkit.updates.registry import function_of
+from evalkit.updates.parser import function_of
 from evalkit.version import __version__
 
 

@@ -116,7 +116,7 @@ def gradients_changed_on_the_way(draw):
 
 # --- derivatives, vectorisation and recomputation inside the forward -------------------------
 
-ENERGY = ["conv.weight", "norm.weight", "norm.bias", "second.weight"]
+ENERGY = ["conv.weight", "norm.weight", "second.weight"]
 
 
 @layer_case(fallback=ENERGY, vectorized=False)
@@ -131,7 +131,7 @@ def forces_through_convolutions_and_group_norm(draw):
     return Net(rule, **parts, out=nn.Linear(18, 3)), draw.normal(4, 2, 6), draw.integers(3, 4)
 
 
-@layer_case(fallback=["conv.weight", "norm.weight", "norm.bias"])
+@layer_case(fallback=["conv.weight", "norm.weight"])
 def forces_on_hidden_features_through_layer_norm(draw):
     """Differentiated in features that themselves depend on parameters."""
 
@@ -145,7 +145,7 @@ def forces_on_hidden_features_through_layer_norm(draw):
     return Net(rule, **parts, out=nn.Linear(24, 3)), draw.normal(4, 2, 6), draw.integers(3, 4)
 
 
-@layer_case(fallback=["conv.weight", "norm.weight", "norm.bias"], vectorized=False)
+@layer_case(fallback=["conv.weight", "norm.weight"], vectorized=False)
 def derivative_of_a_derivative_inside(draw):
     def rule(net, x):
         x = x.detach().requires_grad_()

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from evalkit.indicator import Indicator
 from evalkit.linearization import Linearization
 from evalkit.rounding import fisher_trace, gradient_noise
-from evalkit.updates import Update
-from evalkit.updates.registry import Rounding
+from evalkit.updates import CotangentUpdate, Update
+from evalkit.updates.types import Rounding
 
 SAFETY = 8.0
 """What first-order estimates with random signs are multiplied by."""
@@ -58,7 +58,9 @@ def score_error(
     if not (found.fisher_norm and found.slope):
         value = 0.0 if length == 0 else math.inf
         return Error(value, value)
-    rounding = update.rounding if update.rounding is not None else _of_entries(lin, update, length)
+    rounding = update.rounding if isinstance(update, CotangentUpdate) else None
+    if rounding is None:
+        rounding = _of_entries(lin, update, length)
     spread = math.sqrt(fisher_trace(lin) / math.sqrt(lin.num_params))
     relative = SAFETY * (
         rounding.moved * spread / found.fisher_norm + rounding.slope / abs(found.slope)
@@ -66,8 +68,9 @@ def score_error(
     relative += (LEAST + float(lin.logits.abs().max())) * lin.unit
     relative = max(relative, floor_ratio - 1)
     relative = relative if relative < 1 else math.inf
-    of_solver = update.error or 0.0
-    return Error(relative + of_solver, relative + (of_solver if update.curable else 0.0))
+    report = update.report
+    left = report.error if report else 0.0
+    return Error(relative + left, relative + (left if report and report.curable else 0.0))
 
 
 def _of_entries(lin: Linearization, update: Update, length: float) -> Rounding:
@@ -77,7 +80,7 @@ def _of_entries(lin: Linearization, update: Update, length: float) -> Rounding:
     """
     norms, noise = lin.gradient_norms, gradient_noise(lin)
     relative = float(noise.norm()) / max(float(norms.norm()), 1e-300)
-    if update.cotangents is not None:
+    if isinstance(update, CotangentUpdate):
         r = lin.logit_gradient_norms
         sizes = lin.sample_dots(update.cotangents, update.cotangents).sqrt() / r.where(r > 0, 1.0)
         moved = float((sizes * noise).norm())
