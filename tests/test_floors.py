@@ -16,7 +16,7 @@ PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet names
 registry extras settings reductions
-storage.files
+storage.files given_settings
 storage.json_files storage.rows
 storage.columns
 likelihoods storage.tables
