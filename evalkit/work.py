@@ -87,18 +87,22 @@ TYPICAL = Rates(single=2.0**36, double=2.0**35, calls=2.0**19)
 
 
 def machine_rates(device: torch.device) -> Rates:
-    """Return the rates of a device, measured once in a process: about 10 ms.
+    """Return the rates of a device, measured once in a process: some 10 ms.
 
     Each is the best of several short repetitions in the time of this thread, which other processes
-    take no part of, and is rounded to a power of two, that of operations to one of four: it
-    varies most.
+    take no part of, and is rounded to a power of two, that of operations to one of four: it varies
+    most. Matrix products are taken to gain from every thread of torch.
     """
-    return _measured(device, torch.get_num_threads())
+    return _measured(device, torch.get_num_threads() if device.type == "cpu" else 1)
 
 
 @cache
 def _measured(device: torch.device, threads: int) -> Rates:
-    """Return the rates of a device with so many threads of torch."""
+    """Return the rates of a device with so many threads of torch, each as fast as one alone.
+
+    Several that wait for each other beside a busy process would say more of that than of the
+    machine.
+    """
     size = 256 if device.type == "cpu" else 2048  # small and large enough for a millisecond
     few = torch.ones(4, device=device)
 
@@ -110,18 +114,23 @@ def _measured(device: torch.device, threads: int) -> Rates:
         matrix = torch.ones(size, size, dtype=dtype, device=device)
         return lambda: matrix @ matrix
 
-    single, double = (
-        _rounded(size**3 / _least_time(product(dtype), device))
-        for dtype in (torch.float32, torch.float64)
-    )
-    return Rates(single, double, _rounded(200 / _least_time(operations, device), step=4))
+    kept = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        single, double = (
+            _rounded(threads * size**3 / _least_time(product(dtype), device))
+            for dtype in (torch.float32, torch.float64)
+        )
+        return Rates(single, double, _rounded(200 / _least_time(operations, device), step=4))
+    finally:
+        torch.set_num_threads(kept)
 
 
 def _least_time(work: Callable[[], object], device: torch.device) -> float:
     """Return the least time of a few repetitions, after one that does not count."""
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     least = math.inf
-    for repetition in range(8):
+    for repetition in range(16):
         _wait(device)
         start = clock()
         work()
