@@ -25,11 +25,13 @@ storage.lost_rows toy_tables overlap
 storage
 doubts
 layers factor
-linearization.modules linearization.broadcasts linearization.precision
-linearization.given linearization.outputs linearization.wrapped linearization.bags
-linearization.failures linearization.substitutes
-linearization.determinism
-linearization.recorder linearization.forward
+evaluation.modules evaluation.precision evaluation.given evaluation.outputs evaluation.bags
+evaluation.wrapped evaluation.substitutes evaluation.determinism
+evaluation.failures
+evaluation.forward
+evaluation
+linearization.broadcasts
+linearization.recorder
 linearization.graph_ends
 linearization.recording
 linearization.adjoint linearization.sample_axis

@@ -13,7 +13,7 @@ from torch import nn
 
 from evalkit.checkpoints import Checkpoint, Trajectory
 from evalkit.errors import EvalkitError
-from evalkit.linearization.forward import cast
+from evalkit.evaluation.forward import cast
 from evalkit.machine import versions
 from evalkit.settings import Settings
 from evalkit.study.source_files import sources
