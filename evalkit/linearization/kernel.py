@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from evalkit.layers.rows import pair_costs
 from evalkit.linearization.gram import Side, gram_matrix, side
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import PerSample
@@ -93,11 +92,7 @@ def pass_work(batches: MicroBatches) -> float:
 def product_work(batches: MicroBatches) -> float:
     """Return the multiplications of a product J J^T c: two passes and the weights' part."""
     samples, total = len(batches.logits), PRODUCT_OVERHEAD + 2 * pass_work(batches)
-    for use in batches[0].recording.uses:
-        groups, positions, inside, outside = use.layer.matrix_shape
-        one_pass = samples * positions * groups * inside * outside
-        total += min(2 * one_pass, (samples * positions) ** 2 * groups * outside)
-    return total
+    return total + sum(u.layer.work.kernel_product(samples) for u in batches[0].recording.uses)
 
 
 def kernel_work(batches: MicroBatches, draws: int | None = None) -> float:
@@ -116,10 +111,7 @@ def kernel_work(batches: MicroBatches, draws: int | None = None) -> float:
     recording = batches[0].recording
     total = (outputs if draws is None else outputs + draws) * pass_work(batches)
     for use in recording.uses:
-        groups, positions, inside, outside = use.layer.matrix_shape
-        shape = (groups, outputs, samples, positions, outside)
-        other = (groups, columns, samples, positions, outside)
-        total += 2 * min(pair_costs(shape, other, inside))
+        total += 2 * use.layer.work.inner_products(samples, outputs, columns)
     return total + 2 * samples**2 * outputs * columns * _unruled(recording)
 
 
