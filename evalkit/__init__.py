@@ -14,7 +14,7 @@ from evalkit.version import __version__
 
 if TYPE_CHECKING:
     from evalkit.indicator import gamma
-    from evalkit.linearization import Linearization, linearize
+    from evalkit.linearization import FormedRows, LayerFactors, Linearization, linearize
     from evalkit.next_token import shifted_labels
     from evalkit.scoring import score
     from evalkit.solvers import NaturalGradient, natural_gradient
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from evalkit.updates import Update, method, methods, update
 
 _HOME = {
+    "FormedRows": "evalkit.linearization",
+    "LayerFactors": "evalkit.linearization",
     "Linearization": "evalkit.linearization",
     "NaturalGradient": "evalkit.solvers",
     "Task": "evalkit.tasks",
@@ -38,6 +40,8 @@ _HOME = {
 
 __all__ = [
     "EvalkitError",
+    "FormedRows",
+    "LayerFactors",
     "Linearization",
     "NaturalGradient",
     "Task",

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from evalkit.indicator import Indicator
 from evalkit.linearization import Linearization
+from evalkit.rounding import fisher_trace, gradient_noise
 from evalkit.updates import Update
 from evalkit.updates.registry import Rounding
 
@@ -58,7 +59,7 @@ def score_error(
         value = 0.0 if length == 0 else math.inf
         return Error(value, value)
     rounding = update.rounding if update.rounding is not None else _of_entries(lin, update, length)
-    spread = math.sqrt(lin.fisher_trace / math.sqrt(lin.num_params))
+    spread = math.sqrt(fisher_trace(lin) / math.sqrt(lin.num_params))
     relative = SAFETY * (
         rounding.moved * spread / found.fisher_norm + rounding.slope / abs(found.slope)
     )
@@ -74,7 +75,7 @@ def _of_entries(lin: Linearization, update: Update, length: float) -> Rounding:
 
     A sum of gradients moves with each of them; a vector moves J d by a part of |J| |d|.
     """
-    norms, noise = lin.gradient_norms, lin.gradient_noise
+    norms, noise = lin.gradient_norms, gradient_noise(lin)
     relative = float(noise.norm()) / max(float(norms.norm()), 1e-300)
     if update.cotangents is not None:
         r = lin.logit_gradient_norms

@@ -15,11 +15,12 @@ import evalkit
 import evalkit.linearization
 import evalkit.linearization.gram
 from evalkit.updates.sf import sampled_logit_gradients
-from tests import dense
-from tests.blocks import shrink
-from tests.cases import CASES, Batch, Draw, Net
-from tests.table import initialise
-from tests.test_properties import SOME, cosine, random_vectors
+from tests.support import dense
+from tests.support.blocks import shrink
+from tests.support.cases import CASES, Batch, Draw, Net
+from tests.support.chosen_cases import SECOND_ROUTE_NEEDED, SOME
+from tests.support.table import initialise
+from tests.support.vectors import cosine, random_vectors
 
 # --- the reference itself --------------------------------------------------------------------
 
@@ -255,19 +256,6 @@ def test_gram_in_small_blocks(name: str, elements: int, monkeypatch: pytest.Monk
     shrink(monkeypatch, elements)
     batch = CASES[name].make()
     torch.testing.assert_close(evalkit.linearize(*batch).gram, dense.dense(*batch).gram)
-
-
-SECOND_ROUTE_NEEDED = {
-    "sequence_first_as_long_as_the_batch",
-    "samples_that_interact",
-    "samples_reordered_inside",
-    "samples_sorted_by_value",
-    "samples_answered_by_their_neighbour",
-    "last_two_samples_interact",
-    "context_shared_by_the_batch",
-    "contrastive_pairs",
-    "forces_of_an_energy",
-}
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in SECOND_ROUTE_NEEDED])

@@ -26,7 +26,7 @@ from evalkit.study import run_study
 from evalkit.tasks import Task
 from evalkit.tasks.task import seeded
 from evalkit.training import train
-from tests.adapters import (
+from tests.support.adapters import (
     TASK,
     adapted,
     bert,
@@ -38,7 +38,7 @@ from tests.adapters import (
     t5,
     train_with_trainer,
 )
-from tests.trainers import gpt2
+from tests.support.trainers import gpt2
 
 CLASSES, NEXT = {"task_type": "SEQ_CLS"}, {"task_type": "CAUSAL_LM"}
 QUERIES = {"target_modules": ["query", "value"], **CLASSES}

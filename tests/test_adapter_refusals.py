@@ -15,7 +15,7 @@ from torch import nn
 
 from evalkit.checkpoints import load_into, open_trajectory, verify_trajectory
 from evalkit.tasks import Task
-from tests.adapters import (
+from tests.support.adapters import (
     T5_TASK,
     adapted,
     bert,
@@ -27,7 +27,7 @@ from tests.adapters import (
     refused,
     save_adapter,
 )
-from tests.folders import model, save, sentence, values
+from tests.support.folders import model, save, sentence, values
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from evalkit.settings import Settings
 from evalkit.study import run_study
 from evalkit.tasks import Task
 from evalkit.testing import checkpoint_batches
-from tests.adapters import (
+from tests.support.adapters import (
     T5_TASK,
     TASK,
     adapted,
@@ -31,7 +31,7 @@ from tests.adapters import (
     t5,
     train_with_trainer,
 )
-from tests.folders import values
+from tests.support.folders import values
 
 KINDS = {
     "lora": (TASK, lambda: lora()),
@@ -193,7 +193,7 @@ def test_a_study_of_adapters(tmp_path: Path, config: Any) -> None:
 
 
 def _file(folder: Path) -> str:
-    (folder / "own_task.py").write_text("from tests.adapters import TASK as task\n")
+    (folder / "own_task.py").write_text("from tests.support.adapters import TASK as task\n")
     return f"{folder / 'own_task.py'}:task"
 
 

@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 import evalkit
-from tests import dense
-from tests.table import Draw, Net
-from tests.test_refusals import refusal
+from tests.support import dense
+from tests.support.refusals import refusal
+from tests.support.table import Custom, Draw, Net
 
 TARGETS = torch.tensor([0, 1, 2, 0, 1, 2])
 OPERATORS = torch.library.Library("evalkit_tests", "DEF")
@@ -72,17 +72,6 @@ class Reentrant(Function):
         with torch.enable_grad():
             ctx.layer(h).backward(u)
         return None, h.grad
-
-
-class Custom(nn.Module):
-    """A layer made of one function."""
-
-    def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.rule = rule
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.rule(h)
 
 
 def hooked(hook: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

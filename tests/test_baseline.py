@@ -12,8 +12,8 @@ import pytest
 from evalkit.gate.baseline import baseline_of, update_baseline
 from evalkit.gate.baseline_file import COLUMNS, read_baseline, render
 from evalkit.run import Run, read_provenance
-from tests.folders import sentence
-from tests.gates import Made
+from tests.support.folders import sentence
+from tests.support.gates import Made
 
 HEADER = """\
 # evalkit baseline: 1

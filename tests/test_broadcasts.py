@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import evalkit
-from tests.table import Draw, Net
+from tests.support.table import Draw, Net
 
 METHODS = ("sgd", "ef", "ief", "sf")
 

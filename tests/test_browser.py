@@ -22,7 +22,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from evalkit.page import render_page
 from evalkit.reports import studies_of
 from evalkit.run import read_run
-from tests.test_run import cell, ngd_row, score_row, write_run
+from tests.support.written_runs import cell, ngd_row, score_row, write_run
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")

@@ -29,7 +29,7 @@ from evalkit.run import read_run
 from evalkit.scoring import score
 from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
 from evalkit.trainer_batches import supervised
-from tests.trainers import METHODS, WORDS, Masking, adapted, scorer, trainer
+from tests.support.trainers import METHODS, WORDS, Masking, adapted, scorer, trainer
 
 
 class Watch(transformers.TrainerCallback):

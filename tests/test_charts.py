@@ -20,8 +20,8 @@ from evalkit.page.swatches import swatch
 from evalkit.pairs import compare, parse_pair
 from evalkit.run import read_run
 from evalkit.sweeps import damping_places
-from tests.colors import distance, on_dark_paper
-from tests.test_run import PROVENANCE, cell, score_row, write_run
+from tests.support.colors import distance, on_dark_paper
+from tests.support.written_runs import PROVENANCE, cell, score_row, write_run
 
 DAMPINGS = (0.0, 1e-6, 1e-3)
 

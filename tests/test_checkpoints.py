@@ -14,7 +14,7 @@ from evalkit.checkpoints import (
     verify_trajectory,
 )
 from evalkit.checkpoints.manifest import MANIFEST_NAME
-from tests.folders import model, refused, save, sentence, with_manifest
+from tests.support.folders import model, refused, save, sentence, with_manifest
 
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "digits-mlp"
 

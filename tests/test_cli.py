@@ -20,20 +20,10 @@ from evalkit.cli.progress import Lines, duration
 from evalkit.errors import EvalkitError
 from evalkit.run import read_run
 from evalkit.updates import methods
-from tests.folders import BUNDLED
+from tests.support.folders import BUNDLED
+from tests.support.refusals import sentence
 
 SMALL = ["--batches", "2", "--batch-size", "16"]
-
-
-def sentence(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """Run a command that must be refused, and return its one sentence."""
-    status = main(arguments)
-    error = capsys.readouterr().err
-    assert status == 2
-    lines = [line for line in error.splitlines() if line.startswith("evalkit: error: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in error
-    return lines[0]
 
 
 def test_score_and_report_make_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
-from torch import Tensor
 
 import evalkit
 from evalkit.updates.sf import sampled_logit_gradients
-from tests import dense
-from tests.cases import CASES
-
-TIGHT = 1e-9
-NGD = "ngd:tolerance=1e-12:max_iterations=2000"
-
-every_case = pytest.mark.parametrize("name", CASES)
-
-
-@functools.cache
-def reference(name: str) -> dense.Dense:
-    return dense.dense(*CASES[name].make())
-
-
-@functools.cache
-def linearized(name: str) -> evalkit.Linearization:
-    return evalkit.linearize(*CASES[name].make())
-
-
-def random_vector(size: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, generator=generator, dtype=torch.float64)
-
-
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float = TIGHT) -> None:
-    """|actual - expected| <= tolerance |expected|, and the same shape."""
-    assert actual.shape == expected.shape
-    error = float((actual.double() - expected).norm() / expected.norm())
-    assert error <= tolerance, f"relative error {error:.1e}"
-
-
-def cosine(a: Tensor, b: Tensor) -> float:
-    return float(a @ b / (a.norm() * b.norm()))
-
-
-def well_conditioned(expected: dense.Dense) -> bool:
-    """Whether a solve with the undamped Gram matrix is accurate enough to be compared."""
-    values = torch.linalg.eigvalsh(expected.gram)
-    return bool(values[0] > 1e-7 * values[-1])
-
+from tests.support import dense
+from tests.support.agreement import TIGHT, assert_near_in_norm, well_conditioned
+from tests.support.cases import CASES
+from tests.support.chosen_cases import every_case, linearized, reference
+from tests.support.expected_scores import NGD
+from tests.support.vectors import cosine, random_vector
 
 # --- the linearization -----------------------------------------------------------------------
 
@@ -64,9 +27,9 @@ def test_sizes(name: str) -> None:
 @every_case
 def test_logits_losses_and_gradient(name: str) -> None:
     lin, expected = linearized(name), reference(name)
-    assert_near(lin.logits, expected.logits)
-    assert_near(lin.losses, expected.losses)
-    assert_near(lin.gradient, expected.gradient)
+    assert_near_in_norm(lin.logits, expected.logits)
+    assert_near_in_norm(lin.losses, expected.losses)
+    assert_near_in_norm(lin.gradient, expected.gradient)
 
 
 @every_case
@@ -74,7 +37,7 @@ def test_jvp(name: str) -> None:
     lin, expected = linearized(name), reference(name)
     for seed in range(2):
         v = random_vector(expected.num_params, seed)
-        assert_near(lin.jvp(v), expected.jvp(v))
+        assert_near_in_norm(lin.jvp(v), expected.jvp(v))
 
 
 @every_case
@@ -82,7 +45,7 @@ def test_vjp(name: str) -> None:
     lin, expected = linearized(name), reference(name)
     for seed in range(2):
         c = random_vector(expected.logits.numel(), seed).reshape(expected.logits.shape)
-        assert_near(lin.vjp(c), expected.vjp(c))
+        assert_near_in_norm(lin.vjp(c), expected.vjp(c))
 
 
 @every_case
@@ -90,7 +53,7 @@ def test_fisher_vector_product(name: str) -> None:
     lin, expected = linearized(name), reference(name)
     for seed in range(2):
         v = random_vector(expected.num_params, seed)
-        assert_near(lin.fvp(v), expected.fisher @ v)
+        assert_near_in_norm(lin.fvp(v), expected.fisher @ v)
 
 
 @every_case
@@ -105,8 +68,8 @@ def test_gram_matrix(name: str) -> None:
 @every_case
 def test_norms_and_floor(name: str) -> None:
     lin, expected = linearized(name), reference(name)
-    assert_near(lin.gradient_norms, expected.gradient_norms)
-    assert_near(lin.logit_gradient_norms, expected.logit_gradient_norms)
+    assert_near_in_norm(lin.gradient_norms, expected.gradient_norms)
+    assert_near_in_norm(lin.logit_gradient_norms, expected.logit_gradient_norms)
     assert isinstance(lin.gamma_floor, float)
     assert lin.gamma_floor == pytest.approx(expected.gamma_floor, rel=1e-8)
 
@@ -149,11 +112,13 @@ def test_method_names() -> None:
 def test_direct_updates_with_moderate_damping(name: str) -> None:
     lin, expected = linearized(name), reference(name)
     for damping in (1e-3, 0.5):
-        assert_near(evalkit.update("sgd", lin, damping=damping), dense.sgd(expected))
-        assert_near(evalkit.update("ef", lin, damping=damping), dense.ef(expected, damping))
-        assert_near(evalkit.update("ief", lin, damping=damping), dense.ief(expected, damping))
+        assert_near_in_norm(evalkit.update("sgd", lin, damping=damping), dense.sgd(expected))
+        assert_near_in_norm(evalkit.update("ef", lin, damping=damping), dense.ef(expected, damping))
+        assert_near_in_norm(
+            evalkit.update("ief", lin, damping=damping), dense.ief(expected, damping)
+        )
         tikhonov = evalkit.update("ief-tikhonov", lin, damping=damping)
-        assert_near(tikhonov, dense.ief_tikhonov(expected, damping), 1e-8)
+        assert_near_in_norm(tikhonov, dense.ief_tikhonov(expected, damping), 1e-8)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if well_conditioned(reference(name))])
@@ -174,7 +139,7 @@ def test_sampled_fisher_update(name: str) -> None:
         assert sampled.shape == (labels_per_sample, *expected.logits.shape)
         settings = {"seed": 7, "labels_per_sample": labels_per_sample}
         actual = evalkit.update("sf", lin, damping=damping, **settings)
-        assert_near(actual, dense.sf(expected, sampled, damping), 1e-8)
+        assert_near_in_norm(actual, dense.sf(expected, sampled, damping), 1e-8)
         named = f"sf:labels_per_sample={labels_per_sample}"
         assert torch.equal(evalkit.update(named, lin, damping=damping, seed=7), actual)
 
@@ -186,12 +151,12 @@ def test_natural_gradient(name: str) -> None:
     wanted = dense.ngd(expected, damping)
     found = evalkit.natural_gradient(lin, damping=damping, max_iterations=2000, tolerance=1e-12)
     assert found.converged
-    assert_near(found.solution, wanted, 1e-7)
+    assert_near_in_norm(found.solution, wanted, 1e-7)
     assert len(found.gammas) == found.iterations
     assert found.gammas[-1] == pytest.approx(expected.gamma(wanted), rel=1e-6)
-    assert_near(evalkit.update(NGD, lin, damping=damping), wanted, 1e-7)
+    assert_near_in_norm(evalkit.update(NGD, lin, damping=damping), wanted, 1e-7)
     keywords = {"max_iterations": 2000, "tolerance": 1e-12}
-    assert_near(evalkit.update("ngd", lin, damping=damping, **keywords), wanted, 1e-7)
+    assert_near_in_norm(evalkit.update("ngd", lin, damping=damping, **keywords), wanted, 1e-7)
 
 
 @pytest.mark.parametrize("damping", [1e-12, 1e-8, 1e-2])
@@ -239,6 +204,6 @@ def test_calls_under_no_grad() -> None:
     v = random_vector(expected.num_params)
     with torch.no_grad():
         lin = evalkit.linearize(*CASES[name].make())
-        assert_near(lin.fvp(v), expected.fisher @ v)
-        assert_near(lin.gram, expected.gram)
-        assert_near(evalkit.update("ief", lin, damping=1e-2), dense.ief(expected, 1e-2))
+        assert_near_in_norm(lin.fvp(v), expected.fisher @ v)
+        assert_near_in_norm(lin.gram, expected.gram)
+        assert_near_in_norm(evalkit.update("ief", lin, damping=1e-2), dense.ief(expected, 1e-2))

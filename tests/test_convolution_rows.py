@@ -11,15 +11,9 @@ from torch.nn import functional
 
 from evalkit.layers.convolution import CONVOLUTIONS, FEWEST_CHANNELS, ConvolutionRows
 from evalkit.layers.rows import GradientRows, OuterProducts
-from tests.blocks import shrink
-from tests.table import Draw
-from tests.test_gradient_rows import (
-    assert_inner,
-    choose,
-    every_route,
-    inner,
-    with_or_without_bias,
-)
+from tests.support.blocks import shrink
+from tests.support.drawn_rows import assert_inner, choose, every_route, inner, with_or_without_bias
+from tests.support.table import Draw
 
 CALLS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import evalkit
 from evalkit.doubts import MARKED
-from tests import dense, exact
 from tests.benchmarks.accuracy import DAMPINGS, FAR, METHODS, drawn
 from tests.benchmarks.small_problems import Problem
+from tests.support import dense, exact
 
 PROBLEMS = [
     Problem("iris", scaled=False, width=6, activation=nn.Tanh, epochs=30),

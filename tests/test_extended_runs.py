@@ -20,7 +20,7 @@ from evalkit.lost_rows import lost_rows
 from evalkit.notes import notes_on
 from evalkit.run import read_provenance, read_run
 from evalkit.study import Start, checkpoint_entry
-from tests.small_studies import SMALL, study, tables, task, task_on, tensors
+from tests.support.small_studies import SMALL, study, tables, task, task_on, tensors
 
 
 class Watch:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import evalkit
 from evalkit.linearization.failures import forward_failures
-from tests.given import (
+from tests.support.given import (
     Around,
     Two,
     found,

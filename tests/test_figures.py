@@ -22,7 +22,7 @@ from evalkit.figures.palette import method_styles
 from evalkit.figures.plots import plot_efficiency, plot_imbalance, plot_ratio
 from evalkit.results import near_zero, summarize, summarize_batches
 from evalkit.run import Run, read_run
-from tests.test_run import cell, ngd_row, score_row, write_run
+from tests.support.written_runs import cell, ngd_row, score_row, write_run
 
 
 def run_of(folder: Path, ef: list[list[float]], dampings: tuple[float, ...] = (1e-12,)) -> Run:

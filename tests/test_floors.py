@@ -35,12 +35,13 @@ linearization.adjoint linearization.sample_axis
 linearization.ruled_rows linearization.per_sample
 linearization.tangents
 linearization.micro_batches
-linearization.gram linearization.rounding
-linearization.kernel linearization.linear_maps
+linearization.gram
+linearization.kernel linearization.linear_maps linearization.factors
 linearization.sketch
 linearization.linearized
+linearization.entry
 linearization
-indicator
+indicator rounding
 solvers
 updates
 accuracy metrics

@@ -11,15 +11,11 @@ import pytest
 from evalkit.errors import EvalkitError
 from evalkit.gate.baseline import baseline_of
 from evalkit.gate.check import check
-from evalkit.gate.comparison import ALL, Check, Comparison
+from evalkit.gate.comparison import ALL
 from evalkit.paired import interval
-from tests.gates import SGD_GAMMA, Made, checked
+from tests.support.gates import SGD_GAMMA, Made, checked, rows_of
 
 EXPECTED = (0.5, 0.6, 0.7, 0.8)
-
-
-def rows_of(check: Check, method: str = "ef") -> dict[str, Comparison]:
-    return {row.metric: row for row in check.comparisons if row.method == method}
 
 
 def scaled(*factors: float) -> Made:

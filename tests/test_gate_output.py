@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,12 @@ import junitparser
 import pytest
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from evalkit.cli import main
 from evalkit.gate.comparison import METRICS, Check, Comparison, Verdict
 from evalkit.gate.figure import plot_differences, write_differences
 from evalkit.gate.output import HEAD, headline, junit, markdown, terminal_table
-from tests.gates import Made
+from tests.support.gates import Made, printed
 
 
 def row(
@@ -41,16 +39,6 @@ ALL_KINDS = check_of(
     row("same", "ief", difference=0.001),
     notes=("dtype float64 instead of float32",),
 )
-
-
-def printed(check: Check) -> list[str]:
-    """Return the lines of the terminal table, without its frame."""
-    table = terminal_table(check)
-    assert table is not None
-    console = Console(file=io.StringIO(), width=200)
-    console.print(table)
-    assert isinstance(console.file, io.StringIO)
-    return [line.strip() for line in console.file.getvalue().splitlines() if line.strip(" ─")]
 
 
 def test_the_headline_counts() -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import evalkit
 from evalkit.tasks import Samples
 from evalkit.tasks.samples import as_samples
-from tests.given import (
+from tests.support.given import (
     DAMPING,
     METHODS,
     TARGETS,

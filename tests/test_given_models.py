@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import evalkit
 from evalkit.linearization.precision import AtLeast
-from tests.given import (
+from tests.support.given import (
     TARGETS,
     Around,
     expected,

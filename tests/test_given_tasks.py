@@ -12,7 +12,7 @@ from evalkit.cli import main
 from evalkit.cost import _problem
 from evalkit.settings import Settings
 from evalkit.tasks import Task
-from tests.given import (
+from tests.support.given import (
     TARGETS,
     Around,
     inputs,

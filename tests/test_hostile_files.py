@@ -16,9 +16,9 @@ from evalkit.json_files import printable, read_object
 from evalkit.lost_rows import lost_rows
 from evalkit.notes import notes_on
 from evalkit.run import read_provenance, read_run, repair
-from tests.folders import BUNDLED
-from tests.test_cli import sentence
-from tests.test_run import cell, score_row, write_run
+from tests.support.folders import BUNDLED
+from tests.support.refusals import sentence
+from tests.support.written_runs import cell, score_row, write_run
 
 HOSTILE = {
     "401 digits": ("1" + "0" * 400, "whole numbers of at most 64 bits"),

@@ -23,7 +23,7 @@ from evalkit.settings import Settings
 from evalkit.study import run_study
 from evalkit.tasks import Task, load_task
 from evalkit.training import train
-from tests import hub
+from tests.support import hub
 
 pytestmark = pytest.mark.usefixtures("own_data_cache")
 

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import evalkit
-from tests import dense
-from tests.dense import assert_near
-from tests.layer_cases import headed
-from tests.table import Draw, Net
-from tests.test_contract import random_vector
-from tests.test_layer_traps import agrees, batch, sequences
+from tests.support import dense
+from tests.support.agreement import agrees, batch, sequences
+from tests.support.dense import assert_near
+from tests.support.layer_cases import headed
+from tests.support.table import Draw, Net
+from tests.support.vectors import random_vector
 
 # --- embeddings whose gradient torch treats in its own way -----------------------------------
 

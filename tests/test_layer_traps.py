@@ -6,7 +6,6 @@ or is compared with something else than the dense reference.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,50 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import evalkit
-from tests import dense
-from tests.dense import assert_near
-from tests.layer_cases import headed
-from tests.table import Batch, Draw, Net, initialise
-from tests.test_contract import random_vector
+from tests.support.agreement import agrees_with_dense, sequences
+from tests.support.dense import assert_near
+from tests.support.layer_cases import headed
+from tests.support.table import Draw, Net
 
 Rule = Callable[..., Tensor]
-
-
-def batch(model: nn.Module, inputs: Tensor, dtype: torch.dtype = torch.float64) -> Batch:
-    """The model with parameters from a seed, in float64, and labels of three classes."""
-    draw = Draw(1)
-    initialise(model.double(), draw)
-    return Batch(model.to(dtype), inputs, draw.integers(3, len(inputs)), "categorical")
-
-
-def sequences(samples: int = 4) -> Tensor:
-    return Draw(2).normal(samples, 2, 6)
-
-
-def agrees(lin: evalkit.Linearization, expected: dense.Dense) -> None:
-    """Every product and both kinds of Gram matrices are those of the reference."""
-    v = random_vector(expected.num_params)
-    c = random_vector(expected.logits.numel()).reshape(expected.logits.shape)
-    assert_near(lin.logits, expected.logits)
-    assert_near(lin.vjp(c), expected.vjp(c))
-    assert_near(lin.jvp(v), expected.jvp(v))
-    assert_near(lin.fvp(v), expected.fisher @ v)
-    assert_near(lin.kernel_product(c), expected.jvp(expected.vjp(c)))
-    assert_near(lin.gram, expected.gram)
-    assert_near(lin.gram_of(c.unsqueeze(0)), expected_gram(expected, c))
-
-
-def expected_gram(expected: dense.Dense, c: Tensor) -> Tensor:
-    rows = torch.einsum("nep,ne->np", expected.jacobian, c.flatten(1))
-    return rows @ rows.T
-
-
-def agrees_with_dense(model: nn.Module, inputs: Tensor, quiet: bool = True) -> None:
-    """Agreement; ``quiet`` says that it must not come by the slowest route, which warns."""
-    case = batch(model, inputs)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error" if quiet else "ignore", message="samples influence")
-        agrees(evalkit.linearize(*case), dense.dense(*case))
 
 
 # --- weights that depend on each other or on the inputs --------------------------------------

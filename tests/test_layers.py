@@ -9,11 +9,11 @@ import evalkit
 from evalkit.linearization import ruled_rows
 from evalkit.linearization.gram import ROUTES, gram_matrix
 from evalkit.linearization.per_sample import CannotVectorizeError
-from tests import dense
-from tests.cases import CASES
-from tests.dense import assert_near
-from tests.layer_cases import FALLBACK, UNVECTORIZED
-from tests.test_accuracy import SECOND_ROUTE_NEEDED
+from tests.support import dense
+from tests.support.cases import CASES
+from tests.support.chosen_cases import SECOND_ROUTE_NEEDED
+from tests.support.dense import assert_near
+from tests.support.layer_cases import FALLBACK, UNVECTORIZED
 
 
 @pytest.mark.parametrize("name", FALLBACK)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.checkpoints import load_into, open_trajectory, read_tensors, verify_trajectory
-from tests.folders import model, refused, save, sentence, values
+from tests.support.folders import model, refused, save, sentence, values
 
 STATE = model(3).state_dict()
 OTHER = model(4).state_dict()

@@ -21,9 +21,7 @@ from evalkit.page import render_page
 from evalkit.reports import mark_notes, studies_of
 from evalkit.run import read_run
 from evalkit.tasks import load_task
-from tests.gates import Made, checked
-from tests.test_gate import rows_of
-from tests.test_gate_output import printed
+from tests.support.gates import Made, checked, printed, rows_of
 
 RATIOS = (0.5, 0.6, 0.7, 0.8)
 WORSE = {"ef": [1.2 * ratio for ratio in RATIOS]}

@@ -17,7 +17,7 @@ from evalkit.pairs import compare, parse_pair, statements
 from evalkit.reports import studies_of
 from evalkit.results import final_table, headline
 from evalkit.run import Run, read_run
-from tests.test_run import cell, score_row, write_run
+from tests.support.written_runs import cell, score_row, write_run
 
 FINE = {"error": 1e-7, "dtype": "float64"}
 LIMIT = {"solver": "cg", "iterations": 200, "converged": False}

@@ -11,21 +11,9 @@ import torch
 from torch import Tensor
 
 import evalkit
-from tests.cases import CASES
-from tests.dense import assert_near
-from tests.test_accuracy import SECOND_ROUTE_NEEDED
-
-SHARED_INPUTS = {
-    "samples_routed_to_experts",
-    *(name for name in CASES if "shared" in name or "mask_of_the_batch" in name),
-    *SECOND_ROUTE_NEEDED,
-}
-"""Cases whose samples influence each other, so that a part of the batch is another batch."""
-
-IN_A_ROW = ("bags_one_after_the_other", "bags_with_weights_and_a_last_offset")
-"""Cases whose samples lie one after the other, with offsets that no part of the batch has."""
-
-SPLIT = [name for name in CASES if name not in SHARED_INPUTS and name not in IN_A_ROW]
+from tests.support.cases import CASES
+from tests.support.chosen_cases import IN_A_ROW, SPLIT
+from tests.support.dense import assert_near
 
 
 def quantities(lin: evalkit.Linearization) -> dict[str, Tensor]:

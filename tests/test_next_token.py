@@ -24,7 +24,7 @@ from evalkit.run import read_run
 from evalkit.settings import Settings
 from evalkit.study import run_study
 from evalkit.training import train
-from tests.trainers import LENGTH, bert, gpt2, lora, prompted, tokens, trainer
+from tests.support.trainers import LENGTH, bert, gpt2, lora, prompted, tokens, trainer
 
 WORDS = tokens(6, LENGTH)
 LABELS = WORDS.clone()

@@ -10,7 +10,7 @@ import torch
 
 from evalkit.checkpoints import open_trajectory
 from evalkit.cli import main
-from tests.folders import model, save, sentence
+from tests.support.folders import model, save, sentence
 
 
 def folder_with(folder: Path, names: list[str]) -> Path:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from evalkit.checkpoints.tensors import read_tensor_file
-from tests.folders import model, save, sentence
+from tests.support.folders import model, save, sentence
 
 STATE = model().state_dict()
 MEBIBYTES_ALLOWED = 100

@@ -23,7 +23,7 @@ from evalkit.page.cells import Cell, Table
 from evalkit.page.scripts import script_hash
 from evalkit.reports import report_run, studies_of
 from evalkit.run import read_run, update_provenance
-from tests.test_run import PROVENANCE, cell, ngd_row, score_row, write_run
+from tests.support.written_runs import PROVENANCE, cell, ngd_row, score_row, write_run
 
 VOID = {"meta", "img", "br", "link"}
 

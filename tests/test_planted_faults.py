@@ -19,8 +19,8 @@ import pytest
 from evalkit.checkpoints import open_trajectory
 from evalkit.cli import main
 from evalkit.gate.baseline_file import read_baseline
-from tests.faults import FAULTS, as_method, reordered_ief, samples_reversed
-from tests.folders import BUNDLED
+from tests.support.faults import FAULTS, as_method, reordered_ief, samples_reversed
+from tests.support.folders import BUNDLED
 
 STEPS = ("000000", "000184", "000460")
 METHODS = "sgd,ef,ief,sf,ngd"

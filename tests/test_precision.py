@@ -16,9 +16,9 @@ from evalkit.doubts import MARKED
 from evalkit.tasks import load_task
 from evalkit.updates import sf
 from evalkit.updates.registry import compute
-from tests.cases import CASES
-from tests.dense import assert_near
-from tests.table import Batch, Draw, initialise
+from tests.support.cases import CASES
+from tests.support.dense import assert_near
+from tests.support.table import Batch, Draw, initialise
 
 METHODS = ("sgd", "ef", "ief", "sf", "sf:labels_per_sample=3")
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints" / "digits-mlp"

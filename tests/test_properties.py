@@ -9,35 +9,16 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import evalkit
 from evalkit.updates.sf import sampled_logit_gradients
-from tests import dense
-from tests.cases import CASES, Batch
+from tests.support import dense
+from tests.support.cases import CASES, Batch
+from tests.support.chosen_cases import some_cases
+from tests.support.vectors import cosine, random_vectors
 
-SOME = [
-    "mlp_categorical",
-    "mlp_bernoulli",
-    "mlp_gaussian",
-    "attention_function_with_token_labels",
-    "token_labels_bernoulli",
-    "samples_that_interact",
-    "duplicate_samples",
-]
 OVERPARAMETERISED = ["mlp_categorical", "mlp_bernoulli", "mlp_gaussian", "convolution_group_norm"]
-
-some_cases = pytest.mark.parametrize("name", SOME)
-
-
-def random_vectors(count: int, size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(11)
-    return torch.randn(count, size, generator=generator, dtype=torch.float64)
-
-
-def cosine(a: Tensor, b: Tensor) -> float:
-    return float(F.cosine_similarity(a.double(), b.double(), dim=0, eps=0.0))
 
 
 # --- the indicator ---------------------------------------------------------------------------

@@ -12,13 +12,7 @@ from evalkit.cli import main
 from evalkit.results import final_table, summarize
 from evalkit.run import Run, read_run
 from evalkit.tasks import load_task
-
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-FILES = {
-    match.group(1): match.group(2)
-    for match in re.finditer(r"```python\n# (\w+\.py)\n(.*?)```", README, re.DOTALL)
-}
+from tests.support.documents import FILES, README, ROOT
 
 
 def commands(containing: str) -> list[list[str]]:

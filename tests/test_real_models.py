@@ -18,7 +18,7 @@ import evalkit
 from evalkit.tasks import Task, load_task
 from evalkit.tasks.pretrained import with_lora, with_prompt
 from evalkit.tasks.wide_mlp import build_model
-from tests import hub
+from tests.support import hub
 
 pytestmark = pytest.mark.usefixtures("own_data_cache")
 

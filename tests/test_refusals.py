@@ -12,19 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import evalkit
-from tests import dense
-from tests.cases import CASES, Batch, Draw, Net
-from tests.table import Counter
-
-
-def refusal(action: Callable[[], Any]) -> str:
-    """The one sentence with which ``action`` is refused."""
-    with pytest.raises(evalkit.EvalkitError) as caught:
-        action()
-    message = str(caught.value)
-    assert message
-    assert "\n" not in message
-    return message
+from tests.support import dense
+from tests.support.cases import CASES, Batch, Draw, Net
+from tests.support.refusals import refusal
+from tests.support.table import Counter
 
 
 def data(likelihood: str = "categorical") -> tuple[Tensor, Tensor]:

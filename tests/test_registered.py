@@ -13,7 +13,7 @@ from evalkit import EvalkitError
 from evalkit.cli import main
 from evalkit.tasks import Task, load_task, register_family, registered, setting_names
 from evalkit.tasks.registered import make_task, registered_task
-from tests.folders import sentence
+from tests.support.folders import sentence
 
 
 def build(width: int = 3, bias: bool = True, scale: float = 1.0, note: str = "") -> Task:

@@ -26,7 +26,7 @@ from evalkit.spreads import (
     geometric_spread,
     spread,
 )
-from tests.test_run import cell, ngd_row, score_row, write_run
+from tests.support.written_runs import cell, ngd_row, score_row, write_run
 
 
 @pytest.fixture

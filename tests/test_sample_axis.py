@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import evalkit
-from tests.cases import CASES
-from tests.table import Draw, Net
-from tests.test_adjoint import Custom
-from tests.test_micro_batches import SHARED_INPUTS
-from tests.test_refusals import refusal
+from tests.support.cases import CASES
+from tests.support.chosen_cases import SHARED_INPUTS
+from tests.support.refusals import refusal
+from tests.support.table import Custom, Draw, Net
 
 N = 5
 """Samples, positions, features and rows of tables alike."""

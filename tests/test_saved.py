@@ -25,8 +25,8 @@ from evalkit.checkpoints.manifest import MANIFEST_NAME
 from evalkit.checkpoints.saved import find_saved, read_saved, saved_hash
 from evalkit.checkpoints.tensors import file_hash
 from evalkit.tasks import Task, register_family, registered
-from tests.adapters import bert, data, lora, save_adapter, t5, train_with_trainer, vit
-from tests.folders import model, refused, save, sentence, values
+from tests.support.adapters import bert, data, lora, save_adapter, t5, train_with_trainer, vit
+from tests.support.folders import model, refused, save, sentence, values
 
 INDEX = "model.safetensors.index.json"
 

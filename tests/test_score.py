@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,10 +13,12 @@ import evalkit
 from evalkit import EvalkitError
 from evalkit.doubts import MARKED
 from evalkit.updates.sf import sampled_logit_gradients
-from tests import dense
-from tests.cases import CASES, Batch
-from tests.table import Counter
-from tests.test_contract import NGD, cosine, every_case, linearized, reference
+from tests.support import dense
+from tests.support.cases import CASES, Batch
+from tests.support.chosen_cases import every_case, linearized, reference
+from tests.support.expected_scores import NGD, expected_row
+from tests.support.left_alone import state
+from tests.support.table import Counter
 
 COLUMNS = [
     "method",
@@ -72,20 +72,6 @@ def test_every_column_of_score(name: str) -> None:
         assert abs(row["gamma"] / numbers["gamma"] - 1) <= row["error"] + 1e-12
         assert row["error"] < MARKED
         assert row["dtype"] == "float64"
-
-
-def expected_row(expected: dense.Dense, d: Tensor) -> dict[str, float]:
-    """The numeric columns of ``score`` for direction ``d``."""
-    g = expected.gradient
-    return {
-        "gamma": expected.gamma(d),
-        "ratio": expected.gamma(d) / expected.gamma(g),
-        "efficiency": expected.gamma_floor / expected.gamma(d),
-        "fisher_norm": float((d @ expected.fisher @ d).sqrt()),
-        "slope": float(d @ g),
-        "norm": float(d.norm()),
-        "cosine_sgd": cosine(d, g),
-    }
 
 
 def test_solver_columns_are_empty_for_direct_methods_only() -> None:
@@ -175,29 +161,6 @@ def test_seed_decides_the_sampled_labels() -> None:
 
 
 # --- what is left alone ----------------------------------------------------------------------
-
-
-def state(model: nn.Module) -> list[object]:
-    """Everything about the caller's model and process that must stay."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    modules = list(model.modules())
-    parameters = list(model.parameters())
-    return [
-        [module.training for module in modules],
-        [[list(getattr(module, hook)) for hook in hooks] for module in modules],
-        [sorted(vars(module)) for module in modules],
-        [(id(p), p.requires_grad, id(p.grad), p.is_leaf) for p in parameters],
-        [list((p._backward_hooks or {}).keys()) for p in parameters],
-        [p.detach().numpy().tobytes() for p in parameters],
-        [p.grad.numpy().tobytes() for p in parameters if p.grad is not None],
-        [(id(b), b.numpy().tobytes()) for b in model.buffers()],
-        torch.get_rng_state().numpy().tobytes(),
-        random.getstate(),
-        [str(part) for part in np.random.get_state()],  # noqa: NPY002
-        (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()),
-        (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()),
-        torch.are_deterministic_algorithms_enabled(),
-    ]
 
 
 def use_everything(batch: Batch) -> None:

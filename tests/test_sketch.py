@@ -14,17 +14,16 @@ from evalkit.layers import sketches
 from evalkit.layers.rows import Formed, GradientRows
 from evalkit.linearization.ruled_rows import row_kinds
 from evalkit.solvers.direct import solve_directly
-from tests.cases import CASES
-from tests.table import Draw
-from tests.test_accuracy import SECOND_ROUTE_NEEDED
-from tests.test_gradient_rows import (
+from tests.support.cases import CASES
+from tests.support.chosen_cases import SECOND_ROUTE_NEEDED, some_cases
+from tests.support.drawn_rows import (
     Sizes,
     explicit_lookups,
     explicit_outer,
     lookups,
     outer_products,
 )
-from tests.test_properties import some_cases
+from tests.support.table import Draw
 
 OUTER = Sizes(2, 1, 3, 4, 1, 1, 1, 6, 5)
 

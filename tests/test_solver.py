@@ -12,9 +12,9 @@ import evalkit
 import evalkit.solvers.cg
 from evalkit.solvers.direct import solve_directly
 from evalkit.updates import compute
-from tests import dense
-from tests.cases import CASES
-from tests.test_properties import some_cases
+from tests.support import dense
+from tests.support.cases import CASES
+from tests.support.chosen_cases import some_cases
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -15,8 +15,8 @@ from evalkit.solvers.direct import solve_directly
 from evalkit.solvers.stopping import Stopping
 from evalkit.updates import compute
 from tests.benchmarks.problems import PROBLEMS
-from tests.cases import CASES
-from tests.table import Draw
+from tests.support.cases import CASES
+from tests.support.table import Draw
 
 
 def wide() -> nn.Module:
@@ -39,6 +39,14 @@ def test_the_cheapest_solver() -> None:
     found = evalkit.natural_gradient(lin, floor_tolerance=0.01, solver="auto")
     assert (found.solver, found.status) == ("sketch", "floor")
     assert found.iterations < 0.5 * expected_iterations(lin, 0.02)
+
+
+def test_an_exact_solution_is_worth_nothing_more_where_few_digits_are_asked_for() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(784, 256), nn.Tanh(), nn.Linear(256, 4))
+    lin = evalkit.linearize(model, Draw(0).normal(150, 784).float(), torch.arange(150) % 4)
+    assert cheapest(lin, Stopping(floor_tolerance=1e-9)) == "direct"
+    assert cheapest(lin, Stopping(floor_tolerance=0.01)) == "cg"
 
 
 @pytest.mark.parametrize("name", ["mlp_categorical", "convolution_group_norm"])

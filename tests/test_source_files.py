@@ -14,7 +14,7 @@ from evalkit.identity import task_name
 from evalkit.source_files import sources
 from evalkit.study import run_study
 from evalkit.tasks import load_task
-from tests.small_studies import SMALL, save_checkpoint
+from tests.support.small_studies import SMALL, save_checkpoint
 
 TASK = """
 import numpy

@@ -20,7 +20,7 @@ from evalkit.reports import overlap_notes, studies_of
 from evalkit.results import final_table, headline, near_zero, summarize, summarize_batches
 from evalkit.run import Run, read_run, update_provenance
 from evalkit.sweeps import best_dampings, damping_discussion, discussed_dampings
-from tests.test_run import PROVENANCE, cell, score_row, write_run
+from tests.support.written_runs import PROVENANCE, cell, score_row, write_run
 
 EF = {1e-12: [(4.0, 8.0), (40.0, 90.0), (400.0, 900.0)], 1e-3: [(2.0, 3.0), (2.0, 2.5), (1.1, 1.3)]}
 IEF = [(0.5, 0.7), (0.6, 0.6), (0.4, 0.9)]

@@ -22,7 +22,7 @@ from evalkit.study import run_study
 from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
 from evalkit.tasks.loading import load_code, load_task
 from evalkit.updates import registry
-from tests.folders import BUNDLED
+from tests.support.folders import BUNDLED
 
 SMALL = Settings(methods=("sgd", "ief", "sf"), batches=2, batch_size=12)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from evalkit.linearization.substitutes import substituted
-from tests.dense import assert_near
-from tests.table import Draw
+from tests.support.dense import assert_near
+from tests.support.table import Draw
 
 POINTS = Draw(4).normal(3, 5)
 BAGS = {"input": torch.tensor([0, 3, 3, 1, 2, 2, 5]), "offsets": torch.tensor([0, 3, 3, 6])}

@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import evalkit
-from tests import dense
-from tests.table import Batch, Draw, Net, initialise
-from tests.test_layer_traps import agrees, agrees_with_dense
+from tests.support import dense
+from tests.support.agreement import agrees, agrees_with_dense
+from tests.support.table import Batch, Draw, Net, initialise
 
 METHODS = ("sgd", "ief", "ngd:solver=direct", "scaled_by_size")
 DAMPING = 1e-3

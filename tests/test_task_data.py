@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from evalkit.cells import data_hash
 from evalkit.errors import EvalkitError
 from evalkit.tasks import Task
-from tests.small_studies import model, task, tensors
+from tests.support.small_studies import model, task, tensors
 
 CHOSEN = torch.tensor([5, 0, 63, 7])
 

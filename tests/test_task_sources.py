@@ -19,8 +19,8 @@ pytest.importorskip("datasets")
 
 from evalkit.cli import main
 from evalkit.tasks import load_task
-from tests import hub
-from tests.folders import sentence
+from tests.support import hub
+from tests.support.folders import sentence
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from evalkit.checkpoints import (
     verify_trajectory,
 )
 from evalkit.checkpoints.tensors import SUFFIXES, write_tensor_file
-from tests.folders import model, refused, save, sentence, values
+from tests.support.folders import model, refused, save, sentence, values
 
 
 class Malicious:

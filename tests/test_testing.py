@@ -18,8 +18,8 @@ import evalkit
 from evalkit.checkpoints import open_trajectory
 from evalkit.cli import main
 from evalkit.testing import assert_quality, checkpoint_batches
-from tests.folders import BUNDLED, sentence
-from tests.test_readme import FILES, ROOT
+from tests.support.documents import FILES, ROOT
+from tests.support.folders import BUNDLED, sentence
 
 GUARD = (ROOT / "docs" / "guard.md").read_text(encoding="utf-8")
 WORKFLOW = (ROOT / "docs" / "examples" / "evalkit-gate.yml").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from evalkit.study import run_study
 from evalkit.tasks import Samples, Task, load_task
 from evalkit.tasks.pretrained import load_tokenizer
 from evalkit.training import train
-from tests import hub
+from tests.support import hub
 
 pytestmark = pytest.mark.usefixtures("own_data_cache")
 

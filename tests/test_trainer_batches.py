@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from evalkit import EvalkitError, likelihoods
 from evalkit.trainer_batches import shifts_labels, supervised
-from tests.trainers import LENGTH, WORDS, bert, gpt2, lora, prompted, t5, tokens
+from tests.support.trainers import LENGTH, WORDS, bert, gpt2, lora, prompted, t5, tokens
 
 
 def with_gaps(labels: Tensor) -> Tensor:

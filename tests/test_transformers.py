@@ -14,15 +14,16 @@ from torch.overrides import TorchFunctionMode
 
 import evalkit
 from evalkit.updates.sf import sampled_logit_gradients
-from tests import dense
-from tests.table import Batch
-from tests.test_contract import assert_near, well_conditioned
-from tests.test_score import expected_row, state
+from tests.support import dense
+from tests.support.agreement import assert_near_in_norm, well_conditioned
+from tests.support.expected_scores import expected_row
+from tests.support.left_alone import state
+from tests.support.table import Batch
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from tests.transformer_cases import TRANSFORMERS, padded
+from tests.support.transformer_cases import TRANSFORMERS, padded
 
 CG = "ngd:solver=cg:tolerance=1e-11:max_iterations=500"
 DIRECT = "ngd:solver=direct"
@@ -192,11 +193,11 @@ def test_gradient_and_products(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(expected.num_params, generator=generator, dtype=torch.float64)
     c = torch.randn(expected.logits.shape, generator=generator, dtype=torch.float64)
-    assert_near(lin.losses, expected.losses, 1e-6)
-    assert_near(lin.gradient, expected.gradient, 1e-6)
-    assert_near(lin.jvp(v), expected.jvp(v), 1e-6)
-    assert_near(lin.vjp(c), expected.vjp(c), 1e-6)
-    assert_near(lin.fvp(v), expected.fisher @ v, 1e-6)
+    assert_near_in_norm(lin.losses, expected.losses, 1e-6)
+    assert_near_in_norm(lin.gradient, expected.gradient, 1e-6)
+    assert_near_in_norm(lin.jvp(v), expected.jvp(v), 1e-6)
+    assert_near_in_norm(lin.vjp(c), expected.vjp(c), 1e-6)
+    assert_near_in_norm(lin.fvp(v), expected.fisher @ v, 1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSFORMERS if "alike" not in name])

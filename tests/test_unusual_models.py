@@ -16,7 +16,7 @@ from evalkit.likelihoods import get
 from evalkit.metrics import efficiency
 from evalkit.reductions import norm
 from evalkit.updates.registry import accept
-from tests import dense
+from tests.support import dense
 
 TARGETS = torch.tensor([0, 1, 2, 0, 1])
 METHODS = ("sgd", "ief", "ngd")

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from evalkit.tasks import Samples, load_task
-from tests import hub
-from tests.folders import sentence
+from tests.support import hub
+from tests.support.folders import sentence
 
 
 def test_the_wide_perceptron_takes_pixels_in_a_row(own_data_cache: None, tmp_path: Path) -> None:

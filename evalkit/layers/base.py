@@ -33,8 +33,9 @@ class Layer(ABC):
     weight: Tensor | None
     bias: Tensor | None
 
-    joins_bias: ClassVar[bool] = False
-    """Whether the bias's gradients may be part of the weight's rows."""
+    has_matrix: ClassVar[bool] = False
+    """Whether the weight is a matrix at each position, and its rows are outer products, of which
+    those of the bias may be a last column."""
 
     @property
     def kind(self) -> Hashable:
@@ -73,7 +74,7 @@ class Layer(ABC):
         Args:
             positions: what :meth:`positions` returned, or a map of it.
             d: output gradients of K cotangents for each sample.
-            bias: add those of the bias to the same rows, where ``joins_bias`` says that they can.
+            bias: add those of the bias to the same rows, where ``has_matrix`` says that they can.
         """
 
     def weight_rows(self, d: Tensor, bias: bool = False) -> GradientRows:

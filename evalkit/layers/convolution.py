@@ -52,7 +52,7 @@ class Convolution(ReplacedLayer):
         """Convolutions with one weight differ in nothing but the number of groups."""
         return type(self), self.groups
 
-    joins_bias = True
+    has_matrix = True
 
     @property
     def work(self) -> Work:

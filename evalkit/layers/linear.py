@@ -19,7 +19,7 @@ from evalkit.layers.work import Work
 class Linear(MovedLayer):
     """One call of ``F.linear`` with inputs (N, ..., in)."""
 
-    joins_bias = True
+    has_matrix = True
 
     @property
     def work(self) -> Work:

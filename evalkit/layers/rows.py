@@ -80,6 +80,10 @@ class Formed(GradientRows):
             return parts[0]
         return cls(torch.stack([part.values for part in parts]).sum(0))
 
+    def formed(self, samples: slice) -> Tensor:
+        """Return the rows of some samples: (K, n, size)."""
+        return self.values[:, samples]
+
     def add_inner(self, total: Tensor, other: Formed) -> None:
         """Add the products of the values."""
         left = self.values.flatten(0, 1)
@@ -201,6 +205,15 @@ class Lookups(GradientRows):
             return parts[0]
         indices, d = torch.cat([p.indices for p in parts], 1), torch.cat([p.d for p in parts], 2)
         return cls(indices, d, parts[0].entries)
+
+    def formed(self, samples: slice) -> Tensor:
+        """Return the rows of some samples with every entry of the table: (K, n, size)."""
+        d, indices = self.d[:, samples], self.indices[samples]
+        draws, count, _, width = d.shape
+        tables = d.new_zeros(draws, count * self.entries, width)
+        first = torch.arange(count, device=d.device)[:, None] * self.entries
+        tables.index_add_(1, (indices + first).flatten(), d.flatten(1, 2))
+        return tables.view(draws, count, -1)
 
     def add_inner(self, total: Tensor, other: Lookups) -> None:
         """Add the inner products over the entries that both sides look up.

@@ -4,10 +4,13 @@ From the ground up: models and batches are taken as users have them (``wrapped``
 ``outputs``, ``failures``), what a forward does is recorded (``recorder``, ``forward``,
 ``recording``), differentiated again and again (``tangents``), split into
 ``micro_batches``, and made into inner products of per-sample gradients (``ruled_rows``,
-``per_sample``, ``gram``) and the tangent kernel (``kernel``, ``sketch``). ``linearized`` holds what
-the rest of evalkit works with.
+``per_sample``, ``gram``) and the tangent kernel (``kernel``, ``sketch``); ``factors`` hands
+out what each layer's rows are made of. ``linearized`` holds what the rest of evalkit works with,
+``entry`` the way to it.
 """
 
-from evalkit.linearization.linearized import Linearization, linearize
+from evalkit.linearization.entry import linearize
+from evalkit.linearization.factors import FormedRows, LayerFactors
+from evalkit.linearization.linearized import Linearization
 
-__all__ = ["Linearization", "linearize"]
+__all__ = ["FormedRows", "LayerFactors", "Linearization", "linearize"]

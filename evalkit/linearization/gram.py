@@ -23,7 +23,7 @@ from evalkit.linearization.per_sample import (
     vectorized_gradients,
 )
 from evalkit.linearization.recording import Recording
-from evalkit.linearization.ruled_rows import gradient_rows, row_kinds
+from evalkit.linearization.ruled_rows import gradient_rows, joined_biases, row_kinds
 from evalkit.reductions import power_of_two
 
 ROUTES: tuple[PerSample | None, ...] = (None, vectorized_gradients, defining_gradients)
@@ -56,8 +56,11 @@ def gram_matrix(
     Raises:
         CannotVectorizeError: the route is ``vectorized_gradients`` and the model cannot be.
     """
-    scaled, rows = _scaled(cotangents, batches.dtype)
-    scaled_, columns = (scaled, rows) if others is None else _scaled(others, batches.dtype)
+    scaled, rows = scaled_cotangents(cotangents, batches.dtype)
+    if others is None:
+        scaled_, columns = scaled, rows
+    else:
+        scaled_, columns = scaled_cotangents(others, batches.dtype)
     draws, samples = scaled.shape[:2]
     shape = (draws, samples, len(scaled_), samples)
     gram = torch.empty(shape, dtype=torch.float64, device=scaled.device)
@@ -75,6 +78,42 @@ def gram_matrix(
     return rows[:, None] * gram.view(len(rows), len(columns)) * columns
 
 
+def gram_blocks(
+    batches: MicroBatches, cotangents: Tensor, route: PerSample | None
+) -> dict[tuple[str, ...], Tensor]:
+    """Return the part of each layer, or other parameter, in the matrix of :func:`gram_matrix`.
+
+    Args:
+        batches: the forward passes.
+        cotangents: c, (K, N, ..., C) float64.
+        route: one of :data:`ROUTES`.
+
+    Returns:
+        (K N, K N) float64 by the names of the parameters: a weight with the bias that always goes
+        with it, or one parameter. Their sum is the matrix.
+    """
+    scaled, scales = scaled_cotangents(cotangents, batches.dtype)
+    draws, samples = scaled.shape[:2]
+    blocks: dict[tuple[str, ...], Tensor] = {}
+    for i, here in enumerate(batches.slices):
+        left = Side(batches[i].recording, scaled[:, here], route)
+        for j, there in enumerate(batches.slices[i:], start=i):
+            right = left if j == i else Side(batches[j].recording, scaled[:, there], route)
+            for names, part in left.blocks(right).items():
+                whole = blocks.get(names)
+                if whole is None:
+                    shape = (draws, samples, draws, samples)
+                    whole = blocks[names] = scales.new_zeros(shape)
+                part = part.view(draws, here.stop - here.start, draws, -1)
+                whole[:, here, :, there] = part
+                whole[:, there, :, here] = part.permute(2, 3, 0, 1)
+    for names in [names for names in blocks if len(names) > 1]:
+        for name in names:  # apart in some micro-batch, whose calls are others
+            blocks[names] += blocks.pop((name,), torch.zeros(()))
+    size = len(scales)
+    return {n: scales[:, None] * one.view(size, size) * scales for n, one in blocks.items()}
+
+
 def side(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> Side | None:
     """Return per-sample gradients that several matrices have as columns.
 
@@ -88,12 +127,12 @@ def side(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> 
     """
     if len(batches.slices) > 1:
         return None
-    return Side(batches[0].recording, _scaled(cotangents, batches.dtype)[0], route)
+    return Side(batches[0].recording, scaled_cotangents(cotangents, batches.dtype)[0], route)
 
 
 def sample_gradients(batches: MicroBatches, cotangents: Tensor, route: PerSample) -> Tensor:
     """Return J_n^T c_kn, formed: (K N, P) float64; arguments as :func:`gram_matrix`."""
-    scaled, scales = _scaled(cotangents, batches.dtype)
+    scaled, scales = scaled_cotangents(cotangents, batches.dtype)
     draws = len(scaled)
     parts = []
     for batch, here in zip(batches, batches.slices, strict=True):
@@ -108,7 +147,7 @@ def sample_gradients(batches: MicroBatches, cotangents: Tensor, route: PerSample
     return scales[:, None] * torch.cat(parts, 1).flatten(0, 1)
 
 
-def _scaled(cotangents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def scaled_cotangents(cotangents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return one-sample cotangents of order one, and the scales taken out, (K N,)."""
     scales = power_of_two(cotangents.flatten(2), dim=2)
     shape = (*scales.shape, *([1] * (cotangents.dim() - 2)))
@@ -131,22 +170,49 @@ class Side:
     def _kinds(self) -> dict[str, Hashable]:
         return {} if self._route is not None else row_kinds(self.recording)
 
+    def _covered(self, other: Side) -> set[str]:
+        """Return the parameters whose rows go together with those of another side."""
+        return {n for n, kind in self._kinds.items() if other._kinds.get(n) == kind}
+
+    def _shape(self, other: Side) -> tuple[int, ...]:
+        return (*self.cotangents.shape[:2], *other.cotangents.shape[:2])
+
     def inner(self, other: Side) -> Tensor:
         """Return the inner products with the gradients of another micro-batch."""
-        covered = {n for n, kind in self._kinds.items() if other._kinds.get(n) == kind}
-        shape = (*self.cotangents.shape[:2], *other.cotangents.shape[:2])
-        total = self.cotangents.new_zeros(shape, dtype=torch.float64)
+        covered = self._covered(other)
+        total = self.cotangents.new_zeros(self._shape(other), dtype=torch.float64)
         for name, rows in self._rows.items():  # in this order: sums depend on it in the last digit
             if name in covered and name in other._rows:
                 rows.add_inner(total, other._rows[name])
         total = total.flatten(2).flatten(0, 1)
         names = [name for name in self.recording.parameters if name not in covered]
-        if not names:
-            return total
+        return total + self._formed_inner(other, names) if names else total
+
+    def blocks(self, other: Side) -> dict[tuple[str, ...], Tensor]:
+        """Return the inner products of each block, as :func:`gram_blocks`."""
+        covered = self._covered(other)
+        biases = {} if self._route is not None else joined_biases(self.recording)
+        within = {bias for weight, bias in biases.items() if weight in covered}
+        found: dict[tuple[str, ...], Tensor] = {}
+        for name in self.recording.parameters:
+            if name in within:
+                continue
+            if name not in covered:
+                found[name,] = self._formed_inner(other, [name])
+                continue
+            total = self.cotangents.new_zeros(self._shape(other), dtype=torch.float64)
+            if name in self._rows and name in other._rows:
+                self._rows[name].add_inner(total, other._rows[name])
+            names = (name, biases[name]) if name in biases else (name,)
+            found[names] = total.flatten(2).flatten(0, 1)
+        return found
+
+    def _formed_inner(self, other: Side, names: list[str]) -> Tensor:
+        """Return the inner products over some parameters, of gradients that are formed."""
         sides = ((self.recording, self.cotangents), (other.recording, other.cotangents))
         if self._route is not None:
-            return total + inner_products(*sides, names, self._route)
+            return inner_products(*sides, names, self._route)
         try:
-            return total + inner_products(*sides, names, vectorized_gradients)
+            return inner_products(*sides, names, vectorized_gradients)
         except CannotVectorizeError:
-            return total + inner_products(*sides, names, defining_gradients)
+            return inner_products(*sides, names, defining_gradients)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,12 @@ class LinearMaps:
     @property
     def num_params(self) -> int:
         """P, the number of trainable parameters."""
-        return sum(value.numel() for value in self._batches.parameters.values())
+        return sum(value.numel() for value in self.parameters.values())
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The trainable parameters by name, in the order of ``model.named_parameters()``."""
+        return self._batches.parameters
 
     def jvp(self, vector: Tensor) -> Tensor:
         """Return J v: (P,) -> like logits. About one backward.
@@ -142,3 +149,11 @@ class LinearMaps:
                 "order of named_parameters()"
             )
         return self._batches.split(vector.detach().to(self.logits))
+
+    def by_name(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return views of a vector, (P,), in the shapes of the parameters, by their names."""
+        return dict(zip(self.parameters, self.split(vector), strict=True))
+
+    def flattened(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return values by parameter's name as a vector, (P,): the inverse of :meth:`by_name`."""
+        return torch.cat([values[name].flatten() for name in self.parameters])

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from evalkit import likelihoods
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
-from evalkit.linearization.failures import forward_failures
-from evalkit.linearization.given import Inputs, check_batch, given_inputs, given_targets
-from evalkit.linearization.gram import ROUTES, gram_matrix, sample_gradients
+from evalkit.linearization.factors import FormedRows, LayerFactors, layer_factors
+from evalkit.linearization.gram import ROUTES, gram_blocks, gram_matrix, sample_gradients
 from evalkit.linearization.kernel import (
     kernel_work,
     product_work,
@@ -31,12 +29,8 @@ from evalkit.linearization.per_sample import (
     defining_gradients,
     vectorized_gradients,
 )
-from evalkit.linearization.precision import refuse_modes
-from evalkit.linearization.rounding import rounded_weights
+from evalkit.linearization.recording import HELD_AT_ONCE
 from evalkit.linearization.sketch import sketch_work, sketched_kernel
-from evalkit.linearization.wrapped import evaluated_module
-from evalkit.next_token import warn_of_labels
-from evalkit.settings import check_dtype
 
 T = TypeVar("T")
 
@@ -52,50 +46,6 @@ class _Shared(cached_property[Tensor]):
         if instance is not None:
             instance.versions[self.attrname] = value._version
         return value
-
-
-def linearize(
-    model: nn.Module,
-    inputs: Inputs,
-    targets: Tensor,
-    likelihood: str = "categorical",
-    micro_batch_size: int | None = None,
-    dtype: str | torch.dtype | None = None,
-) -> Linearization:
-    """Run the forward once and return everything linear at this model and batch.
-
-    Args:
-        model: any module; its trainable parameters are those with ``requires_grad``. It is left
-            as it was: mode, parameters, buffers, gradients and hooks. The linearization shares
-            memory with it: linearize again after an optimiser step or another load.
-        inputs: what its forward takes: a tensor, a tuple or list (positional) or a mapping
-            (keyword), of tensors or arrays. Axis 0 is the sample axis.
-        targets: labels or values for the likelihood; see :mod:`evalkit.likelihoods`. Position t of
-            the logits is compared with position t of the targets. The loss of a causal language
-            model compares it with the label at t + 1: labels as the Trainer takes them need a
-            shift to the left, ``evalkit.shifted_labels(labels)``.
-        likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
-        micro_batch_size: run the forward on so many samples at a time, and again for every
-            product: results stay the same, memory is that of a micro-batch. None keeps the graph
-            of the whole batch.
-        dtype: ``"float32"`` or ``"float64"``, of the whole evaluation; None keeps the model's, with
-            half precision evaluated in float32.
-
-    Raises:
-        EvalkitError: the inputs do not fit together, the forward fails or is not deterministic,
-            samples have no label, the logits are not finite, or torch is in inference mode or
-            under autocast.
-    """
-    refuse_modes()
-    meaning = likelihoods.get(likelihood)
-    model = evaluated_module(model)
-    given, targets = given_inputs(model, inputs), given_targets(targets)
-    num_samples = check_batch(given, targets)
-    warn_of_labels(model, given, targets)
-    precision = None if (name := check_dtype(dtype)) is None else getattr(torch, name)
-    with forward_failures(model, given):
-        batches = MicroBatches(model, given, num_samples, micro_batch_size, precision)
-    return Linearization(batches, meaning, targets)
 
 
 class Linearization(LinearMaps):
@@ -263,26 +213,6 @@ class Linearization(LinearMaps):
         """The unit roundoff of the evaluation: half of the distance from 1 to the next number."""
         return torch.finfo(self.logits.dtype).eps / 2
 
-    @_Shared
-    def gradient_noise(self) -> Tensor:
-        """How far rounding moves G_n, an estimate of |delta G_n|: (N,) float64.
-
-        Rounding in the forward and the backward is that of weights rounded to the next number:
-        delta z = J (u theta * signs) moves r_n by S_n delta z_n.
-        """
-        moved = self.jvp(rounded_weights(self._batches) * self.unit)
-        far = self.sample_dots(change := self.output_fisher(moved), change).sqrt()
-        relative = far / self.logit_gradient_norms.clamp_min(torch.finfo(far.dtype).tiny)
-        return self.gradient_norms * (self.unit + relative)
-
-    @cached_property
-    def fisher_trace(self) -> float:
-        """An estimate of tr F = sum_n tr(S_n J_n J_n^T), J_n taken to be as long as along r_n."""
-        root = self.likelihood.fisher_root(self.logits, self.targets)
-        norms = self.logit_gradient_norms
-        lengths = self.gradient_norms / norms.where(norms > 0, 1.0)
-        return float(lengths.square() @ root.square().flatten(1).sum(1))
-
     def in_float64(self) -> Linearization:
         """Return the same model and batch linearised in float64: about three times the work."""
         return Linearization(self._batches.in_float64(), self.likelihood, self._given)
@@ -298,6 +228,34 @@ class Linearization(LinearMaps):
         """
         _ = self.gram  # settles the route
         return gram_matrix(self._batches, cotangents, self._route)
+
+    def gram_blocks(self, cotangents: Tensor) -> dict[tuple[str, ...], Tensor]:
+        """Return the part of each layer in :meth:`gram_of`, by the names of its parameters.
+
+        A block is a weight with the bias that always goes with it, or one other parameter. Blocks
+        sum to the whole matrix.
+
+        Args:
+            cotangents: c, (K, N, ..., C) float64.
+        """
+        _ = self.gram  # settles the route
+        return gram_blocks(self._batches, cotangents, self._route)
+
+    def factors(
+        self, cotangents: Tensor, numbers: int = HELD_AT_ONCE
+    ) -> Iterator[LayerFactors | FormedRows]:
+        """Yield what each layer's block of sum_kn J^T c_kn c_kn^T J is made of, in parts.
+
+        Layers with a weight matrix have inputs and output gradients, all other parameters their
+        per-sample gradients (:mod:`evalkit.linearization.factors`). Each part is of some samples;
+        sums over samples are for the caller to take. Every trainable parameter is in one of them.
+
+        Args:
+            cotangents: c, (K, N, ..., C) float64.
+            numbers: in a part, at most, unless a single sample has more.
+        """
+        _ = self.gram  # settles the route
+        return layer_factors(self._batches, cotangents, self._route, numbers)
 
     def _row_sums_agree(self, gram: Tensor) -> bool:
         """Return whether (K w)_n = r_n . J J^T (w r) for one w, as holds for the true K alone.

@@ -10,7 +10,9 @@ short.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,6 +51,63 @@ def row_kinds(recording: Recording) -> dict[str, Hashable]:
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class OutputGradients:
+    """What one backward of the whole batch, for each of K cotangents, brings to the calls.
+
+    Attributes:
+        kinds: :func:`row_kinds` of the recording.
+        uses: the calls whose parameters have a rule.
+        gradients: D, (K, N, ...), in the outputs of each call; None where the logits do not depend
+            on it.
+        broadcasts: where values that every sample gets alike meet the batch.
+        copies: d, (K, N, ...), in the copies of each of these; None where they do not count.
+    """
+
+    kinds: dict[str, Hashable]
+    uses: tuple[LayerUse, ...]
+    gradients: tuple[Tensor | None, ...]
+    broadcasts: tuple[Broadcast, ...]
+    copies: tuple[Tensor | None, ...]
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The parameters with the rule of a layer."""
+        return frozenset(name for name, kind in self.kinds.items() if kind != SHARED)
+
+    @cached_property
+    def together(self) -> frozenset[str]:
+        """The biases whose rows are part of their weight's."""
+        return frozenset(_biases_with_weights(self.uses, self.names))
+
+
+def output_gradients(recording: Recording, cotangents: Tensor) -> OutputGradients:
+    """Return the gradients in the outputs of every call of a layer with a rule.
+
+    Args:
+        recording: the forward pass.
+        cotangents: c, (K, N, ..., C): K cotangents per sample, in the dtype of the logits.
+    """
+    kinds = row_kinds(recording)
+    names = {name for name, kind in kinds.items() if kind != SHARED}
+    uses = tuple(use for use in recording.uses if {use.weight, use.bias} & names)
+    broadcasts = tuple(dict.fromkeys(b for found in recording.shared.values() for b in found))
+    edges = [*(use.outputs for use in uses), *(broadcast.copies for broadcast in broadcasts)]
+    if not edges:
+        return OutputGradients(kinds, (), (), (), ())
+    with differentiable():
+        pulled = [
+            torch.autograd.grad(recording.logits, edges, c, retain_graph=True, allow_unused=True)
+            for c in cotangents
+        ]
+    gradients = tuple(
+        None if parts[0] is None else _stacked([part.detach() for part in parts])
+        for parts in zip(*pulled, strict=True)
+    )
+    count = len(uses)
+    return OutputGradients(kinds, uses, gradients[:count], broadcasts, gradients[count:])
+
+
 def gradient_rows(
     recording: Recording,
     cotangents: Tensor,
@@ -66,38 +125,41 @@ def gradient_rows(
         Rows by name, those of a bias with its weight's where they always go together. A parameter
         that the logits do not depend on is left out: its rows are zero.
     """
-    kinds = row_kinds(recording)
-    names = frozenset(name for name, kind in kinds.items() if kind != SHARED)
-    uses = [use for use in recording.uses if {use.weight, use.bias} & names]
-    broadcasts = list(dict.fromkeys(b for found in recording.shared.values() for b in found))
-    edges = [*(use.outputs for use in uses), *(broadcast.copies for broadcast in broadcasts)]
-    if not edges:
-        return {}
-    with differentiable():
-        pulled = [
-            torch.autograd.grad(recording.logits, edges, c, retain_graph=True, allow_unused=True)
-            for c in cotangents
-        ]
-    gradients = [
-        None if parts[0] is None else _stacked([part.detach() for part in parts])
-        for parts in zip(*pulled, strict=True)
-    ]
+    pulled = output_gradients(recording, cotangents)
+    return rows_of(recording, pulled, cotangents.shape[:2], pulled.names, positions)
+
+
+def rows_of(
+    recording: Recording,
+    pulled: OutputGradients,
+    shape: torch.Size,
+    wanted: Collection[str],
+    positions: Callable[[LayerUse], Tensor] | None = None,
+) -> dict[str, GradientRows]:
+    """Return the per-sample gradients that output gradients make, as :func:`gradient_rows`.
+
+    Args:
+        recording: the forward pass.
+        pulled: its output gradients.
+        shape: (K, N).
+        wanted: parameters with a rule to include; those of broadcasts always are.
+        positions: as in :func:`gradient_rows`.
+    """
     parts: dict[str, list[GradientRows]] = defaultdict(list)
-    together = _biases_with_weights(uses, names)
-    for use, d in zip(uses, gradients[: len(uses)], strict=True):
+    for use, d in zip(pulled.uses, pulled.gradients, strict=True):
         if d is None:  # the logits do not depend on this call
             continue
-        if use.weight in names:
-            layer, joined = use.layer, use.bias in together
+        if use.weight is not None and use.weight in wanted:
+            layer, together = use.layer, use.bias in pulled.together
             parts[use.weight].append(
-                layer.weight_rows(d, joined)
+                layer.weight_rows(d, together)
                 if positions is None
-                else layer.rows_at(positions(use), d, joined)
+                else layer.rows_at(positions(use), d, together)
             )
-        if use.bias in names - together:
+        if use.bias is not None and use.bias in wanted and use.bias not in pulled.together:
             parts[use.bias].append(use.layer.bias_rows(d))
     rows = {name: type(found[0]).joined(found) for name, found in parts.items()}
-    return rows | _shared_rows(recording, broadcasts, gradients[len(uses) :], cotangents.shape[:2])
+    return rows | _shared_rows(recording, pulled.broadcasts, pulled.copies, shape)
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:
@@ -159,12 +221,22 @@ def _pulled_rows(
     return [None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True)]
 
 
+def joined_biases(recording: Recording) -> dict[str, str]:
+    """Return the biases whose rows are part of their weight's, by the weight's name."""
+    names = frozenset(name for name, kind in row_kinds(recording).items() if kind != SHARED)
+    uses = [use for use in recording.uses if {use.weight, use.bias} & names]
+    together = _biases_with_weights(uses, names)
+    return {
+        use.weight: use.bias for use in uses if use.weight and use.bias in together and use.bias
+    }
+
+
 def _biases_with_weights(uses: Sequence[LayerUse], names: frozenset[str]) -> set[str]:
     """Return the biases that every call uses beside one and the same weight, as outer products."""
     weights: dict[str, set[str | None]] = defaultdict(set)
     biases: dict[str | None, set[str | None]] = defaultdict(set)
     for use in uses:
-        matrix = use.layer.joins_bias and use.weight in names
+        matrix = use.layer.has_matrix and use.weight in names
         biases[use.weight].add(use.bias)
         if use.bias in names:
             weights[use.bias].add(use.weight if matrix else None)

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Literal, get_args
 
+from evalkit.doubts import MARKED
 from evalkit.errors import EvalkitError
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization
@@ -113,10 +114,12 @@ def cheapest(lin: Linearization, stopping: Stopping) -> Solver:
 
     An exact solution is worth more than that of CG: the direct solve may take
     :data:`WORTH_OF_EXACT` times as many, or :data:`WORTH_OF_CONVERGED` times where CG is not
-    expected to end.
+    expected to end. Where a tolerance asks for so few digits that the row would be marked, an exact
+    solution is worth nothing more.
     """
     slow = SLOWER_THAN_PREDICTED * expected_iterations(lin, stopping.error)
-    patience = WORTH_OF_CONVERGED if slow > stopping.max_iterations else WORTH_OF_EXACT
+    worth = WORTH_OF_EXACT if stopping.error < MARKED else 1.0
+    patience = WORTH_OF_CONVERGED if slow > stopping.max_iterations else worth
     fast = 1 + math.log(1 / stopping.error) / math.log(GAIN_WITH_SKETCH)
     product, size = lin.product_work, lin.logits.numel()
     factorised = 2 * size**3 / 3 + 8 * size**2  # in float64, which counts twice

@@ -11,6 +11,7 @@ from torch import Tensor
 from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor
 from evalkit.linearization import Linearization
+from evalkit.rounding import gradient_noise
 from evalkit.updates.registry import Rounding, Term, Update, method
 
 CANCELLED = 0.1
@@ -151,7 +152,7 @@ def _draw(lin: Linearization, seed: int, labels_per_sample: int) -> _Sample:
     r = sampled_logit_gradients(lin, seed, labels_per_sample)
     factor = lin.factor_of(r)
     # A sample's rows share its model: rounding moves them alike.
-    relative = lin.gradient_noise / lin.gradient_norms.where(lin.gradient_norms > 0, 1.0)
+    relative = gradient_noise(lin) / lin.gradient_norms.where(lin.gradient_norms > 0, 1.0)
     noise = factor.norms * relative.clamp_min(lin.unit).repeat(len(r))
     h, rest = _combination(lin, r)
     if rest is not None and factor.rank >= lin.num_params:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from evalkit.factor import GramFactor
 from evalkit.linearization import Linearization
+from evalkit.rounding import gradient_noise
 from evalkit.updates.registry import Rounding, Term, Update
 
 
@@ -34,7 +35,7 @@ def damped_sum(
     ones = h.reciprocal().where(h > 0, 0.0)
     weights = factor.solve(right, damping)
     slope = float(ones @ factor.image(right, damping))
-    noise = h * lin.gradient_noise
+    noise = h * gradient_noise(lin)
     return Update(
         cotangents=lin.weighted_logit_gradients(h * weights),
         terms=(Term(lin.logit_gradients, h * weights),),

@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tests.benchmarks.markdown import machine
 from tests.benchmarks.marks import verdicts
 from tests.benchmarks.measure import Memory, Row, measure, memory
 from tests.benchmarks.problems import PROBLEMS
-from tests.benchmarks.table import as_markdown, machine
+from tests.benchmarks.table import as_markdown
 
 REPORT = Path(__file__).parents[2] / "reports" / "benchmarks.md"
 
@@ -36,7 +37,8 @@ def main() -> None:
         if arguments.device == "cpu":
             memories.append(memory(problem))
         print(*rows[-8:], *memories[-1:], sep="\n", flush=True)
-    text = as_markdown(rows, memories, verdicts(rows, memories), machine(arguments.device))
+    where = machine(arguments.device, "curvlinops-for-pytorch")
+    text = as_markdown(rows, memories, verdicts(rows, memories), where)
     print(text)
     if arguments.write:
         suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"

@@ -1,7 +1,8 @@
 """Scores at the defaults beside those of exact arithmetic, on sixty small problems.
 
-Run ``make accuracy``, which writes ``reports/accuracy.md``. The reference is `tests/exact.py`,
-which shares no code with the package beside the draw of the sampled labels.
+Run ``make accuracy``, which writes ``reports/accuracy.md``. The reference is
+`tests/support/exact.py`, which shares no code with the package beside the draw of the sampled
+labels.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 
 import evalkit
 from evalkit.doubts import MARKED
-from tests import exact
 from tests.benchmarks.markdown import line, lines, machine
 from tests.benchmarks.small_problems import Problem, problems
+from tests.support import exact
 
 REPORT = Path(__file__).parents[2] / "reports" / "accuracy.md"
 METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "sf", "ngd")

@@ -148,9 +148,10 @@ def _others(name: str, device: str) -> list[Row]:
         costs = in_steps(work, step, REPETITIONS)
         formed = in_steps_once(lambda: scores_with_gradients_formed(model, inputs, targets), step)
     row = lambda *values: Row(problem.name, *values)  # noqa: E731
+    gamma = evalkit.gamma(lin, found.solution)  # a direct solve has no iterates
     note = (
         f"{found.solver}, {found.iterations} iterations, gamma / floor "
-        f"{found.gammas[-1] / found.gamma_floor:.4f}; peer {peer_iterations}, "
+        f"{gamma / found.gamma_floor:.4f}; peer {peer_iterations}, "
         f"{peer_gamma / found.gamma_floor:.4f}"
     )
     return [

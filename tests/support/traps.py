@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.table import Net, case
+from tests.support.table import Net, case
 
 # --- positions shared by one Linear ----------------------------------------------------------
 

@@ -17,7 +17,7 @@ from evalkit.checkpoints.manifest import MANIFEST_NAME
 from evalkit.checkpoints.tensors import file_hash
 from evalkit.errors import EvalkitError
 
-BUNDLED = Path(__file__).parents[1] / "checkpoints" / "digits-mlp"
+BUNDLED = Path(__file__).parents[2] / "checkpoints" / "digits-mlp"
 
 
 def model(seed: int = 0) -> nn.Module:

@@ -1,8 +1,8 @@
 """The table of cases: plain models, architectures, label positions and ways of calling.
 
-``CASES[name].make()`` builds model, inputs and targets. The cases of ``tests.bag_cases``,
-``tests.broadcast_cases``, ``tests.layer_cases``, ``tests.layer_mixes``, ``tests.norm_cases``,
-``tests.traps`` and ``tests.weights`` are in the same table.
+``CASES[name].make()`` builds model, inputs and targets. The cases of its neighbours ``bag_cases``,
+``broadcast_cases``, ``layer_cases``, ``layer_mixes``, ``norm_cases``, ``traps`` and ``weights`` are
+in the same table.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests import (  # noqa: F401  more cases
+from tests.support import (  # noqa: F401  more cases
     bag_cases,
     broadcast_cases,
     layer_cases,
@@ -22,7 +22,7 @@ from tests import (  # noqa: F401  more cases
     traps,
     weights,
 )
-from tests.table import CASES, Batch, Draw, Net, case, with_ignored
+from tests.support.table import CASES, Batch, Draw, Net, case, with_ignored
 
 __all__ = ["CASES", "Batch", "Draw", "Net"]
 

@@ -25,7 +25,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from tests.table import Batch, Case, Draw
+from tests.support.table import Batch, Case, Draw
 
 VOCABULARY = 11
 SAMPLES = 7

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.layer_cases import layer_case
-from tests.table import Draw, Net
+from tests.support.layer_cases import layer_case
+from tests.support.table import Draw, Net
 
 
 def pooled(

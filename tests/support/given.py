@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import evalkit
-from tests import dense
+from tests.support import dense
 
 DAMPING = 1e-3
 METHODS = ("sgd", "ief")

@@ -2,8 +2,8 @@
 
 ``FALLBACK`` names the parameters that no rule covers, ``UNVECTORIZED`` the cases that function
 transforms cannot run; everything else is expected to go through the rules and through ``vmap``.
-Embeddings and normalisations are in ``tests.norm_cases``, layers in unusual company in
-``tests.layer_mixes``.
+Embeddings and normalisations are in ``norm_cases``, layers in unusual company in
+``layer_mixes``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.table import CASES, Case, Draw, Net
+from tests.support.table import CASES, Case, Draw, Net
 
 FALLBACK: dict[str, set[str]] = {}
 """By case, the parameters whose per-sample gradients are formed."""

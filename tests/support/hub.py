@@ -12,7 +12,7 @@ from torch import nn
 
 from evalkit.tasks.task import seeded
 
-REAL = Path(__file__).parents[2] / "shared" / "data"
+REAL = Path(__file__).parents[3] / "shared" / "data"
 """Real data and models, where a machine has them."""
 
 GLUE = {

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.layer_cases import frozen, headed, layer_case
-from tests.table import Net
+from tests.support.layer_cases import frozen, headed, layer_case
+from tests.support.table import Net
 
 # --- embeddings ------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from tests.table import Net, case, with_ignored
+from tests.support.table import Net, case, with_ignored
 
 
 @case()

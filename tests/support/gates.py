@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from evalkit.gate.baseline import baseline_of, update_baseline
 from evalkit.gate.baseline_file import Baseline, read_baseline
 from evalkit.gate.check import check
-from evalkit.gate.comparison import Check
+from evalkit.gate.comparison import Check, Comparison
+from evalkit.gate.output import terminal_table
 from evalkit.run import Run, read_run
-from tests.test_run import cell, score_row, write_run
+from tests.support.written_runs import cell, score_row, write_run
 
 SGD_GAMMA = 2.0
 
@@ -104,3 +108,17 @@ def checked(folder: Path, obtained: Made, expected: Made, tolerance: float = 0.0
     """Return what the gate says of one run against the baseline of another."""
     found = baseline_of(obtained.write(folder / "obtained"))
     return check(found, baseline(folder, expected), tolerance)
+
+
+def rows_of(check: Check, method: str = "ef") -> dict[str, Comparison]:
+    return {row.metric: row for row in check.comparisons if row.method == method}
+
+
+def printed(check: Check) -> list[str]:
+    """Return the lines of the terminal table, without its frame."""
+    table = terminal_table(check)
+    assert table is not None
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return [line.strip() for line in console.file.getvalue().splitlines() if line.strip(" ─")]

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from tests.layer_cases import frozen, headed, layer_case
-from tests.table import Net
+from tests.support.layer_cases import frozen, headed, layer_case
+from tests.support.table import Net
 
 # --- frozen layers, and layers in company ----------------------------------------------------
 

@@ -14,7 +14,7 @@ from evalkit.checkpoints import Trajectory, open_trajectory, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
 from evalkit.tasks import Task
 from evalkit.tasks.task import seeded
-from tests.folders import sentence
+from tests.support.folders import sentence
 
 VOCABULARY = 40
 POSITIONS = 6

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tests.dense import to_dtype
+from tests.support.dense import to_dtype
 
 
 class Net(nn.Module):
@@ -23,6 +23,17 @@ class Net(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.rule(self, *args, **kwargs)
+
+
+class Custom(nn.Module):
+    """A layer made of one function."""
+
+    def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.rule(h)
 
 
 class Counter(nn.Module):

@@ -1,0 +1,62 @@
+"""How far rounding moves per-sample gradients, and what that can do to a score."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evalkit.linearization import Linearization
+
+
+def gradient_noise(lin: Linearization) -> Tensor:
+    """Return how far rounding moves G_n, an estimate of |delta G_n|: (N,) float64.
+
+    Rounding in the forward and the backward is that of weights rounded to the next number:
+    delta z = J (u theta * signs) moves r_n by S_n delta z_n. Computed once for all methods.
+
+    Args:
+        lin: the model and batch.
+    """
+
+    def compute() -> Tensor:
+        moved = lin.jvp(_rounded_weights(lin) * lin.unit)
+        far = lin.sample_dots(change := lin.output_fisher(moved), change).sqrt()
+        relative = far / lin.logit_gradient_norms.clamp_min(torch.finfo(far.dtype).tiny)
+        return lin.gradient_norms * (lin.unit + relative)
+
+    return lin.shared("gradient noise", compute)
+
+
+def fisher_trace(lin: Linearization) -> float:
+    """Return an estimate of tr F = sum_n tr(S_n J_n J_n^T), J_n taken to be as long as along r_n.
+
+    Args:
+        lin: the model and batch.
+    """
+
+    def compute() -> float:
+        root = lin.likelihood.fisher_root(lin.logits, lin.targets)
+        norms = lin.logit_gradient_norms
+        lengths = lin.gradient_norms / norms.where(norms > 0, 1.0)
+        return float(lengths.square() @ root.square().flatten(1).sum(1))
+
+    return lin.shared("trace of F", compute)
+
+
+def _rounded_weights(lin: Linearization) -> Tensor:
+    """Return by how much weights change that are rounded up or down, in units of u: (P,).
+
+    The rounding of a layer's products and sums is that of its weights, each changed by a few u of
+    itself (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.5). Up or down
+    is a random sign for each index of each axis of a parameter, multiplied: millions of signs of
+    their own would take longer than a product.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for value in lin.parameters.values():
+        changed = value.detach()
+        for axis, size in enumerate(value.shape):
+            signs = torch.randint(0, 2, (size,), generator=generator).to(changed) * 2 - 1
+            changed = changed * signs.view(-1, *[1] * (value.dim() - axis - 1))
+        parts.append(changed.flatten())
+    return torch.cat(parts)
