@@ -244,7 +244,7 @@ def _shared_products(lin: Linearization, updates: Sequence[Update]) -> Iterator[
     for update in updates:
         assert update.cotangents is not None
         if not matrices:
-            yield lin.kernel_product(update.cotangents)
+            yield lin.weighted_product([(t.cotangents, t.weights) for t in update.terms])
             continue
         parts = [term.weights @ matrices[id(term.cotangents)] for term in update.terms]
         yield torch.stack(parts).sum(0).view_as(lin.logits)

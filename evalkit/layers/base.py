@@ -61,6 +61,12 @@ class Layer(ABC):
         return None
 
     @abstractmethod
+    def parameter_gradients(
+        self, d: Tensor, weight: bool, bias: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients in weight and bias for output gradients d, as far as wanted."""
+
+    @abstractmethod
     def positions(self) -> Tensor:
         """Return what the rows of all cotangents share: at each position, what d meets there.
 
@@ -112,6 +118,15 @@ class MovedLayer(Layer):
             weight: v_W, None for no change.
             bias: v_b, None for no change.
         """
+
+    def parameter_gradients(
+        self, d: Tensor, weight: bool, bias: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients in weight and bias for output gradients d, as far as wanted."""
+        return (
+            self.weight_gradient(d) if weight else None,
+            self.bias_gradient(d) if bias else None,
+        )
 
     @abstractmethod
     def weight_gradient(self, d: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -13,7 +13,15 @@ from torch import Tensor
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.factors import FormedRows, LayerFactors, layer_factors
-from evalkit.linearization.gram import ROUTES, gram_blocks, gram_matrix, sample_gradients
+from evalkit.linearization.gram import (
+    ROUTES,
+    Side,
+    gram_blocks,
+    gram_matrix,
+    sample_gradients,
+    side,
+)
+from evalkit.linearization.kept import KeptGradients
 from evalkit.linearization.kernel import (
     kernel_work,
     product_work,
@@ -69,6 +77,9 @@ class Linearization(LinearMaps):
         self.versions: dict[str, int] = {}
         self._shared: dict[Hashable, Any] = {}
         self._route: PerSample | None = None
+        self._kept: KeptGradients | None = None
+        if len(batches) == 1:
+            self._kept = KeptGradients(batches[0].tangents)
 
     def changed(self) -> str | None:
         """Return the name of a tensor that was changed in place since it was computed, if any."""
@@ -159,11 +170,13 @@ class Linearization(LinearMaps):
         cotangents = self.logit_gradients.unsqueeze(0)
         for route in ROUTES[:-1]:
             try:
-                gram = gram_matrix(self._batches, cotangents, route)
+                own = side(self._batches, cotangents, route)
+                gram = gram_matrix(self._batches, cotangents, route, kept=own)
             except CannotVectorizeError:
                 continue
             if self._row_sums_agree(gram):
                 self._route = route
+                self._keep(cotangents, own)
                 return gram
         self._route = defining_gradients
         warnings.warn(
@@ -227,7 +240,29 @@ class Linearization(LinearMaps):
             (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
         """
         _ = self.gram  # settles the route
-        return gram_matrix(self._batches, cotangents, self._route)
+        own = side(self._batches, cotangents, self._route)
+        self._keep(cotangents, own)
+        return gram_matrix(self._batches, cotangents, self._route, kept=own)
+
+    def _keep(self, cotangents: Tensor, own: Side | None) -> None:
+        """Keep the output gradients that inner products take, where rules say all."""
+        if self._kept is not None and own is not None and self._route is None:
+            self._kept.keep(cotangents, own)
+
+    def weighted_product(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return J d for d = sum_n J_n^T w_n c_n over terms (c, w): like logits, float64.
+
+        Where inner products of all J_n^T c_n have been asked for, that is less than a
+        :meth:`kernel_product`: their output gradients are at hand.
+
+        Args:
+            terms: pairs of cotangents c, like logits in float64, and weights w, (N,).
+        """
+        known = self._kept.product(terms) if self._kept is not None else None
+        if known is not None:
+            return known
+        shape = (-1, *[1] * (self.logits.dim() - 1))
+        return self.kernel_product(torch.stack([w.view(shape) * c for c, w in terms]).sum(0))
 
     def gram_blocks(self, cotangents: Tensor) -> dict[tuple[str, ...], Tensor]:
         """Return the part of each layer in :meth:`gram_of`, by the names of its parameters.
