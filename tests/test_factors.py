@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +11,7 @@ from evalkit.linearization import FormedRows, LayerFactors
 from tests.support.cases import CASES
 from tests.support.chosen_cases import SPLIT
 from tests.support.dense import assert_near, dense
+from tests.support.documents import document, python_files
 from tests.support.table import Draw
 
 DRAWS = 2
@@ -98,18 +96,10 @@ def test_a_layer_has_factors_and_others_have_rows() -> None:
     assert_near(first.rows.sum((0, 1)), gradient)
 
 
-def kfac_of_docs() -> None:
-    """Register the method of the documentation."""
-    text = (Path(__file__).parents[1] / "docs" / "layers.md").read_text(encoding="utf-8")
-    found = re.search(r"```python\n# kfac.py\n(.*?)```", text, re.DOTALL)
-    assert found is not None
-    exec(compile(found[1], "kfac.py", "exec"), {})
-
-
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
 def test_kfac_of_the_documentation(micro_batch_size: int | None) -> None:
     """Against (B (x) A / (N T) + lambda I)^-1, formed for each layer from hooks of autograd."""
-    kfac_of_docs()
+    exec(python_files(document("layers.md"))["kfac.py"], {})
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2, bias=False)).double()
     x, y = Draw(0).normal(5, 6, 4), Draw(1).integers(2, 5, 6)  # six positions
     lin = evalkit.linearize(model, x, y, micro_batch_size=micro_batch_size)

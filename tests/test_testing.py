@@ -18,7 +18,7 @@ import evalkit
 from evalkit.checkpoints import open_trajectory
 from evalkit.cli import main
 from evalkit.testing import assert_quality, checkpoint_batches
-from tests.support.documents import FILES, ROOT
+from tests.support.documents import FILES, ROOT, python_files
 from tests.support.folders import BUNDLED, sentence
 
 GUARD = (ROOT / "docs" / "guard.md").read_text(encoding="utf-8")
@@ -103,11 +103,6 @@ def test_batches_are_those_of_a_study() -> None:
 def test_the_helper_does_not_import_pytest() -> None:
     code = "import evalkit.testing, sys; sys.exit('pytest' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def python_files(text: str) -> dict[str, str]:
-    blocks = re.finditer(r"```python\n# (\w+\.py)\n(.*?)```", text, re.DOTALL)
-    return {match.group(1): match.group(2) for match in blocks}
 
 
 @pytest.fixture

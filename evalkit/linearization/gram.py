@@ -169,6 +169,11 @@ class Side:
         self.cotangents = cotangents
         self._route = route
 
+    @property
+    def by_rules(self) -> bool:
+        """Whether the rules of layers make them, as far as there are some."""
+        return self._route is None
+
     @cached_property
     def pulled(self) -> OutputGradients:
         """The output gradients that the rules of layers make rows of."""

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from evalkit.linearization.gram import Side, scaled_cotangents
+from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.ruled_rows import OutputGradients
-from evalkit.linearization.tangents import Tangents, WeightedGradients
+from evalkit.linearization.tangents import WeightedGradients
 from evalkit.reductions import power_of_two
 
 MOST_KEPT = 1 << 26
@@ -38,24 +39,26 @@ class _Kept:
 
 
 class KeptGradients:
-    """The output gradients of a batch that is linearised as a whole.
+    """The output gradients of a batch that is linearised as a whole, none of micro-batches.
 
     Args:
-        tangents: of its recording.
+        batches: the forward passes.
     """
 
-    def __init__(self, tangents: Tangents) -> None:
-        self._tangents = tangents
+    def __init__(self, batches: MicroBatches) -> None:
+        self._tangents = batches[0].tangents if len(batches) == 1 else None
         self._kept: list[_Kept] = []
         self._room = MOST_KEPT
 
-    def keep(self, cotangents: Tensor, side: Side) -> None:
+    def keep(self, cotangents: Tensor, side: Side | None) -> None:
         """Keep output gradients, unless they are too many or do not cover every parameter.
 
         Args:
             cotangents: c, (K, N, ..., C) float64.
-            side: their per-sample gradients by the rules of layers.
+            side: their per-sample gradients, None where there are several micro-batches.
         """
+        if side is None or self._tangents is None or not side.by_rules:
+            return
         numbers = sum(d.numel() for d in side.pulled.gradients if d is not None)
         if numbers > self._room or not self._tangents.covered_by(side.pulled):
             return
@@ -74,7 +77,7 @@ class KeptGradients:
         """
         found = [self._weighted(*term) for term in terms]
         known = [one for one in found if one is not None]
-        if not known or len(known) < len(found):
+        if self._tangents is None or not known or len(known) < len(found):
             return None
         scale = power_of_two(torch.stack([weights for *_, weights in known]))
         parts = [(kept, draw, weights / scale) for kept, draw, weights in known]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -15,7 +16,6 @@ from evalkit.likelihoods import Likelihood
 from evalkit.linearization.factors import FormedRows, LayerFactors, layer_factors
 from evalkit.linearization.gram import (
     ROUTES,
-    Side,
     gram_blocks,
     gram_matrix,
     sample_gradients,
@@ -44,6 +44,14 @@ T = TypeVar("T")
 
 MOST_ROW_NUMBERS = 1 << 22
 """Numbers in per-sample gradients that a float64 evaluation forms to factorise them: 32 MiB."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Routed:
+    """A route, and the Gram matrix that showed it to be right."""
+
+    route: PerSample | None
+    gram: Tensor
 
 
 class _Shared(cached_property[Tensor]):
@@ -76,10 +84,7 @@ class Linearization(LinearMaps):
         self._given = targets
         self.versions: dict[str, int] = {}
         self._shared: dict[Hashable, Any] = {}
-        self._route: PerSample | None = None
-        self._kept: KeptGradients | None = None
-        if len(batches) == 1:
-            self._kept = KeptGradients(batches[0].tangents)
+        self._kept = KeptGradients(batches)
 
     def changed(self) -> str | None:
         """Return the name of a tensor that was changed in place since it was computed, if any."""
@@ -111,8 +116,7 @@ class Linearization(LinearMaps):
     @_Shared
     def tangent_kernel(self) -> Tensor:
         """J J^T, (N M, N M) float64 for M outputs per sample, in the order of the logits."""
-        _ = self.gram  # settles the route
-        return tangent_kernel(self._batches, self._route)
+        return tangent_kernel(self._batches, self.route)
 
     @_Shared
     def sketched_kernel(self) -> Tensor:
@@ -151,21 +155,20 @@ class Linearization(LinearMaps):
         Args:
             cotangents: c, (N, ..., C) float64.
         """
-        _ = self.gram  # settles the route
-        units = self.shared("unit rows", lambda: unit_side(self._batches, self._route))
-        return sample_products(self._batches, cotangents.unsqueeze(0), self._route, units)
+        units = self.shared("unit rows", lambda: unit_side(self._batches, self.route))
+        return sample_products(self._batches, cotangents.unsqueeze(0), self.route, units)
 
     @_Shared
     def gradient_jvp(self) -> Tensor:
         """J g: like logits, float64. r_n . (J g)_n = G_n . g is the slope of each loss along g."""
         return self.kernel_product(self.logit_gradients)
 
-    @_Shared
-    def gram(self) -> Tensor:
-        """K_nm = G_n . G_m for the per-sample gradients G_n = J_n^T r_n: (N, N) float64.
+    @cached_property
+    def _routed(self) -> _Routed:
+        """The fastest route whose Gram matrix has the row sums that it must have.
 
-        The fast routes take something for granted about the model, so their row sums are checked;
-        where they fail, the next slower route is taken.
+        The fast routes take something for granted about the model; where that fails, the next
+        slower one is taken.
         """
         cotangents = self.logit_gradients.unsqueeze(0)
         for route in ROUTES[:-1]:
@@ -175,16 +178,24 @@ class Linearization(LinearMaps):
             except CannotVectorizeError:
                 continue
             if self._row_sums_agree(gram):
-                self._route = route
-                self._keep(cotangents, own)
-                return gram
-        self._route = defining_gradients
+                self._kept.keep(cotangents, own)
+                return _Routed(route, gram)
         warnings.warn(
             "samples influence each other in this forward, or its sample axis is not axis 0 "
             "throughout: per-sample gradients are formed by one backward each, which is slow",
             stacklevel=2,
         )
-        return gram_matrix(self._batches, cotangents, defining_gradients)
+        return _Routed(ROUTES[-1], gram_matrix(self._batches, cotangents, ROUTES[-1]))
+
+    @property
+    def route(self) -> PerSample | None:
+        """How per-sample gradients are had: one of :data:`evalkit.linearization.gram.ROUTES`."""
+        return self._routed.route
+
+    @_Shared
+    def gram(self) -> Tensor:
+        """K_nm = G_n . G_m for the per-sample gradients G_n = J_n^T r_n: (N, N) float64."""
+        return self._routed.gram
 
     @cached_property
     def gram_factor(self) -> GramFactor:
@@ -212,8 +223,7 @@ class Linearization(LinearMaps):
         Args:
             cotangents: c, (K, N, ..., C) float64.
         """
-        _ = self.gram  # settles the route
-        rows = sample_gradients(self._batches, cotangents, self._route or vectorized_gradients)
+        rows = sample_gradients(self._batches, cotangents, self.route or vectorized_gradients)
         # One sample at a time, a model may do something else than in the batch.
         along = torch.cat([self.sample_dots(draw, self.gradient_jvp) for draw in cotangents])
         wrong = (rows @ self.gradient.double() - along).abs()
@@ -239,15 +249,9 @@ class Linearization(LinearMaps):
         Returns:
             (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
         """
-        _ = self.gram  # settles the route
-        own = side(self._batches, cotangents, self._route)
-        self._keep(cotangents, own)
-        return gram_matrix(self._batches, cotangents, self._route, kept=own)
-
-    def _keep(self, cotangents: Tensor, own: Side | None) -> None:
-        """Keep the output gradients that inner products take, where rules say all."""
-        if self._kept is not None and own is not None and self._route is None:
-            self._kept.keep(cotangents, own)
+        own = side(self._batches, cotangents, self.route)
+        self._kept.keep(cotangents, own)
+        return gram_matrix(self._batches, cotangents, self.route, kept=own)
 
     def weighted_product(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Return J d for d = sum_n J_n^T w_n c_n over terms (c, w): like logits, float64.
@@ -258,8 +262,7 @@ class Linearization(LinearMaps):
         Args:
             terms: pairs of cotangents c, like logits in float64, and weights w, (N,).
         """
-        known = self._kept.product(terms) if self._kept is not None else None
-        if known is not None:
+        if (known := self._kept.product(terms)) is not None:
             return known
         shape = (-1, *[1] * (self.logits.dim() - 1))
         return self.kernel_product(torch.stack([w.view(shape) * c for c, w in terms]).sum(0))
@@ -273,8 +276,7 @@ class Linearization(LinearMaps):
         Args:
             cotangents: c, (K, N, ..., C) float64.
         """
-        _ = self.gram  # settles the route
-        return gram_blocks(self._batches, cotangents, self._route)
+        return gram_blocks(self._batches, cotangents, self.route)
 
     def factors(
         self, cotangents: Tensor, numbers: int = HELD_AT_ONCE
@@ -289,8 +291,7 @@ class Linearization(LinearMaps):
             cotangents: c, (K, N, ..., C) float64.
             numbers: in a part, at most, unless a single sample has more.
         """
-        _ = self.gram  # settles the route
-        return layer_factors(self._batches, cotangents, self._route, numbers)
+        return layer_factors(self._batches, cotangents, self.route, numbers)
 
     def _row_sums_agree(self, gram: Tensor) -> bool:
         """Return whether (K w)_n = r_n . J J^T (w r) for one w, as holds for the true K alone.
