@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from evalkit.method_names import base_name
+from evalkit.names import base_name
 from evalkit.settings import MAX_ITERATIONS
 
 MARKED = 1e-3

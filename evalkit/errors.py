@@ -5,7 +5,8 @@ class EvalkitError(ValueError):
     """Input that evalkit cannot use.
 
     The message is one sentence for the user: what was expected, what was found, and the next
-    step. The command line prints it and exits with status 2.
+    step. Arguments stand in it as in Python, between backquotes, with a value or without; the
+    command line puts its options in their place, prints it and exits with status 2.
     """
 
 
@@ -28,5 +29,5 @@ def memory_sentence(error: BaseException) -> str | None:
         return None
     return (
         f"expected a batch that fits into memory, found {reason(error)}; evaluate fewer samples at "
-        "a time (micro_batch_size, --micro-batch-size), or pass smaller batches"
+        "a time (`micro_batch_size`), or pass smaller batches"
     )

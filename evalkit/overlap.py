@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from evalkit.run import Run
+from evalkit.storage.run_folder import Run
 
 NOTEWORTHY = 3.0
 """How many times too narrow intervals become before a report says so."""
@@ -60,7 +60,7 @@ class Overlap:
 
 
 def overlap_of(batches: int, batch_size: int, training_samples: int) -> Overlap:
-    """Return the overlap of batches as :func:`evalkit.cells.draw_batch` draws them.
+    """Return the overlap of batches as :func:`evalkit.study.batches.draw_batch` draws them.
 
     Args:
         batches: how many.

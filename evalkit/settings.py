@@ -61,7 +61,7 @@ class Settings:
                 advice = "1 or more" if value < 1 else "less"
                 raise EvalkitError(
                     f"expected {words} of {bound}, found {shortened(str(value))}; "
-                    f"set --{name.replace('_', '-')} to {advice}"
+                    f"set `{name}` to {advice}"
                 )
         check_seed(self.seed)
 

@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from evalkit.cells import draw
 from evalkit.checkpoints import load_into, open_trajectory, trajectory_task
 from evalkit.checkpoints.adapters import model_for
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization, linearize
-from evalkit.scoring import Score, score_linearization, score_update
+from evalkit.scoring import score_linearization, score_update
 from evalkit.settings import DEFAULT_DAMPING, Settings
+from evalkit.storage.rows import Score
+from evalkit.study.batches import draw
 from evalkit.updates import Update, compute
-from evalkit.updates.registry import accept
+from evalkit.updates.calling import accept
 
 Direction = Callable[[Linearization, float], "Tensor | Update"]
 Batches = Linearization | Iterable[Linearization | tuple[str, Linearization]]

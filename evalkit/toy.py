@@ -20,11 +20,11 @@ from evalkit import likelihoods
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization, linearize
 from evalkit.machine import versions
-from evalkit.metrics import efficiency
 from evalkit.reductions import norm
 from evalkit.registry import Registry
+from evalkit.scoring.metrics import efficiency
 from evalkit.settings import DEFAULT_DAMPING, check_damping
-from evalkit.toy_tables import COLUMNS, Toy
+from evalkit.toy_tables import TABLES, Toy
 from evalkit.updates import update
 from evalkit.version import __version__
 
@@ -152,7 +152,10 @@ def compute_toy(problem: Problem, tracing: Tracing | None = None) -> Toy:
             for method, start in itertools.product(METHODS, range(len(problem.starts)))
         ),
     }
-    frames = {name: pd.DataFrame(rows, columns=COLUMNS[name]) for name, rows in tables.items()}
+    frames = {
+        name: pd.DataFrame(rows, columns=[column.name for column in TABLES[name]])
+        for name, rows in tables.items()
+    }
     facts = asdict(problem)
     provenance = {
         "evalkit": __version__,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,31 @@ from typing import Any
 import pandas as pd
 
 from evalkit.errors import EvalkitError
-from evalkit.tables import make_folder, write_atomically
+from evalkit.storage.columns import Column, Source, csv_line, csv_rows, parse_csv
+from evalkit.storage.files import make_folder, write_atomically
 
 SETTINGS_FILE = "toy.json"
-COLUMNS = {
-    "landscape": ("weight", "bias", "loss"),
-    "field": ("method", "weight", "bias", "direction_weight", "direction_bias", "efficiency"),
-    "trajectories": ("method", "start", "step", "weight", "bias", "loss"),
+_POINT = (Column("weight", float, signed=True), Column("bias", float, signed=True))
+_LOSS = Column("loss", float, signed=True)
+TABLES = {
+    "landscape": (*_POINT, _LOSS),
+    "field": (
+        Column("method", str),
+        *_POINT,
+        Column("direction_weight", float, signed=True),
+        Column("direction_bias", float, signed=True),
+        Column("efficiency", float, signed=True),
+    ),
+    "trajectories": (
+        Column("method", str),
+        Column("start", int, needed=True),
+        Column("step", int, needed=True),
+        *_POINT,
+        _LOSS,
+    ),
 }
 """Columns of each table; its file is called like it, with the ending .csv."""
-# Python's own float keeps every digit.
-_NUMBERS = {
-    column: int if column in ("start", "step") else float
-    for columns in COLUMNS.values()
-    for column in columns
-    if column != "method"
-}
+_MAKE_AGAIN = "make them with 'evalkit toy'"
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,9 @@ def write_toy(toy: Toy, folder: str | os.PathLike[str]) -> None:
         EvalkitError: the folder cannot be written.
     """
     folder = make_folder(folder)
-    for name, columns in COLUMNS.items():
-        text = getattr(toy, name).to_csv(index=False, columns=list(columns), lineterminator="\n")
-        write_atomically(folder / f"{name}.csv", text)
+    for name, columns in TABLES.items():
+        head = csv_line([column.name for column in columns])
+        write_atomically(folder / f"{name}.csv", head + csv_rows(getattr(toy, name), columns))
     write_atomically(folder / SETTINGS_FILE, json.dumps(dict(toy.provenance), indent=2) + "\n")
 
 
@@ -71,13 +80,17 @@ def read_toy(folder: str | os.PathLike[str]) -> Toy:
     folder = Path(folder)
     try:
         tables = {
-            name: pd.read_csv(folder / f"{name}.csv", usecols=columns, converters=_NUMBERS)
-            for name, columns in COLUMNS.items()
+            name: _read_table(folder / f"{name}.csv", columns) for name, columns in TABLES.items()
         }
         provenance = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except EvalkitError:
+        raise
     except (OSError, ValueError) as error:
         raise EvalkitError(
-            f"expected the tables of a toy problem in {folder}, found: {error}; make them with "
-            "'evalkit toy'"
+            f"expected the tables of a toy problem in {folder}, found: {error}; {_MAKE_AGAIN}"
         ) from error
     return Toy(**tables, provenance=provenance)
+
+
+def _read_table(path: Path, columns: Sequence[Column]) -> pd.DataFrame:
+    return parse_csv(path.read_text(encoding="utf-8"), columns, Source(path, _MAKE_AGAIN))

@@ -20,12 +20,12 @@ import transformers
 import evalkit
 from evalkit.checkpoints import load_into, open_trajectory, verify_trajectory
 from evalkit.checkpoints.adapter_kinds import SUPPORTED
-from evalkit.run import read_run
 from evalkit.settings import Settings
-from evalkit.study import run_study
+from evalkit.storage.run_folder import read_run
+from evalkit.study.running import run_study
 from evalkit.tasks import Task
 from evalkit.tasks.task import seeded
-from evalkit.training import train
+from evalkit.training.loop import train
 from tests.support.adapters import (
     TASK,
     adapted,

@@ -11,9 +11,9 @@ import torch
 
 from evalkit.checkpoints import load_into, open_trajectory, verify_trajectory
 from evalkit.checkpoints.manifest import MANIFEST_NAME
-from evalkit.run import read_run
 from evalkit.settings import Settings
-from evalkit.study import run_study
+from evalkit.storage.run_folder import read_run
+from evalkit.study.running import run_study
 from evalkit.tasks import Task
 from evalkit.testing import checkpoint_batches
 from tests.support.adapters import (

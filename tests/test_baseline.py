@@ -11,7 +11,7 @@ import pytest
 
 from evalkit.gate.baseline import baseline_of, update_baseline
 from evalkit.gate.baseline_file import COLUMNS, read_baseline, render
-from evalkit.run import Run, read_provenance
+from evalkit.storage.run_folder import Run, read_provenance
 from tests.support.folders import sentence
 from tests.support.gates import Made
 
@@ -91,7 +91,7 @@ def test_an_unreadable_baseline_can_be_replaced(tmp_path: Path) -> None:
         (lambda run: replace(run, provenance={**run.provenance, "checkpoints": 3}), "hash"),
         (lambda run: replace(run, provenance={**run.provenance, "settings": []}), "'likelihood'"),
         (lambda run: replace(run, provenance={**run.provenance, "task": "a\nb"}), "one line"),
-        (lambda run: replace(run, scores=run.scores[run.scores["batch"] == 0]), "--batches"),
+        (lambda run: replace(run, scores=run.scores[run.scores["batch"] == 0]), "`batches=5`"),
     ],
 )
 def test_a_run_that_cannot_serve_is_refused_and_nothing_written(
@@ -141,7 +141,7 @@ def test_a_bad_baseline_is_one_sentence(name: str, tmp_path: Path) -> None:
     found = sentence(lambda: read_baseline(path))
     assert hint in found
     assert str(path) in found
-    assert "--update-baseline" in found
+    assert "`update_baseline`" in found
 
 
 def test_files_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:

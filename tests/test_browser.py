@@ -19,9 +19,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from evalkit.page import render_page
-from evalkit.reports import studies_of
-from evalkit.run import read_run
+from evalkit.report.page import render_page
+from evalkit.report.writing import derived_of
+from evalkit.storage.run_folder import read_run
 from tests.support.written_runs import cell, ngd_row, score_row, write_run
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_run(folder, cells)
     run = read_run(folder)
-    (folder / "report.html").write_text(render_page(run, studies_of(run)), encoding="utf-8")
+    (folder / "report.html").write_text(render_page(run, derived_of(run)), encoding="utf-8")
     return folder
 
 

@@ -21,14 +21,14 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from evalkit import EvalkitError
 from evalkit.callback import ScoreCallback
-from evalkit.cells import batch_seed
+from evalkit.callback.trainer_batches import supervised
 from evalkit.checkpoints.saved import find_saved, saved_hash
 from evalkit.cli import main
-from evalkit.reports import report_run
-from evalkit.run import read_run
+from evalkit.report.writing import report_run
 from evalkit.scoring import score
-from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
-from evalkit.trainer_batches import supervised
+from evalkit.storage.run_folder import read_run
+from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE, names_of
+from evalkit.study.batches import batch_seed
 from tests.support.trainers import METHODS, WORDS, Masking, adapted, scorer, trainer
 
 
@@ -61,8 +61,8 @@ def test_a_run_can_be_watched_and_is_finished_in_the_end(
     _, place, watch = watched
     run = read_run(place / "run")
     assert watch.seen == [(1, False), (2, False)]
-    assert tuple(run.scores.columns) == KEY_COLUMNS + SCORE_COLUMNS
-    assert tuple(run.batches.columns) == KEY_COLUMNS + BATCH_COLUMNS
+    assert tuple(run.scores.columns) == names_of(SCORES_FILE)
+    assert tuple(run.batches.columns) == names_of(BATCHES_FILE)
     assert run.provenance["finished"] is not None
     assert run.provenance["task"] == "BertForSequenceClassification"
     kept = run.batches[["checkpoint", "step", "progress", "batch"]].values.tolist()
@@ -99,7 +99,7 @@ def test_rows_are_those_of_the_saved_model(watched: tuple[Any, Path, Watch]) -> 
         scores = read_run(place / folder).scores
         found = scores[(scores["checkpoint"] == name) & (scores["batch"] == 1)]
         pd.testing.assert_frame_equal(
-            found[list(SCORE_COLUMNS)].reset_index(drop=True),
+            found[list(expected.columns)].reset_index(drop=True),
             expected,
             check_dtype=False,
             rtol=1e-9,
@@ -267,7 +267,8 @@ def test_only_the_first_process_scores(tmp_path: Path) -> None:
 
 def test_transformers_is_asked_for_in_a_sentence_and_only_here() -> None:
     code = (
-        "import sys, json; sys.modules['transformers'] = None; import evalkit, evalkit.study\n"
+        "import sys, json; sys.modules['transformers'] = None\n"
+        "import evalkit, evalkit.study.running\n"
         "try:\n    import evalkit.callback\n"
         "except evalkit.EvalkitError as error: print(json.dumps(str(error)))"
     )

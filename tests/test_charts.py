@@ -13,13 +13,13 @@ from bokeh.models import GlyphRenderer, HoverTool
 from scipy.stats import gmean, gstd
 
 from evalkit.figures.palette import method_styles, run_styles
-from evalkit.page import curves
-from evalkit.page.bokeh_figures import SPREAD, document_json
-from evalkit.page.charts import Chart, draw_charts, method_keys
-from evalkit.page.swatches import swatch
-from evalkit.pairs import compare, parse_pair
-from evalkit.run import read_run
-from evalkit.sweeps import damping_places
+from evalkit.report.page import curves
+from evalkit.report.page.bokeh_figures import SPREAD, document_json
+from evalkit.report.page.charts import Chart, draw_charts, method_keys
+from evalkit.report.page.swatches import swatch
+from evalkit.results.pairs import compare, parse_pair
+from evalkit.results.sweeps import damping_places
+from evalkit.storage.run_folder import read_run
 from tests.support.colors import distance, on_dark_paper
 from tests.support.written_runs import PROVENANCE, cell, score_row, write_run
 

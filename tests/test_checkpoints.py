@@ -181,7 +181,7 @@ def test_task_of_a_trajectory(tmp_path: Path) -> None:
     override = "evalkit.tasks.digits_mlp:task"
     assert trajectory_task(Trajectory(tmp_path, (), None), override).name == "digits-mlp"
     text = sentence(lambda: trajectory_task(Trajectory(tmp_path, (), None)))
-    assert "pass --task" in text
+    assert "pass `task=" in text
     assert str(tmp_path) in text
 
 
@@ -196,7 +196,7 @@ def test_a_manifest_never_names_code_to_run(
     with_manifest(tmp_path / "folder", task=spec)
     trajectory = open_trajectory(tmp_path / "folder")
     assert trajectory.task == spec
-    assert f"pass --task {spec}" in sentence(lambda: trajectory_task(trajectory))
+    assert f"pass `task={spec}`" in sentence(lambda: trajectory_task(trajectory))
     assert not marker.exists()
 
 

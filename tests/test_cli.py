@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import subprocess
 import sys
@@ -11,15 +12,16 @@ import click
 import pandas as pd
 import pytest
 
-from evalkit import optimizers
 from evalkit.cli import main
-from evalkit.cli.early import check_names, registered_names
+from evalkit.cli.early import check_names, registered
 from evalkit.cli.main import commands
 from evalkit.cli.options import check_given_once
 from evalkit.cli.progress import Lines, duration
 from evalkit.errors import EvalkitError
-from evalkit.run import read_run
+from evalkit.storage.run_folder import read_run
+from evalkit.training import optimizers
 from evalkit.updates import methods
+from evalkit.updates.parser import function_of
 from tests.support.folders import BUNDLED
 from tests.support.refusals import sentence
 
@@ -190,7 +192,7 @@ def test_an_error_that_nobody_foresaw_is_one_sentence(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("evalkit.updates.registry.describe", fail)
+    monkeypatch.setattr("evalkit.cli.early.registered", fail)
     assert expected in sentence(capsys, ["list"])
     for arguments in (["list", "--debug"], ["--debug", "list"]):
         assert main(arguments) == 2
@@ -201,8 +203,9 @@ def test_an_error_that_nobody_foresaw_is_one_sentence(
 
 
 def test_names_are_checked_without_torch_as_they_are_with_it() -> None:
-    assert sorted(registered_names("method")) == sorted(methods())
-    assert sorted(registered_names("optimizer")) == sorted(optimizers.names())
+    said = {name: (inspect.getdoc(function_of(name)) or "").split("\n")[0] for name in methods()}
+    assert {name: registered("method").get(name) for name in methods()} == said
+    assert sorted(registered("optimizer")) == sorted(optimizers.names())
     check_names("method", ["mine"], ["my_method.py"])
     check_names("method", ["mine"], [None, "my_task.py:task"])
     with pytest.raises(EvalkitError, match="unknown method 'mine'"):

@@ -121,9 +121,11 @@ def test_direct_updates_with_moderate_damping(name: str) -> None:
         assert_near_in_norm(tikhonov, dense.ief_tikhonov(expected, damping), 1e-8)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if well_conditioned(reference(name))])
+@every_case
 def test_direct_updates_with_the_default_damping(name: str) -> None:
     lin, expected = linearized(name), reference(name)
+    if not well_conditioned(expected):  # asked here: collecting would build every reference
+        return
     for method, solve in (("ef", dense.ef), ("ief", dense.ief)):
         actual, wanted = evalkit.update(method, lin), solve(expected, 1e-12)
         assert cosine(actual.double(), wanted) >= 1 - 1e-9

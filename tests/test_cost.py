@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evalkit.bench.cost import measure_costs
+from evalkit.bench.memory import peak_mebibytes
+from evalkit.bench.timing import in_turns
 from evalkit.cli import main
-from evalkit.cost import measure_costs
-from evalkit.memory import peak_mebibytes
 from evalkit.settings import Settings
 from evalkit.tasks import Task
-from evalkit.timing import in_turns
 
 METHODS = ("sgd", "ief", "sf:labels_per_sample=2", "ngd")
 ALONE = ["forward", "backward", "training step", "linearize", "all scores"]

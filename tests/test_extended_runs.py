@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-import evalkit.study
 from evalkit.checkpoints import open_trajectory
 from evalkit.errors import EvalkitError
 from evalkit.gate.baseline import update_baseline
-from evalkit.identity import check_same_run
-from evalkit.lost_rows import lost_rows
-from evalkit.notes import notes_on
-from evalkit.run import read_provenance, read_run
-from evalkit.study import Start, checkpoint_entry
+from evalkit.storage.lost_rows import lost_rows
+from evalkit.storage.run_folder import read_provenance, read_run
+from evalkit.study import running
+from evalkit.study.identity import check_same_run
+from evalkit.study.notes import notes_on
+from evalkit.study.plan import Unit
+from evalkit.study.provenance import checkpoint_entry
+from evalkit.study.running import Start
 from tests.support.small_studies import SMALL, study, tables, task, task_on, tensors
 
 
@@ -28,13 +30,14 @@ class Watch:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.pairs: list[set[tuple[str, float]]] = []
-        score_cell = evalkit.study.score_cell
+        execute = running.execute
 
         def watched(*arguments: Any) -> Any:
-            self.pairs.append(set(arguments[7]))
-            return score_cell(*arguments)
+            unit = next(one for one in arguments if isinstance(one, Unit))
+            self.pairs.append(set(unit.pairs))
+            return execute(*arguments)
 
-        patch.setattr(evalkit.study, "score_cell", watched)
+        patch.setattr(running, "execute", watched)
 
 
 @pytest.fixture
@@ -219,7 +222,7 @@ def test_what_is_known_before_the_first_score(tmp_path: Path) -> None:
     assert starts[0].seconds > 0
     rank, overlap = starts[0].notes
     assert "120 free outputs (60 samples of 2) and the model 27 parameters" in rank
-    assert "lower --batch-size to 13 or less" in rank
+    assert "lower `batch_size` to 13 or less" in rank
     assert "94% of a batch are in any other" in overlap
     assert notes_on(read_run(tmp_path / "run").provenance) == starts[0].notes
     study(tmp_path, settings, on_start=starts.append)

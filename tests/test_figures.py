@@ -20,8 +20,8 @@ from evalkit.figures import draw_figures, write_figures
 from evalkit.figures.drawing import bar_start
 from evalkit.figures.palette import method_styles
 from evalkit.figures.plots import plot_efficiency, plot_imbalance, plot_ratio
-from evalkit.results import near_zero, summarize, summarize_batches
-from evalkit.run import Run, read_run
+from evalkit.results.summaries import near_zero, summarize, summarize_batches
+from evalkit.storage.run_folder import Run, read_run
 from tests.support.written_runs import cell, ngd_row, score_row, write_run
 
 

@@ -14,15 +14,16 @@ import evalkit
 
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
-errors version machine quiet method_names
-plain_files
-registry extras json_files settings reductions paired spreads
-likelihoods tables
-next_token
-run toy_tables timing memory
-overlap
+errors version machine quiet names
+registry extras settings reductions
+storage.files
+storage.json_files storage.rows
+storage.columns
+likelihoods storage.tables
+next_token storage.run_folder
+storage.lost_rows toy_tables overlap
+storage
 doubts
-lost_rows identity source_files notes marks
 layers factor
 linearization.modules linearization.broadcasts linearization.precision
 linearization.given linearization.outputs linearization.wrapped linearization.bags
@@ -45,20 +46,21 @@ linearization
 indicator rounding
 solvers
 updates
-accuracy metrics
 scoring
-optimizers
-estimate tasks
-cells checkpoints
-trainer_batches resuming
-training study
-testing toy cost callback
+training.optimizers
+tasks
+checkpoints
+training
+study.batches study.plan study.estimate study.identity study.notes study.source_files
+study.execute study.provenance
+study.store
+study
+testing toy callback bench
+results.intervals results.spreads results.marks
+results.summaries results.pairs
 results
-pairs
-sweeps
 figures
-page gate
-reports
+gate report
 cli
 """
 FLOOR = {name: height for height, line in enumerate(FLOORS.split("\n")) for name in line.split()}
@@ -66,30 +68,34 @@ WITHOUT_TORCH = (
     "errors",
     "version",
     "extras",
-    "identity",
     "doubts",
-    "lost_rows",
-    "marks",
-    "method_names",
-    "notes",
-    "plain_files",
-    "source_files",
     "machine",
+    "names",
     "registry",
     "settings",
     "overlap",
-    "paired",
-    "spreads",
-    "tables",
-    "run",
     "toy_tables",
-    "results",
-    "pairs",
-    "sweeps",
+    "storage.files",
+    "storage.json_files",
+    "storage.rows",
+    "storage.columns",
+    "storage.tables",
+    "storage.run_folder",
+    "storage.lost_rows",
+    "study.identity",
+    "study.notes",
+    "study.source_files",
+    "tasks.bundled",
+    "results.intervals",
+    "results.spreads",
+    "results.marks",
+    "results.summaries",
+    "results.pairs",
+    "results.sweeps",
     "figures",
-    "page",
     "gate",
-    "reports",
+    "report.page",
+    "report.writing",
 )
 
 
@@ -117,7 +123,7 @@ def imported(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -138,10 +144,11 @@ def test_every_floor_exists() -> None:
     assert set(FLOOR) == {home(path) for path in modules()}
 
 
-def test_tables_figures_and_help_do_not_import_torch() -> None:
+def test_tables_figures_lists_and_help_do_not_import_torch() -> None:
     imports = "; ".join(f"import evalkit.{name}" for name in WITHOUT_TORCH)
     code = (
-        f"import sys; {imports}; from evalkit.cli import main; main(['score', '--help']); "
+        f"import sys; {imports}; from evalkit.cli import main; "
+        "main(['score', '--help']); main(['list']); "
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

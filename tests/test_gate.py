@@ -12,7 +12,7 @@ from evalkit.errors import EvalkitError
 from evalkit.gate.baseline import baseline_of
 from evalkit.gate.check import check
 from evalkit.gate.comparison import ALL
-from evalkit.paired import interval
+from evalkit.results.intervals import interval
 from tests.support.gates import SGD_GAMMA, Made, checked, rows_of
 
 EXPECTED = (0.5, 0.6, 0.7, 0.8)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evalkit.bench.cost import _problem
 from evalkit.cli import main
-from evalkit.cost import _problem
 from evalkit.settings import Settings
 from evalkit.tasks import Task
 from tests.support.given import (

@@ -12,10 +12,10 @@ import pytest
 
 from evalkit.cli import main
 from evalkit.errors import EvalkitError
-from evalkit.json_files import printable, read_object
-from evalkit.lost_rows import lost_rows
-from evalkit.notes import notes_on
-from evalkit.run import read_provenance, read_run, repair
+from evalkit.storage.json_files import printable, read_object
+from evalkit.storage.lost_rows import lost_rows
+from evalkit.storage.run_folder import read_provenance, read_run, repair
+from evalkit.study.notes import notes_on
 from tests.support.folders import BUNDLED
 from tests.support.refusals import sentence
 from tests.support.written_runs import cell, score_row, write_run

@@ -98,8 +98,8 @@ NEAR_MISSES: dict[str, tuple[Any, str]] = {
         {**under("net."), "net.0.bias": torch.ones(4), "criterion.weight": torch.ones(2)},
         "missing 4",
     ),
-    "two state dicts": ({"model": STATE, "net": OTHER}, "found 'model', 'net'; pass --key"),
-    "two unknown ones": ({"gen": STATE, "dis": OTHER}, "found 'gen', 'dis'; pass --key"),
+    "two state dicts": ({"model": STATE, "net": OTHER}, "found 'model', 'net'; pass the `key` of"),
+    "two unknown ones": ({"gen": STATE, "dis": OTHER}, "found 'gen', 'dis'; pass the `key` of"),
     "two become one": ({**STATE, "0._orig_mod.weight": OTHER["0.weight"]}, "unexpected 1"),
     "code beside": ({"model": STATE, "extra": Malicious()}, "code objects (posix.mkdir)"),
     "code in the arguments": (
@@ -129,7 +129,7 @@ def test_one_layer_of_a_larger_model_is_not_the_model(tmp_path: Path) -> None:
     trajectory = open_trajectory(tmp_path)
     text = sentence(lambda: verify_trajectory(trajectory, nn.Linear(2, 2)))
     assert "them under '0' beside 2 ('1.weight', '1.bias')" in text
-    assert "--key 0" in text
+    assert "`key=0`" in text
     target = nn.Linear(2, 2)
     load_into(target, open_trajectory(tmp_path, key="0").checkpoints[0])
     assert torch.equal(values(target), values(larger[0]))

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from evalkit.cells import draw_batch
 from evalkit.cli import main
 from evalkit.doubts import MARKED
 from evalkit.gate.baseline import baseline_of, update_baseline
 from evalkit.gate.baseline_file import read_baseline
 from evalkit.gate.check import check
 from evalkit.gate.output import headline, junit, markdown
-from evalkit.page import render_page
-from evalkit.reports import mark_notes, studies_of
-from evalkit.run import read_run
+from evalkit.report.page import render_page
+from evalkit.report.writing import derived_of, mark_notes
+from evalkit.storage.run_folder import read_run
+from evalkit.study.batches import draw_batch
 from evalkit.tasks import load_task
 from tests.support.gates import Made, checked, printed, rows_of
 
@@ -179,10 +179,13 @@ def test_float32_at_near_zero_damping_is_marked_everywhere(
     assert "leave out --dtype float32" in " ".join(printed_table.split())
     assert "x*" in printed_table  # the headline
     run = read_run("single")
-    assert any("leave out --dtype float32" in note for note in mark_notes([run]))
-    page = render_page(run, studies_of(run))
+    assert any("leave out `dtype=float32`" in note for note in mark_notes([run]))
+    page = render_page(run, derived_of(run))
     assert page.count('<abbr class="mark"') >= 3
-    assert "leave out --dtype float32" in page
+    assert "leave out `dtype=float32`" in page
+    assert main(["report", "single"]) == 0
+    capsys.readouterr()
+    assert "leave out --dtype float32" in Path("single/report.html").read_text(encoding="utf-8")
     gate = ["check", "single", "--baseline", "baseline.csv"]
     assert main([*gate, "--update-baseline"]) == 0
     capsys.readouterr()

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 from evalkit.doubts import MARKED, judge, mean_error, ratio_error
-from evalkit.marks import Mark, Marks, joined, marks_of
-from evalkit.page import render_page
-from evalkit.pairs import compare, parse_pair, statements
-from evalkit.reports import studies_of
-from evalkit.results import final_table, headline
-from evalkit.run import Run, read_run
+from evalkit.report.page import render_page
+from evalkit.report.writing import derived_of
+from evalkit.results.marks import Mark, Marks, joined, marks_of
+from evalkit.results.pairs import compare, parse_pair, statements
+from evalkit.results.summaries import final_table, headline
+from evalkit.storage.run_folder import Run, read_run
 from tests.support.written_runs import cell, score_row, write_run
 
 FINE = {"error": 1e-7, "dtype": "float64"}
@@ -40,8 +40,8 @@ def sgd(**more: Any) -> dict[str, Any]:
 CAUSES = {
     "float32": (
         score_row("ef", 2.0, error=0.5, dtype="float32"),
-        "EF: gamma may be off by 50% in 1 of 1 row, found in float32: leave out --dtype float32, "
-        "or give --dtype float64.",
+        "EF: gamma may be off by 50% in 1 of 1 row, found in float32: leave out `dtype=float32`, "
+        "or give `dtype=float64`.",
     ),
     "no digit": (
         score_row("ef", 2.0, error=4.3, dtype="float32"),
@@ -49,28 +49,28 @@ CAUSES = {
     ),
     "cancellation": (
         score_row("sf", 2.0, error=8e-3, dtype="float64"),
-        "raise --damping, as to 1e-11.",
+        "raise `damping`, as to 1e-11.",
     ),
     "direct in float32": (
         score_row("ngd", 0.6, error=0.1, dtype="float32", solver="direct", converged=False),
-        "leave out --dtype float32",
+        "leave out `dtype=float32`",
     ),
     "iterations": (
         score_row("ngd", 0.6, error=0.07, dtype="float32", **LIMIT),
         "NGD: gamma may be 7% above the smallest in 1 of 1 row, where the solver ended at its "
-        "limit of iterations: raise it, as in --methods ngd:max_iterations=800, or take "
+        "limit of iterations: raise it, as in `methods=ngd:max_iterations=800`, or take "
         "ngd:solver=direct",
     ),
     "fewer iterations": (
         score_row(
             "ngd:max_iterations=5", 0.6, error=0.07, dtype="float64", **{**LIMIT, "iterations": 5}
         ),
-        "--methods ngd:max_iterations=20",
+        "`methods=ngd:max_iterations=20",
     ),
     "a limit of its own": (
         score_row("ngd", 0.6, error=0.07, dtype="float32", **{**LIMIT, "iterations": 3}),
-        "where the solver stopped before its tolerance: let it take more iterations, give --dtype "
-        "float64, or take ngd:solver=direct",
+        "where the solver stopped before its tolerance: let it take more iterations, give "
+        "`dtype=float64`, or take ngd:solver=direct",
     ),
     "tolerance": (
         score_row(
@@ -225,7 +225,7 @@ def test_table_headline_and_page_carry_the_mark(tmp_path: Path) -> None:
     text = headline(run)
     assert "iEF is at 0.750x SGD's gamma, EF at 2.00x*;" in text
     assert text.endswith("What is marked * is not to be relied on.")
-    page = render_page(run, studies_of(run))
+    page = render_page(run, derived_of(run))
     assert page.count('<abbr class="mark"') == 2  # of the ratio and of the pair
     assert "1 of 1 batch with a stated error above 0.1%; the mean may be off by 50%" in page
     assert '<li><span class="mark">*</span><span>EF: gamma may be off by 50%' in page
@@ -233,7 +233,7 @@ def test_table_headline_and_page_carry_the_mark(tmp_path: Path) -> None:
 
 def test_a_page_without_marks_explains_none(tmp_path: Path) -> None:
     run = run_of(tmp_path, sgd(), score_row("ief", 0.75, **FINE))
-    assert 'class="mark' not in render_page(run, studies_of(run))
+    assert 'class="mark' not in render_page(run, derived_of(run))
 
 
 @pytest.mark.parametrize(
@@ -256,6 +256,6 @@ def test_a_pair_within_the_stated_error_is_undecided(
 def test_solvers_that_state_small_errors_do_not_ask_for_more(tmp_path: Path) -> None:
     direct = {"solver": "direct", "iterations": 2, "converged": False, "relative_residual": 1e-4}
     run = run_of(tmp_path, sgd(), score_row("ngd", 0.9, **{**FINE, "error": 1.2e-4}, **direct))
-    page = render_page(run, studies_of(run))
+    page = render_page(run, derived_of(run))
     assert "the stated error of each of these gammas is at most 0.012%" in page
     assert "ngd:solver=direct" not in page

@@ -17,13 +17,13 @@ import transformers
 
 import evalkit
 from evalkit import EvalkitError, Task, linearize, shifted_labels
+from evalkit.bench.cost import measure_costs
 from evalkit.callback import ScoreCallback
 from evalkit.checkpoints import open_trajectory
-from evalkit.cost import measure_costs
-from evalkit.run import read_run
 from evalkit.settings import Settings
-from evalkit.study import run_study
-from evalkit.training import train
+from evalkit.storage.run_folder import read_run
+from evalkit.study.running import run_study
+from evalkit.training.loop import train
 from tests.support.trainers import LENGTH, bert, gpt2, lora, prompted, tokens, trainer
 
 WORDS = tokens(6, LENGTH)

@@ -85,7 +85,7 @@ def test_names_that_tell_none(tmp_path: Path, names: list[str], found: str) -> N
     folder_with(tmp_path, names)
     text = sentence(lambda: open_trajectory(tmp_path))
     assert found in text
-    assert "pass --order: name, time, or the names" in text
+    assert "pass `order`: name, time, or the names" in text
     assert order_of(tmp_path, order=[f"{names[1]}.ckpt", names[0]]) == [names[1], names[0]]
 
 
@@ -126,7 +126,7 @@ def test_orders_to_choose(tmp_path: Path) -> None:
     assert "two of one time" in sentence(lambda: open_trajectory(tmp_path, order="time"))
     chosen = open_trajectory(tmp_path, order=["a_10_3", "a_9_4"])
     assert [c.name for c in chosen.checkpoints] == ["a_10_3", "a_9_4"]
-    assert "set aside: a_2_5.ckpt (not in --order)" in chosen.notes[0]
+    assert "set aside: a_2_5.ckpt (not in `order`)" in chosen.notes[0]
     for wrong, found in (
         (["a_9_4", "a_9_5"], "did you mean 'a_9_4'"),
         (["a_9_4", "a_9_4"], "'a_9_4' twice"),

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from evalkit.errors import EvalkitError
-from evalkit.marks import Mark
-from evalkit.page import render as page_module
-from evalkit.page import render_page
-from evalkit.page.cells import Cell, Table
-from evalkit.page.scripts import script_hash
-from evalkit.reports import report_run, studies_of
-from evalkit.run import read_run, update_provenance
+from evalkit.report.page import render as page_module
+from evalkit.report.page import render_page
+from evalkit.report.page.cells import Cell, Table
+from evalkit.report.page.scripts import script_hash
+from evalkit.report.writing import derived_of, report_run
+from evalkit.results.marks import Mark
+from evalkit.storage.run_folder import read_run, update_provenance
 from tests.support.written_runs import PROVENANCE, cell, ngd_row, score_row, write_run
 
 VOID = {"meta", "img", "br", "link"}
@@ -88,7 +88,7 @@ def cells_of(ratios: list[float], names: tuple[str, str] = ("first", "last")) ->
 
 def page_of(folder: Path) -> tuple[str, Reader]:
     run = read_run(folder)
-    text = render_page(run, studies_of(run))
+    text = render_page(run, derived_of(run))
     return text, Reader(text)
 
 
@@ -281,5 +281,5 @@ def test_an_unreadable_run_keeps_the_old_page(tmp_path: Path) -> None:
 
 
 def test_reports_never_import_torch() -> None:
-    code = "import evalkit.page, sys; sys.exit('torch' in sys.modules)"
+    code = "import evalkit.report.page, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from evalkit.overlap import overlap_of
-from evalkit.paired import (
+from evalkit.results.intervals import (
     EFFICIENCY,
     FEWEST_BATCHES,
     LOG_RATIO,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from evalkit.cli import main
-from evalkit.results import final_table, summarize
-from evalkit.run import Run, read_run
+from evalkit.results.summaries import final_table, summarize
+from evalkit.storage.run_folder import Run, read_run
 from evalkit.tasks import load_task
 from tests.support.documents import FILES, README, ROOT, document, python_files
 

@@ -97,7 +97,7 @@ def test_harmless_modules_in_train_mode_are_accepted(module: nn.Module) -> None:
 
 def test_noise_in_the_outermost_module_is_refused() -> None:
     model = Net(lambda net, x: net.out(x + torch.randn_like(x)), out=nn.Linear(4, 3)).double()
-    refusal(lambda: evalkit.linearize(model, *data()))
+    assert "the model itself (Net)" in refusal(lambda: evalkit.linearize(model, *data()))
 
 
 def labels(change: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
@@ -127,26 +127,36 @@ def yes_or_no(value: float) -> Callable[[], Any]:
 
 
 TARGETS = {
-    "a sample without a label": labels(replaced(2, -100)),
-    "too few": labels(lambda targets: targets[:-1]),
-    "too many": labels(lambda targets: torch.cat([targets, targets])),
-    "floating point": labels(lambda targets: targets.double()),
-    "one-hot": labels(lambda targets: F.one_hot(targets, 4)),
-    "label equal to the number of classes": labels(replaced(0, 4)),
-    "negative label": labels(replaced(0, -1)),
-    "gaussian that would broadcast": regression(torch.zeros(1, 5).double()),
-    "gaussian of one width for two": two_outputs(torch.zeros(6, 1).double()),
-    "gaussian with NaN": regression(torch.full((5, 1), math.nan).double()),
-    "gaussian of another width": regression(torch.zeros(5, 2).double()),
-    "bernoulli beyond one": yes_or_no(2.0),
-    "bernoulli with NaN": yes_or_no(math.nan),
-    "bernoulli sample without a label": yes_or_no(-100.0),
+    "a sample without a label": (labels(replaced(2, -100)), "only -100 in sample 2 "),
+    "too few": (labels(lambda targets: targets[:-1]), "5 samples on axis 0"),
+    "too many": (labels(lambda targets: torch.cat([targets, targets])), "12 samples on axis 0"),
+    "floating point": (labels(lambda targets: targets.double()), "integer class targets"),
+    "one-hot": (labels(lambda targets: F.one_hot(targets, 4)), "classes last"),
+    "label equal to the number of classes": (labels(replaced(0, 4)), "found 4;"),
+    "negative label": (labels(replaced(0, -1)), "found -1;"),
+    "gaussian that would broadcast": (
+        regression(torch.zeros(1, 5).double()),
+        "1 samples on axis 0",
+    ),
+    "gaussian of one width for two": (
+        two_outputs(torch.zeros(6, 1).double()),
+        "logits, (6, 2)",
+    ),
+    "gaussian with NaN": (regression(torch.full((5, 1), math.nan).double()), "finite targets"),
+    "gaussian of another width": (
+        regression(torch.zeros(5, 2).double()),
+        "logits, (5, 1)",
+    ),
+    "bernoulli beyond one": (yes_or_no(2.0), "between 0 and 1"),
+    "bernoulli with NaN": (yes_or_no(math.nan), "finite targets"),
+    "bernoulli sample without a label": (yes_or_no(-100.0), "only -100 in sample 1 "),
 }
 
 
 @pytest.mark.parametrize("kind", TARGETS)
 def test_unusable_targets_are_refused(kind: str) -> None:
-    refusal(TARGETS[kind])
+    action, word = TARGETS[kind]
+    assert word in refusal(action)
 
 
 def test_a_column_of_targets_may_be_given_flat() -> None:
@@ -169,8 +179,8 @@ def test_logits_that_are_not_finite_are_refused(value: float) -> None:
     batch = CASES["mlp_categorical"].make()
     with torch.no_grad():
         batch.model[-1].bias[0] = value
-    refusal(lambda: evalkit.linearize(*batch))
-    refusal(lambda: evalkit.score(*batch))
+    for action in (evalkit.linearize, evalkit.score):
+        assert "finite logits, found 6" in refusal(lambda action=action: action(*batch))
 
 
 def test_unknown_names_suggest_near_ones() -> None:
@@ -198,10 +208,17 @@ def test_unusable_damping_is_refused_by_each_call(damping: float) -> None:
     assert "damping" in refusal(lambda: evalkit.natural_gradient(lin, damping=damping))
 
 
-@pytest.mark.parametrize("name", ["sf:labels_per_sample=0", "sf:labels_per_sample=many", "sf:2"])
-def test_unusable_settings_are_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("sf:labels_per_sample=0", "at least 1 for method 'sf', found 0"),
+        ("sf:labels_per_sample=many", "type int, found 'many'"),
+        ("sf:2", "name=value"),
+    ],
+)
+def test_unusable_settings_are_refused(name: str, word: str) -> None:
     batch = CASES["mlp_categorical"].make()
-    refusal(lambda: evalkit.score(*batch, methods=("sgd", name)))
+    assert word in refusal(lambda: evalkit.score(*batch, methods=("sgd", name)))
 
 
 def test_solver_settings_are_checked() -> None:
@@ -224,13 +241,14 @@ def test_a_model_that_is_no_module_is_refused() -> None:
 
 def test_a_likelihood_that_is_no_name_is_refused() -> None:
     batch = CASES["mlp_categorical"].make()
-    refusal(lambda: evalkit.linearize(*batch[:3], likelihood=None))
+    said = refusal(lambda: evalkit.linearize(*batch[:3], likelihood=None))
+    assert "unknown likelihood 'None'" in said
 
 
 def test_a_model_without_trainable_parameters_is_refused() -> None:
     batch = CASES["mlp_categorical"].make()
     batch.model.requires_grad_(False)
-    refusal(lambda: evalkit.linearize(*batch))
+    assert "trainable parameters" in refusal(lambda: evalkit.linearize(*batch))
 
 
 def test_an_output_that_is_no_tensor_is_refused() -> None:
@@ -240,16 +258,16 @@ def test_an_output_that_is_no_tensor_is_refused() -> None:
 
 def test_an_empty_batch_is_refused() -> None:
     x, y = data()
-    refusal(lambda: evalkit.linearize(nn.Linear(4, 3).double(), x[:0], y[:0]))
+    said = refusal(lambda: evalkit.linearize(nn.Linear(4, 3).double(), x[:0], y[:0]))
+    assert "at least one sample" in said
 
 
 def test_vectors_of_another_size_are_refused() -> None:
     lin = evalkit.linearize(*CASES["mlp_categorical"].make())
     wrong = torch.zeros(lin.num_params + 1, dtype=torch.float64)
-    refusal(lambda: evalkit.gamma(lin, wrong))
-    refusal(lambda: lin.jvp(wrong))
-    refusal(lambda: lin.fvp(wrong))
-    refusal(lambda: lin.vjp(torch.zeros(2, 2, dtype=torch.float64)))
+    for action in (lambda v: evalkit.gamma(lin, v), lin.jvp, lin.fvp):
+        assert "a vector of length 194" in refusal(lambda action=action: action(wrong))
+    assert "cotangents" in refusal(lambda: lin.vjp(torch.zeros(2, 2, dtype=torch.float64)))
 
 
 def test_a_layer_without_second_derivative_is_refused() -> None:

@@ -8,17 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evalkit.method_names import display_name
-from evalkit.results import (
-    final_table,
-    headline,
-    near_zero,
-    stages,
-    summarize,
-    summarize_batches,
-)
-from evalkit.run import Run, read_run
-from evalkit.spreads import (
+from evalkit.names import display_name
+from evalkit.results.spreads import (
     format_factor,
     format_number,
     format_percent,
@@ -26,6 +17,15 @@ from evalkit.spreads import (
     geometric_spread,
     spread,
 )
+from evalkit.results.summaries import (
+    final_table,
+    headline,
+    near_zero,
+    stages,
+    summarize,
+    summarize_batches,
+)
+from evalkit.storage.run_folder import Run, read_run
 from tests.support.written_runs import cell, ngd_row, score_row, write_run
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evalkit.errors import EvalkitError
-from evalkit.run import (
+from evalkit.storage.run_folder import (
     append_rows,
     create_run,
     finished_cells,

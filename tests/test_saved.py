@@ -24,7 +24,7 @@ from evalkit.checkpoints import (
 from evalkit.checkpoints.manifest import MANIFEST_NAME
 from evalkit.checkpoints.saved import find_saved, read_saved, saved_hash
 from evalkit.checkpoints.tensors import file_hash
-from evalkit.tasks import Task, register_family, registered
+from evalkit.tasks import Task, families, register_family
 from tests.support.adapters import bert, data, lora, save_adapter, t5, train_with_trainer, vit
 from tests.support.folders import model, refused, save, sentence, values
 
@@ -283,8 +283,8 @@ def test_wrong_settings_in_a_manifest(tmp_path: Path, settings: Any) -> None:
 
 def test_settings_of_a_family_of_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base model goes first, then the manifest's settings, then the caller's."""
-    families = registered._REGISTRY
-    monkeypatch.setattr(families, "_entries", dict(families._entries))
+    registry = families._REGISTRY
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
     def family(model: str = "none", size: int = 1, other: int = 0) -> Task:
         return Task(model=bert, data=data)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pandas as pd
 import pytest
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 import evalkit
 from evalkit import EvalkitError
 from evalkit.doubts import MARKED
+from evalkit.scoring import score_linearization
+from evalkit.updates import CotangentUpdate
 from evalkit.updates.sf import sampled_logit_gradients
+from evalkit.updates.types import Term
 from tests.support import dense
 from tests.support.cases import CASES, Batch
 from tests.support.chosen_cases import every_case, linearized, reference
@@ -219,3 +223,23 @@ def test_frozen_parameters_are_left_out() -> None:
     assert lin.num_params == sum(p.numel() for p in trained)
     assert lin.gradient.shape == (lin.num_params,)
     assert all(p.grad is None for p in batch.model.parameters())
+
+
+def test_products_of_a_method_are_never_those_of_another() -> None:
+    """Cotangents that a method makes and drops leave their place in memory to the next one's."""
+    lin = evalkit.linearize(*CASES["mlp_categorical"].make())
+    ones = torch.ones_like(lin.losses)
+
+    def fresh(scale: float) -> Callable[..., Any]:
+        def found(lin: evalkit.Linearization, damping: float) -> CotangentUpdate:
+            powers = lin.logit_gradients.sign() * lin.logit_gradients.abs() ** scale
+            return CotangentUpdate.summed([Term(powers, ones)], None, None)
+
+        return found
+
+    for scale in range(1, 9):
+        evalkit.method(f"power-{scale}")(fresh(scale))
+    rows = score_linearization(lin, [f"power-{s}" for s in range(1, 9)], (0.0, 1e-3), seed=0)
+    for row in rows:
+        d = evalkit.update(row.method, lin, row.damping)
+        assert row.gamma == pytest.approx(evalkit.gamma(lin, d), rel=1e-9)

@@ -31,7 +31,7 @@ def test_the_cheapest_solver() -> None:
     assert cheapest(lin, Stopping(tolerance=1e-9)) == "direct"
     # One iteration of CG would be cheaper, and is worth less than a little more for all of it.
     assert cheapest(lin, Stopping(max_iterations=1, tolerance=1e-9)) == "direct"
-    assert compute("ngd", lin, 1e-12).solver == "direct"
+    assert compute("ngd", lin, 1e-12).report.solver == "direct"
     problem = next(problem for problem in PROBLEMS if "CNN" in problem.name)
     lin = evalkit.linearize(*problem.make())
     assert cheapest(lin, Stopping()) == cheapest(lin, Stopping(floor_tolerance=0.01)) == "sketch"

@@ -10,9 +10,9 @@ import pytest
 
 from evalkit.checkpoints import open_trajectory
 from evalkit.errors import EvalkitError
-from evalkit.identity import task_name
-from evalkit.source_files import sources
-from evalkit.study import run_study
+from evalkit.names import task_name
+from evalkit.study.running import run_study
+from evalkit.study.source_files import sources
 from evalkit.tasks import load_task
 from tests.support.small_studies import SMALL, save_checkpoint
 
@@ -89,7 +89,7 @@ def test_a_changed_module_of_the_task_does_not_go_on_with_a_run(
 
 
 def test_code_of_added_methods_extends_a_run(task_file: Path) -> None:
-    from evalkit.run import read_run
+    from evalkit.storage.run_folder import read_run
     from evalkit.tasks.loading import load_code
 
     folder = task_file.parent

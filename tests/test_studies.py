@@ -14,12 +14,12 @@ from evalkit.cli import main
 from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures, draw_figures_of_runs
 from evalkit.figures.layouts import LAYOUTS, PAPER
-from evalkit.page import render_page
-from evalkit.pairs import Member, compare, compare_runs, named, parse_pair, statements
-from evalkit.reports import overlap_notes, studies_of
-from evalkit.results import final_table, headline, near_zero, summarize, summarize_batches
-from evalkit.run import Run, read_run, update_provenance
-from evalkit.sweeps import best_dampings, damping_discussion, discussed_dampings
+from evalkit.report.page import render_page
+from evalkit.report.writing import derived_of, overlap_notes
+from evalkit.results.pairs import Member, compare, compare_runs, named, parse_pair, statements
+from evalkit.results.summaries import final_table, headline, near_zero, summarize, summarize_batches
+from evalkit.results.sweeps import best_dampings, damping_discussion, discussed_dampings
+from evalkit.storage.run_folder import Run, read_run, update_provenance
 from tests.support.written_runs import PROVENANCE, cell, score_row, write_run
 
 EF = {1e-12: [(4.0, 8.0), (40.0, 90.0), (400.0, 900.0)], 1e-3: [(2.0, 3.0), (2.0, 2.5), (1.1, 1.3)]}
@@ -137,7 +137,7 @@ def test_a_report_says_when_batches_overlap(
     assert [("80% of a batch are in any other" in note) for note in overlap_notes([run])] == (
         [True] if noted else []
     )
-    page = render_page(run, studies_of(run, [parse_pair("m0/sgd")]))
+    page = render_page(run, derived_of(run, [parse_pair("m0/sgd")]))
     assert ("80% of a batch" in page) == noted
 
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from evalkit import EvalkitError
-from evalkit.cells import batch_seed, draw_batch
 from evalkit.checkpoints import load_into, open_trajectory, trajectory_task
-from evalkit.run import read_run
 from evalkit.scoring import score
 from evalkit.settings import Settings
-from evalkit.study import run_study
-from evalkit.tables import BATCH_COLUMNS, KEY_COLUMNS, SCORE_COLUMNS
+from evalkit.storage.run_folder import read_run
+from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE, names_of
+from evalkit.study.batches import batch_seed, draw_batch
+from evalkit.study.running import run_study
 from evalkit.tasks.loading import load_code, load_task
 from evalkit.updates import registry
 from tests.support.folders import BUNDLED
@@ -47,10 +47,10 @@ def study(folder: Path, settings: Settings = SMALL, stop_after: int | None = Non
 def test_a_run_holds_every_cell_and_the_columns_of_the_contract(tmp_path: Path) -> None:
     scores = study(tmp_path / "run")
     checkpoints = open_trajectory(BUNDLED).checkpoints
-    assert tuple(scores.columns) == KEY_COLUMNS + SCORE_COLUMNS
+    assert tuple(scores.columns) == names_of(SCORES_FILE)
     assert len(scores) == len(checkpoints) * 2 * 3
     run = read_run(tmp_path / "run")
-    assert tuple(run.batches.columns) == KEY_COLUMNS + BATCH_COLUMNS
+    assert tuple(run.batches.columns) == names_of(BATCHES_FILE)
     assert (run.batches["num_samples"] == 12).all()
     hashes = [item["sha256"] for item in run.provenance["checkpoints"]]
     assert hashes == [checkpoint.sha256 for checkpoint in checkpoints]
@@ -71,7 +71,7 @@ def test_a_row_is_what_score_gives_for_that_batch(tmp_path: Path) -> None:
     )
     found = scores[(scores["checkpoint"] == checkpoint.name) & (scores["batch"] == 1)]
     pd.testing.assert_frame_equal(
-        found[list(SCORE_COLUMNS)].reset_index(drop=True), expected, check_dtype=False, rtol=1e-9
+        found[list(expected.columns)].reset_index(drop=True), expected, check_dtype=False, rtol=1e-9
     )
 
 

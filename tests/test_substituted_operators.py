@@ -72,19 +72,19 @@ def _under(operator: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 def test_calls_that_torch_refuses_are_left_to_it() -> None:
     w, rows = POINTS, torch.tensor([[0, 1], [2, 0]])
     with substituted():
-        for options, kind in (
-            ({"offsets": torch.tensor([0])}, ValueError),
-            ({"mode": "most"}, ValueError),
-            ({"per_sample_weights": torch.ones(2, 2), "mode": "mean"}, NotImplementedError),
-            ({"window": 3}, TypeError),
+        for options, kind, word in (
+            ({"offsets": torch.tensor([0])}, ValueError, "offsets"),
+            ({"mode": "most"}, ValueError, "mode has"),
+            ({"per_sample_weights": torch.ones(2, 2), "mode": "mean"}, NotImplementedError, "sum"),
+            ({"window": 3}, TypeError, "window"),
         ):
-            with pytest.raises(kind):
+            with pytest.raises(kind, match=word):
                 F.embedding_bag(rows, w, **options)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="step must be nonzero"):
             F.embedding_bag(rows[:, :0], w)
         with pytest.raises(RuntimeError, match="offsets"):
             F.embedding_bag(rows[0], w, torch.tensor([1]))
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="number of columns"):
             torch.cdist(w, w[:, :2])
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from evalkit.cells import data_hash
 from evalkit.errors import EvalkitError
+from evalkit.study.batches import data_hash
 from evalkit.tasks import Task
 from tests.support.small_studies import model, task, tensors
 

@@ -115,7 +115,7 @@ def test_a_configuration_that_the_data_lacks(bert: Path, cola: Path) -> None:
     task = load_task("glue-rte", {"model": str(bert), "data": str(cola)})
     text = sentence(task.training_samples)
     assert "expected a data set 'rte' with a split 'train'" in text
-    assert "--set data=PATH" in text
+    assert "{'data': PATH}" in text
 
 
 def test_a_folder_that_holds_no_model(
@@ -187,7 +187,7 @@ def test_no_network_and_no_local_path(
     assert before == datasets.config.HF_HUB_OFFLINE
     assert f"'{NOWHERE}'" in text
     assert "no such path, and no network to ask the hub" in text
-    assert f"--set {part}=PATH" in text
+    assert f"{{'{part}': PATH}}" in text
 
 
 def test_local_paths_need_no_network(bert: Path, cola: Path, cut_off: None) -> None:

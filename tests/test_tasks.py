@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import evalkit
-from evalkit import optimizers
 from evalkit.errors import EvalkitError
 from evalkit.tasks import Recipe, Samples, Task, load_task, register, task_names
+from evalkit.training import optimizers
 
 USER_FILE = """
 from dataclasses import dataclass

@@ -16,12 +16,12 @@ pytest.importorskip("datasets")
 import evalkit
 from evalkit.checkpoints import open_trajectory, trajectory_task
 from evalkit.cli import main
-from evalkit.run import read_run
 from evalkit.settings import Settings
-from evalkit.study import run_study
+from evalkit.storage.run_folder import read_run
+from evalkit.study.running import run_study
 from evalkit.tasks import Samples, Task, load_task
 from evalkit.tasks.pretrained import load_tokenizer
-from evalkit.training import train
+from evalkit.training.loop import train
 from tests.support import hub
 
 pytestmark = pytest.mark.usefixtures("own_data_cache")

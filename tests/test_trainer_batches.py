@@ -16,7 +16,7 @@ import transformers
 from transformers.modeling_outputs import CausalLMOutput
 
 from evalkit import EvalkitError, likelihoods
-from evalkit.trainer_batches import shifts_labels, supervised
+from evalkit.callback.trainer_batches import shifts_labels, supervised
 from tests.support.trainers import LENGTH, WORDS, bert, gpt2, lora, prompted, t5, tokens
 
 

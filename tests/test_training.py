@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evalkit import optimizers
 from evalkit.checkpoints import load_into, trajectory_task, verify_trajectory
 from evalkit.checkpoints.manifest import MANIFEST_NAME
 from evalkit.errors import EvalkitError
 from evalkit.tasks import Recipe, Task, load_task
-from evalkit.training import Epoch, train
+from evalkit.training import optimizers
+from evalkit.training.loop import Epoch, train
 
 INPUTS = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 LABELS = INPUTS[:, :3].argmax(1)
@@ -229,7 +229,7 @@ def test_an_empty_folder_is_used_and_a_full_one_is_not(tmp_path: Path) -> None:
     train(small_task(), folder=tmp_path / "out")
     text = refused(tmp_path, folder=tmp_path / "out")
     assert str(tmp_path / "out") in text
-    assert "not empty; choose another --out" in text
+    assert "not empty; choose another `folder`" in text
     assert "found a file" in refused(tmp_path, folder=tmp_path / "out" / MANIFEST_NAME)
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import evalkit
 from evalkit.likelihoods import get
-from evalkit.metrics import efficiency
 from evalkit.reductions import norm
-from evalkit.updates.registry import accept
+from evalkit.scoring.metrics import efficiency
+from evalkit.updates.calling import accept
 from tests.support import dense
 
 TARGETS = torch.tensor([0, 1, 2, 0, 1])

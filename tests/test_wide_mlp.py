@@ -90,4 +90,4 @@ def test_a_broken_file_of_fashion_mnist(fashion: Path) -> None:
     path.write_bytes((fashion / "train-labels-idx1-ubyte.gz").read_bytes())
     assert "the number 2051" in sentence(task.training_samples)
     path.unlink()
-    assert "--set data=DIR" in sentence(task.training_samples)
+    assert "{'data': DIR}" in sentence(task.training_samples)

@@ -92,7 +92,7 @@ def _several(matches: list[Match], path: Path) -> EvalkitError:
     key = next(one.prefix.rstrip(".") for one in matches if one.prefix)
     return EvalkitError(
         f"expected the tensors of the model alone in '{path}', found {found}; {_ADVICE}, or choose "
-        f"with --key, as in --key {key}"
+        f"with `key`, as in `key={key}`"
     )
 
 

@@ -116,8 +116,8 @@ def _chosen(content: Any, path: Path, notes: list[str], depth: int) -> Any:
         _same(content[candidates[0]], content[key]) for key in candidates[1:]
     ):
         raise EvalkitError(
-            f"expected one state dict in '{path}', found {_quoted(candidates)}; pass --key "
-            "with the one to score"
+            f"expected one state dict in '{path}', found {_quoted(candidates)}; pass the `key` "
+            "of the one to score"
         )
     if not candidates:
         return content
@@ -126,7 +126,7 @@ def _chosen(content: Any, path: Path, notes: list[str], depth: int) -> Any:
     if left:
         notes.append(
             f"of the weights in '{path.name}' those under '{taken}' are scored, not those under "
-            f"{_quoted(left)} (--key takes others)"
+            f"{_quoted(left)} (another key takes others)"
         )
     elif is_averaged(str(taken)):
         notes.append(f"the weights in '{path.name}' are averages, under '{taken}'")
@@ -151,7 +151,7 @@ def _as_state_dict(content: Any, path: Path, notes: list[str]) -> StateDict:
             raise EvalkitError(
                 f"expected names and dense tensors in '{path}', or a state dict under "
                 f"{_quoted(KEYS)}, found {_kind(tensor)} under {shortened(ascii(name))}; save "
-                "model.state_dict(), or pass --key with the key of the state dict"
+                "model.state_dict(), or pass the `key` of the state dict"
             )
     return StateDict(tensors, extra, tuple(notes))
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from evalkit.checkpoints.file_names import SUFFIXES, ending, is_writable_name
 from evalkit.errors import EvalkitError, shortened
-from evalkit.json_files import read_object
 from evalkit.registry import suggest
-from evalkit.tables import write_atomically
+from evalkit.storage.files import write_atomically
+from evalkit.storage.json_files import read_object
 
 MANIFEST_NAME = "trajectory.json"
 FORMAT = 1

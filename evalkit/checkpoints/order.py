@@ -287,5 +287,5 @@ def _undecided(
     checkpoints = "checkpoint" if expected.endswith("every") else "checkpoints"
     return EvalkitError(
         f"expected {expected} {checkpoints} in '{folder}', found {found}; rename them, as in "
-        "'step-100', or pass --order: name, time, or the names in order, separated by commas"
+        "'step-100', or pass `order`: name, time, or the names in order"
     )

@@ -199,7 +199,7 @@ def _ordered(
         notes.append(f"set aside, as state of training: {_listed(set_aside)}")
     if left := [row.path for row in rows if row not in kept]:
         advice = (
-            "name its step, as in 'step-100', to score it" if order is None else "not in --order"
+            "name its step, as in 'step-100', to score it" if order is None else "not in `order`"
         )
         notes.append(f"set aside: {_listed(left)} ({advice})")
     found = _steps(folder, kept, order)
@@ -240,7 +240,7 @@ def _kept(folder: Path, rows: list[_Row], order: str | Sequence[str] | None) -> 
                 raise EvalkitError(
                     f"expected the checkpoints of one run in '{folder}', found '{row.name}', which "
                     "a second run writes; move the checkpoints of the other run elsewhere, or pass "
-                    "--order with the names in order, separated by commas"
+                    "`order` with the names in order"
                 )
         return plain
     wanted = [order] if isinstance(order, str) else list(order)
@@ -253,16 +253,16 @@ def _kept(folder: Path, rows: list[_Row], order: str | Sequence[str] | None) -> 
             known = [row.name for row in rows]
             raise EvalkitError(
                 f"expected '{BY_NAME}', '{BY_TIME}' or names of checkpoints in '{folder}' as "
-                f"--order, found '{name}'; {suggest(name, [*known, BY_NAME, BY_TIME])}"
+                f"`order`, found '{name}'; {suggest(name, [*known, BY_NAME, BY_TIME])}"
             )
         if by_name[name] in kept:
             raise EvalkitError(
-                f"expected every name once as --order, found '{name}' twice; remove one"
+                f"expected every name once as `order`, found '{name}' twice; remove one"
             )
         kept.append(by_name[name])
     if not kept:
         raise EvalkitError(
-            f"expected '{BY_NAME}', '{BY_TIME}' or names of checkpoints in '{folder}' as --order, "
+            f"expected '{BY_NAME}', '{BY_TIME}' or names of checkpoints in '{folder}' as `order`, "
             "found nothing; name at least one"
         )
     return kept
@@ -283,11 +283,11 @@ def _steps(folder: Path, rows: list[_Row], order: str | Sequence[str] | None) ->
         if len(set(times.values())) < len(rows):
             raise EvalkitError(
                 f"expected checkpoints in '{folder}' that were changed at different times, found "
-                "two of one time; pass --order with their names in order"
+                "two of one time; pass `order` with their names in order"
             )
         return _positions(rows, sorted(rows, key=times.__getitem__), "by time, equally spaced")
     if wanted is not None:
-        return equally_spaced(len(rows), "as --order names them, equally spaced")
+        return equally_spaced(len(rows), "as `order` names them, equally spaced")
     if len(rows) == 1 and rows[0].state is None:
         return Order((named_step(rows[0].name) or 0,), "the only one")
     known = [row.state.step if row.state else None for row in rows]

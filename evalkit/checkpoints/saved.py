@@ -19,7 +19,7 @@ from evalkit.checkpoints.layout import StateDict
 from evalkit.checkpoints.sharded import check_not_sharded
 from evalkit.checkpoints.tensors import file_hash, read_state_dict
 from evalkit.errors import EvalkitError, shortened
-from evalkit.json_files import read_object
+from evalkit.storage.json_files import read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -19,7 +19,7 @@ from evalkit.checkpoints.file_names import PICKLE_SUFFIXES, SAFETENSORS_SUFFIX, 
 from evalkit.checkpoints.layout import StateDict, state_dict_in
 from evalkit.checkpoints.outline import outline_of
 from evalkit.errors import EvalkitError, shortened
-from evalkit.tables import write_atomically
+from evalkit.storage.files import write_atomically
 
 __all__ = [
     "PICKLE_SUFFIXES",

@@ -10,7 +10,7 @@ from typing import Any
 
 from evalkit.checkpoints.file_names import special_kind
 from evalkit.errors import EvalkitError, shortened
-from evalkit.json_files import read_object
+from evalkit.storage.json_files import read_object
 
 TRAINER_STATE = "trainer_state.json"
 _WHOLE_EPOCH = 1e-3

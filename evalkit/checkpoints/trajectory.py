@@ -26,7 +26,7 @@ from evalkit.checkpoints.saved import (
     saved_hash,
 )
 from evalkit.errors import EvalkitError
-from evalkit.identity import task_name
+from evalkit.names import task_name
 from evalkit.tasks import Task, load_task, setting_names, task_names
 from evalkit.tasks.task import Setting
 
@@ -124,7 +124,7 @@ def open_trajectory(
         return _trajectory(folder, found, key, notes=notes)
     if order is not None:
         raise EvalkitError(
-            f"expected no --order for '{folder}', as '{path}' tells it; leave it out, or "
+            f"expected no `order` for '{folder}', as '{path}' tells it; leave it out, or "
             "remove the file"
         )
     manifest, entries = _manifest(path)
@@ -138,7 +138,7 @@ def _one_file(path: Path, order: str | Sequence[str] | None, key: str | None) ->
     """Return the trajectory of one file, with what a manifest beside it says about it."""
     if order is not None:
         raise EvalkitError(
-            f"expected no --order for the single file '{path}', found one; leave it out"
+            f"expected no `order` for the single file '{path}', found one; leave it out"
         )
     if not ending(path.name):
         raise EvalkitError(
@@ -283,7 +283,7 @@ def trajectory_task(
         found = "no task" if trajectory.task is None else f"'{trajectory.task}', which is not one"
         raise EvalkitError(
             f"expected the name of a registered task in '{trajectory.folder / MANIFEST_NAME}', "
-            f"found {found}; pass --task {trajectory.task or 'file.py:attribute'}"
+            f"found {found}; pass `task={trajectory.task or 'file.py:attribute'}`"
         )
     merged: dict[str, Setting] = {}
     if trajectory.base_model is not None and "model" in setting_names(spec):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from evalkit.cli.console import remark, say, say_wrapped
 from evalkit.cli.options import Number
+from evalkit.cli.wording import in_options
 from evalkit.errors import EvalkitError
 from evalkit.settings import DEFAULT_TOLERANCE
 
@@ -93,7 +95,7 @@ def command(
 
 def _update(run: Path, path: Path) -> int:
     from evalkit.gate.baseline import update_baseline
-    from evalkit.run import read_run
+    from evalkit.storage.run_folder import read_run
 
     diff = update_baseline(path, read_run(run))
     say(diff if diff else f"Baseline {path} is up to date")
@@ -107,13 +109,14 @@ def _check(run: Path, path: Path, tolerance: float, outputs: dict[str, Path | No
     from evalkit.gate.check import check
     from evalkit.gate.figure import write_differences
     from evalkit.gate.output import headline, junit, markdown, terminal_table
-    from evalkit.lost_rows import lost_rows
-    from evalkit.run import FIGURES_FOLDER, read_run
-    from evalkit.tables import write_atomically
+    from evalkit.storage.files import write_atomically
+    from evalkit.storage.lost_rows import lost_rows
+    from evalkit.storage.run_folder import FIGURES_FOLDER, read_run
 
     result = read_run(run)
     remark("warning", lost_rows(result))
     found = check(baseline_of(result), read_baseline(path), tolerance)
+    found = replace(found, remarks=tuple(map(in_options, found.remarks)))
     for name, write in (("--junit", junit), ("--markdown", markdown)):
         file = outputs[name]
         if file is not None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evalkit.json_files import printable
+from evalkit.cli.wording import in_options
+from evalkit.storage.json_files import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,23 +17,23 @@ if TYPE_CHECKING:
 
 def say(text: object) -> None:
     """Print a line; what cannot be written, as in a path that is not UTF-8, becomes escapes."""
-    click.echo(printable(text))
+    click.echo(in_options(printable(text)))
 
 
 def say_wrapped(text: str) -> None:
     """Print a sentence on lines of at most 80 characters, words whole."""
-    say(textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False))
+    say(textwrap.fill(in_options(text), 80, break_long_words=False, break_on_hyphens=False))
 
 
 def remark(kind: str, text: str) -> None:
     """Print a sentence on standard error, unless it is empty.
 
     Args:
-        kind: ``"note"`` or ``"warning"``.
+        kind: ``"note"``, ``"warning"`` or ``"error"``.
         text: the sentence.
     """
     if text:
-        print(f"evalkit: {kind}: {printable(text)}", file=sys.stderr, flush=True)
+        print(f"evalkit: {kind}: {in_options(printable(text))}", file=sys.stderr, flush=True)
 
 
 def print_table(table: Table) -> None:

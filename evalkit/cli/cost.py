@@ -22,7 +22,7 @@ from evalkit.cli.options import (
 from evalkit.settings import Settings
 
 if TYPE_CHECKING:
-    from evalkit.cost import CostTable
+    from evalkit.bench.cost import CostTable
 
 
 @click.command(
@@ -80,9 +80,9 @@ def command(
     step is one forward and backward of the same batch.
     """
     check_names("method", methods or (), (*code, task))
+    from evalkit.bench.cost import measure_costs, write_costs
     from evalkit.cli.progress import shown_progress
-    from evalkit.cost import measure_costs, write_costs
-    from evalkit.tables import make_folder
+    from evalkit.storage.files import make_folder
     from evalkit.tasks import load_task
     from evalkit.tasks.loading import load_code
     from evalkit.updates import methods as registered
@@ -112,8 +112,8 @@ def _print_table(table: CostTable) -> None:
     from rich.text import Text
 
     from evalkit.cli.console import print_table
-    from evalkit.method_names import display_name
-    from evalkit.spreads import format_number
+    from evalkit.names import display_name
+    from evalkit.results.spreads import format_number
 
     facts = table.provenance
     say(

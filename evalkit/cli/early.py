@@ -6,8 +6,8 @@ the user can tell is left to the checks that follow.
 
 from __future__ import annotations
 
+import ast
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,18 +16,28 @@ from evalkit.errors import EvalkitError
 from evalkit.registry import suggest
 
 _PACKAGE = Path(evalkit.__file__).parent
+_ROOMS = {"method": "updates", "optimizer": "training"}
 
 
-def registered_names(kind: str) -> tuple[str, ...]:
-    """Return the names that evalkit registers with a decorator.
+def registered(kind: str) -> dict[str, str]:
+    """Return the names that evalkit registers with a decorator, and what each is.
 
     Args:
         kind: ``"method"`` or ``"optimizer"``, the name of the decorator.
+
+    Returns:
+        The first line of the docstring by name.
     """
-    folder = _PACKAGE / "updates"
-    files = sorted(folder.glob("*.py")) if kind == "method" else [_PACKAGE / "optimizers.py"]
-    pattern = re.compile(rf'^@{kind}\("([^"]+)"\)', re.MULTILINE)
-    return tuple(name for file in files for name in pattern.findall(file.read_text("utf-8")))
+    found = {}
+    for file in sorted((_PACKAGE / _ROOMS[kind]).glob("*.py")):
+        for node in ast.parse(file.read_bytes()).body:
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            for mark in node.decorator_list:
+                match mark:
+                    case ast.Call(ast.Name(name), [ast.Constant(str(text))]) if name == kind:
+                        found[text] = (ast.get_docstring(node) or "").split("\n")[0]
+    return found
 
 
 def check_names(kind: str, names: Iterable[str], code: Sequence[str | None] = ()) -> None:
@@ -43,7 +53,7 @@ def check_names(kind: str, names: Iterable[str], code: Sequence[str | None] = ()
     """
     if any(location and (":" in location or "." in location) for location in code):
         return
-    known = registered_names(kind)
+    known = registered(kind)
     for name in names:
         base = name.split(":")[0]
         if base not in known:

@@ -18,16 +18,15 @@ Examples:
 )
 def command() -> None:
     """List the registered tasks, methods and optimizers."""
-    from evalkit import optimizers, tasks
-    from evalkit.updates import methods
-    from evalkit.updates.registry import describe
+    from evalkit import tasks
+    from evalkit.cli.early import registered
 
     click.echo("Tasks, and the settings that --set gives them")
     _show({name: ", ".join(tasks.setting_names(name)) for name in tasks.task_names()})
     click.echo("Methods")
-    _show({name: describe(name) for name in methods()})
+    _show(registered("method"))
     click.echo("Optimizers")
-    click.echo(f"  {', '.join(optimizers.names())}")
+    click.echo(f"  {', '.join(registered('optimizer'))}")
 
 
 def _show(entries: dict[str, str]) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import click
 
+from evalkit.cli.console import remark
 from evalkit.cli.options import check_given_once
 from evalkit.errors import EvalkitError, reason
-from evalkit.json_files import printable
 from evalkit.machine import keep_freed_memory
 from evalkit.registry import suggest
 from evalkit.version import __version__
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"evalkit: error: {printable(_sentence(error))}", file=sys.stderr)
+        remark("error", _sentence(error))
         return UNUSABLE_INPUT
     return result if isinstance(result, int) else 0
 

@@ -8,6 +8,7 @@ import click
 
 from evalkit.cli.console import remark, say
 from evalkit.cli.options import STYLE, CommaSeparated
+from evalkit.cli.wording import in_options
 
 
 @click.command(
@@ -43,15 +44,15 @@ def command(
     Several RUNs are drawn as lines of the same figures, a panel per pair of methods.
     """
     from evalkit.figures.layouts import chosen_layouts
-    from evalkit.lost_rows import lost_rows
-    from evalkit.pairs import parse_pair
-    from evalkit.reports import report_run, report_runs
-    from evalkit.run import read_run
+    from evalkit.report.writing import report_run, report_runs
+    from evalkit.results.pairs import parse_pair
+    from evalkit.storage.lost_rows import lost_rows
+    from evalkit.storage.run_folder import read_run
 
     layouts = chosen_layouts(style)
     chosen = [parse_pair(pair) for pair in pairs or ()]
     if len(runs) == 1 and folder is None:
-        report = report_run(runs[0], chosen, layouts)
+        report = report_run(runs[0], chosen, layouts, in_options)
     else:
         report = report_runs(runs, chosen, layouts, folder)
     for run in runs:

@@ -18,6 +18,7 @@ from evalkit.cli.options import (
     CommaSeparated,
     Number,
 )
+from evalkit.cli.wording import in_options
 from evalkit.settings import Settings
 
 
@@ -140,7 +141,7 @@ def _score(
 ) -> None:
     from evalkit.checkpoints import open_trajectory, trajectory_task
     from evalkit.cli.progress import duration, shown_progress
-    from evalkit.study import Progress, Start, run_study
+    from evalkit.study.running import Progress, Start, run_study
     from evalkit.tasks.loading import load_code
 
     for location in code:
@@ -157,7 +158,7 @@ def _score(
 
         def begin(start: Start) -> None:
             for note in start.notes:
-                shown.say(f"evalkit: note: {note}")
+                shown.say(f"evalkit: note: {in_options(note)}")
             shown.say(
                 f"evalkit: {start.cells} batches to score, roughly {duration(start.seconds)} by "
                 "the time of one product"
@@ -172,9 +173,9 @@ def _print_table(run: Path) -> None:
     from rich.text import Text
 
     from evalkit.cli.console import print_table
-    from evalkit.lost_rows import lost_rows
-    from evalkit.results import final_table, headline, shown_marks
-    from evalkit.run import read_run
+    from evalkit.results.summaries import final_table, headline, shown_marks
+    from evalkit.storage.lost_rows import lost_rows
+    from evalkit.storage.run_folder import read_run
 
     result = read_run(run)
     remark("warning", lost_rows(result))

@@ -44,7 +44,7 @@ def command(problem: str, damping: float, folder: Path | None, style: str) -> No
     """
     from evalkit.figures.layouts import chosen_layouts
     from evalkit.figures.toy_figures import write_toy_figure
-    from evalkit.tables import make_folder
+    from evalkit.storage.files import make_folder
     from evalkit.toy import PROBLEMS, Tracing, compute_toy
     from evalkit.toy_tables import write_toy
 

@@ -60,7 +60,7 @@ def command(
     check_names("optimizer", () if optimizer is None else (str(optimizer),), (task,))
     from evalkit.cli.progress import shown_progress
     from evalkit.tasks import load_task
-    from evalkit.training import Epoch, train
+    from evalkit.training.loop import Epoch, train
 
     loaded = load_task(task, dict(task_settings))
     with shown_progress(loaded.name) as shown:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,10 @@ import pandas as pd
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
-from scipy.optimize import isotonic_regression
 
 from evalkit.figures.palette import FLOOR, Style
-from evalkit.spreads import Spread, spread
-from evalkit.sweeps import damping_places
+from evalkit.results.spreads import Spread, spread
+from evalkit.results.sweeps import damping_places
 
 _LARGEST = 1e100  # on an axis, and its inverse the smallest: products of its ends must not overflow
 _LINE = 1.28  # from one end label to the next, in font sizes
@@ -107,9 +107,23 @@ def _spread_out(heights: list[float], names: list[str], points: float) -> list[f
     line = _LINE * _font() / points
     tops = np.cumsum(lines) * line
     centres = tops - lines * line / 2
-    moved = isotonic_regression(np.array(heights) - centres).x
+    moved = _rising(np.array(heights) - centres)
     room = max(1 - float(tops[-1]), 0) + line / 2
     return list(np.clip(moved, -line / 2, room) + centres)
+
+
+def _rising(values: np.ndarray) -> list[float]:
+    """Return the sequence that never falls and is nearest to ``values``, in least squares.
+
+    Neighbours that fall are pooled into their mean. SciPy's own takes half a second to import.
+    """
+    pools: list[list[float]] = []
+    for value in values.tolist():
+        pools.append([value])
+        while len(pools) > 1 and fmean(pools[-2]) > fmean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    return [fmean(pool) for pool in pools for _ in pool]
 
 
 def _label(ax: Axes, name: str, style: Style, places: tuple[float, float], width: float) -> None:

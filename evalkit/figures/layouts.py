@@ -13,7 +13,7 @@ class Layout:
     """How large figures are.
 
     Attributes:
-        name: what ``--style`` calls it.
+        name: how it is chosen.
         one_column: width of figures with one panel beside another, in inches.
         two_columns: width of figures with several.
         font: size of text in points; lines and markers go with it.

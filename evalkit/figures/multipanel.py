@@ -23,10 +23,10 @@ from evalkit.figures.plots import (
     plot_ratio,
     ratio_limits,
 )
-from evalkit.method_names import display_name
-from evalkit.pairs import Pair, compare_runs, named
-from evalkit.results import near_zero, stages, summarize, summarize_batches
-from evalkit.run import Run
+from evalkit.names import display_name
+from evalkit.results.pairs import Pair, compare_runs, named
+from evalkit.results.summaries import near_zero, stages, summarize, summarize_batches
+from evalkit.storage.run_folder import Run
 
 _LABELS = (RATIO, "The same, near 1")
 _HEIGHTS = {1: [2.8], 2: [2.3, 2.1]}  # inches of the panels of ratios, by their number

@@ -27,8 +27,8 @@ from evalkit.figures.drawing import (
     shade_floor,
 )
 from evalkit.figures.palette import FLOOR, IMBALANCE, Style, method_styles
-from evalkit.method_names import display_name
-from evalkit.spreads import spread
+from evalkit.names import display_name
+from evalkit.results.spreads import spread
 
 PROGRESS = "Training progress (0 = initialised, 1 = end)"
 _SECOND: Any = {"marker": "^", "dashes": (1.5, 1)}

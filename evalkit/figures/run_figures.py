@@ -21,10 +21,10 @@ from evalkit.figures.multipanel import (
     pairs_figure,
     ratio_figure,
 )
-from evalkit.pairs import Pair
-from evalkit.run import Run
-from evalkit.sweeps import damping_discussion, discussed_dampings, is_sweep
-from evalkit.tables import make_folder, write_atomically
+from evalkit.results.pairs import Pair
+from evalkit.results.sweeps import damping_discussion, discussed_dampings, is_sweep
+from evalkit.storage.files import make_folder, write_atomically
+from evalkit.storage.run_folder import Run
 
 
 def draw_figures(

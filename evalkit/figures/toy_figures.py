@@ -21,7 +21,7 @@ from evalkit.figures.drawing import line_style
 from evalkit.figures.layouts import SCREEN, Layout
 from evalkit.figures.palette import FLOOR, Style, method_styles
 from evalkit.figures.run_figures import save_figures, settled
-from evalkit.method_names import display_name
+from evalkit.names import display_name
 from evalkit.toy_tables import Toy
 
 _SMALLEST = 1e-3

@@ -23,11 +23,11 @@ from evalkit.gate.baseline_file import (
     parse,
     render,
 )
-from evalkit.lost_rows import lost_rows
-from evalkit.marks import marks_of
-from evalkit.plain_files import check_regular
-from evalkit.run import PROVENANCE_FILE, Run
-from evalkit.tables import SCORE_AGAIN, unwritable, write_atomically
+from evalkit.results.marks import marks_of
+from evalkit.storage.files import check_regular, unwritable, write_atomically
+from evalkit.storage.lost_rows import lost_rows
+from evalkit.storage.run_folder import PROVENANCE_FILE, Run
+from evalkit.storage.tables import SCORE_AGAIN
 
 _SETTLED = 1e-5
 FEWEST_KEPT = 2
@@ -139,7 +139,7 @@ def _check_enough(run: Run, baseline: Baseline) -> None:
     if fewest < FEWEST_KEPT:
         raise EvalkitError(
             f"expected at least {FEWEST_KEPT} batches per checkpoint in a baseline, found "
-            f"{fewest} in '{run.folder}'; score more, as in 'evalkit score DIR --batches 5'"
+            f"{fewest} in '{run.folder}'; score more, as with `batches=5`"
         )
 
 

@@ -6,21 +6,19 @@ damping and batch. Reading a baseline runs no code.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from evalkit.doubts import MARKED, UNEQUAL
 from evalkit.errors import EvalkitError
-from evalkit.plain_files import check_regular
-from evalkit.tables import csv_line, whole_number
+from evalkit.storage.columns import Column, Source, csv_line, parse_csv
+from evalkit.storage.files import check_regular
+from evalkit.storage.tables import TABLES
 
 FORMAT = "1"
 IDENTITY = ("task", "likelihood", "seed", "batch size")
@@ -33,7 +31,10 @@ COLUMNS = (*KEY, "ratio", "efficiency", "descends", "loss")
 ERROR = "error"
 """The stated error of gamma, a last column that files of earlier versions lack."""
 _DESCENDS = {"yes": True, "no": False}
-_MAKE_AGAIN = "make it again with 'evalkit check RUN --baseline FILE --update-baseline'"
+_OF_RUNS = {column.name: column for name in TABLES for column in TABLES[name]}
+_OWN = Column("descends", bool, needed=True, flags=_DESCENDS)
+_TABLE = tuple(_OF_RUNS.get(name, _OWN) for name in (*COLUMNS, ERROR))
+_MAKE_AGAIN = "make it again with `update_baseline`"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def read_baseline(path: str | os.PathLike[str]) -> Baseline:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
         raise EvalkitError(
-            f"expected a baseline at {path}, found no file; make one with --update-baseline"
+            f"expected a baseline at {path}, found no file; make one with `update_baseline`"
         ) from error
     except OSError as error:
         raise EvalkitError(
@@ -138,26 +139,7 @@ def parse(text: str, path: Path) -> Baseline:
 
 def _rows(text: str, path: Path, height: int) -> pd.DataFrame:
     """Return the CSV below a header of so many lines, typed."""
-    try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except csv.Error as error:
-        raise _unreadable("CSV", path, str(error)) from error
-    columns = tuple(lines[0]) if lines else ()
-    if columns not in (COLUMNS, (*COLUMNS, ERROR)):
-        found = ",".join(lines[0]) if lines else "none"
-        raise _unreadable(f"the columns {','.join(COLUMNS)}", path, found)
-    rows = []
-    for number, line in enumerate(lines[1:], start=height + 2):
-        if len(line) != len(columns):
-            raise _unreadable(f"{len(columns)} fields in line {number}", path, str(len(line)))
-        row: dict[str, Any] = {ERROR: math.nan}
-        for column, field in zip(columns, line, strict=True):
-            try:
-                row[column] = _CONVERT[column](field)
-            except (ValueError, KeyError):
-                raise _unreadable(f"a {column} in line {number}", path, repr(field)) from None
-        rows.append(row)
-    table = pd.DataFrame(rows, columns=[*COLUMNS, ERROR])
+    table = parse_csv(text, _TABLE, Source(path, _MAKE_AGAIN, height))
     repeated = table.duplicated(list(KEY))
     if repeated.any():
         number = height + 2 + int(repeated.argmax())
@@ -166,37 +148,6 @@ def _rows(text: str, path: Path, height: int) -> pd.DataFrame:
         raise _unreadable("rows", path, "none")
     above = table["efficiency"] - 1 > UNEQUAL + table[ERROR].fillna(MARKED)
     return table.assign(noise=table[ERROR], impossible=above)
-
-
-def _number(text: str) -> float:
-    return float(text) if text else math.nan
-
-
-def _size(text: str) -> float:
-    value = _number(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
-
-
-def _damping(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise ValueError(text)
-    return value
-
-
-_CONVERT: dict[str, Callable[[str], Any]] = {
-    "checkpoint": str,
-    "method": str,
-    "damping": _damping,
-    "batch": whole_number,
-    "ratio": _number,
-    "efficiency": _number,
-    "descends": _DESCENDS.__getitem__,
-    "loss": _number,
-    ERROR: _size,
-}
 
 
 def _unreadable(wanted: str, path: Path, found: str) -> EvalkitError:

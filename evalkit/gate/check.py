@@ -17,8 +17,8 @@ from evalkit.errors import EvalkitError
 from evalkit.gate.baseline_file import IDENTITY, INFORMATION, Baseline
 from evalkit.gate.comparison import ALL, METRICS, Check, Comparison, Verdict
 from evalkit.gate.stated import doubt, lost_accuracy, stated_errors, with_ratio_errors
-from evalkit.identity import task_name
-from evalkit.paired import (
+from evalkit.names import task_name
+from evalkit.results.intervals import (
     EFFICIENCY,
     FEWEST_BATCHES,
     LEVEL,
@@ -28,7 +28,7 @@ from evalkit.paired import (
     holm,
     interval,
 )
-from evalkit.results import floor_ratios
+from evalkit.results.summaries import floor_ratios
 from evalkit.settings import DEFAULT_TOLERANCE
 
 UNCHANGED = 1e-3
@@ -43,7 +43,7 @@ _UNDECIDED = "the interval holds zero"
 _WITHIN = "within the stated error"
 _BASELINE_MARKED = (
     "* The baseline rests on marked scores: once those of the run are not, write it again with "
-    "--update-baseline."
+    "`update_baseline`."
 )
 _LISTED = 5
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import pandas as pd
 
-from evalkit.paired import EFFICIENCY, LOG_RATIO
+from evalkit.results.intervals import EFFICIENCY, LOG_RATIO
 
 Verdict = Literal["worse", "not comparable", "new", "improved", "same"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

@@ -18,8 +18,8 @@ from evalkit.figures.drawing import label_ends, last_value, line_style
 from evalkit.figures.layouts import SCREEN
 from evalkit.figures.palette import Style, method_styles
 from evalkit.gate.comparison import FAILURES, METRICS, Check
-from evalkit.method_names import display_name
-from evalkit.paired import EFFICIENCY, Metric
+from evalkit.names import display_name
+from evalkit.results.intervals import EFFICIENCY, Metric
 
 _BAND = Style("#8c8c8c", "", (1, 1.2))
 _FAILED = "#d00000"

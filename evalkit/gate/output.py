@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from evalkit.gate.comparison import VERDICTS, Check, Comparison, Verdict
-from evalkit.marks import UNRELIABLE_SIGN
-from evalkit.paired import EFFICIENCY
-from evalkit.spreads import format_number, format_percent
+from evalkit.results.intervals import EFFICIENCY
+from evalkit.results.marks import UNRELIABLE_SIGN
+from evalkit.results.spreads import format_number, format_percent
 
 HEAD = (
     "verdict",

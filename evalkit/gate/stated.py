@@ -7,8 +7,8 @@ import pandas as pd
 
 from evalkit.doubts import MARKED, mean_error, ratio_error
 from evalkit.gate.baseline_file import ERROR
-from evalkit.marks import reach
-from evalkit.paired import EFFICIENCY, Metric
+from evalkit.results.intervals import EFFICIENCY, Metric
+from evalkit.results.marks import reach
 
 NOISE = "noise"
 _SIDES = {"": "obtained", "_expected": "expected"}

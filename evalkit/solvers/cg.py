@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from evalkit.indicator import Indicator, indicator_terms
 from evalkit.linearization import Linearization
 from evalkit.settings import check_damping
-from evalkit.solvers.sketched import Sketched
-from evalkit.solvers.solved import SHORT, Solved, Status, rounding
-from evalkit.solvers.spaces import (
-    Cotangents,
-    Direction,
-    Preconditioner,
-    Search,
-    Space,
-    Step,
-    Vectors,
-)
+from evalkit.solvers.preconditioners import Given, Preconditioner, Sketched
+from evalkit.solvers.solved import SHORT, Solved, Solver, Status
+from evalkit.solvers.spaces import cotangents, vectors
 from evalkit.solvers.stopping import Stopping
+from evalkit.solvers.system import Direction, OnIteration, Point, System
 
 REPLACEMENT_PERIOD = 50
 """Iterations after which the residual is computed afresh, so that rounding cannot pile up."""
@@ -32,59 +25,116 @@ REPLACEMENT_PERIOD = 50
 DELAY = 4
 """Steps whose gain stands for the error before them."""
 
-OnIteration = Callable[[int, float], None]
-"""Called with each iteration and its gamma."""
+LEFT = 1e-12
+"""Part of the curvature along M^-1 res below which what is conjugate to all steps is rounding."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Point:
-    """Where CG is.
+def conjugate_gradients(system: System) -> tuple[Point, Status]:
+    """Return where CG ends, and why (paper, Algorithm 5).
 
-    Attributes:
-        x: like the residual.
-        jx: J x, like logits.
-        depth: the largest so far of 2 g^T x - x^T A x, twice the fall of the quadratic model.
+    From x = 0 and v = res = g, each iteration does
+
+        alpha = res^T res / v^T A v;  x += alpha v;  res_new = res - alpha A v;
+        beta = res_new^T res_new / res^T res;  v = res_new + beta v.
     """
+    space, at = system.space, system.origin()
+    res, jres, square = space.gradient, system.lin.gradient_jvp, at.square
+    v, jv, checked = res, jres, at
+    if square == 0:
+        return at, "residual"
+    for iteration in range(1, system.stopping.max_iterations + 1):
+        step = system.step(at, system.direction(v, jv), square)
+        if step is None:
+            return at, "breakdown"
+        at, before = step.to, square
+        if system.near_floor(at):
+            return at, "floor"
+        due, small = iteration % REPLACEMENT_PERIOD == 0, False
+        if not due:
+            res = system.next_residual(res, step)
+            jres = space.push(res)
+            square = space.norm(res, jres) ** 2
+            small = system.solved(square)
+        if due or small:  # a recurrence is not believed that the residual is small
+            jx = space.push(at.x)
+            res = system.residual(at.x, jx)
+            jres = space.push(res)
+            square = space.norm(res, jres) ** 2
+            at = replace(at, jx=jx, square=square)
+            if system.solved(square):
+                return at, "residual"
+        if small:
+            if not system.gained(at, since=checked):
+                return at, "breakdown"
+            checked = at
+        # A recurrence that strayed is left behind: start again from the residual that it missed.
+        beta = 0.0 if small else square / before
+        v, jv = res + beta * v, jres + beta * jv
+    return at, "iteration limit"
 
-    x: Tensor
-    jx: Tensor
-    depth: float
 
+def preconditioned(system: System, inverse: Given | Sketched) -> tuple[Point, Status]:
+    """Return where CG ends whose directions come from z = M^-1 res, and why.
 
-@dataclass(frozen=True, eq=False)
-class _Taken:
-    """A step of CG, and where it leads.
+    A direction is z without its parts along the steps s so far, or along the last where M is
+    symmetric, and the step along it is the best one whatever rounding left in it:
 
-    Attributes:
-        step: the direction.
-        alpha: how far along it.
-        fall: of twice the quadratic model, as it is by recurrence.
-        to: where it leads.
-        gamma: of x there.
+        v = z - sum_s (s^T A z / s^T A s) s;  alpha = res^T v / v^T A v.
     """
+    space, at = system.space, system.origin()
+    res, found, checked = space.gradient, inverse.first(), at
+    way = system.direction(found.z, found.jz)
+    ways: deque[Direction] = deque(maxlen=inverse.memory)
+    falls: list[float] = []
+    if at.square == 0:
+        return at, "residual"
+    for iteration in range(1, system.stopping.max_iterations + 1):
+        step = system.step(at, way, space.inner(res, way.v, way.jv))
+        if step is None:
+            return at, "breakdown"
+        at = step.to
+        if system.near_floor(at):
+            return at, "floor"
+        due, small = iteration % REPLACEMENT_PERIOD == 0, False
+        if not due:
+            res = system.next_residual(res, step)
+            falls.append(step.fall)
+            if small := _stalled(system.lin, falls):
+                falls = [sum(falls)]
+            else:
+                found = inverse.search(res)
+                small = system.solved(found.square)
+        if due or small:
+            jx = space.push(at.x)
+            res = system.residual(at.x, jx)
+            at = replace(at, jx=jx, square=space.norm(res, None) ** 2)
+            if system.solved(at.square):
+                return at, "residual"
+            found = inverse.search(res)
+        if small:
+            if not system.gained(at, since=checked):
+                return at, "breakdown"
+            checked = at
+        target = system.direction(found.z, found.jz)
+        ways.append(step.way)
+        way = system.conjugate(target, ways)
+        if small or not bool(way.curvature > LEFT * target.curvature):
+            # The steps strayed, or have reached everything but rounding: they start anew. Of them x
+            # remains, so that gamma, which knows no length of x, keeps falling.
+            ways.clear()
+            ways.append(system.direction(at.x, at.jx))
+            way = system.conjugate(target, ways)
+    return at, "iteration limit"
 
-    step: Step
-    alpha: Tensor
-    fall: Tensor
-    to: _Point
-    gamma: float
 
+def _stalled(lin: Linearization, falls: Sequence[float]) -> bool:
+    """Return whether the last three steps were within rounding of all together.
 
-@dataclass(frozen=True, eq=False)
-class _End:
-    """Where CG stopped, and why.
-
-    Attributes:
-        at: the last point.
-        status: as :class:`evalkit.solvers.solved.Solved` has it.
-        square: |res|^2, computed from x where the status is ``"residual"``.
-        gammas: of each iterate.
+    A step along rounding is as long as it likes; a tolerance that cannot be met would let such
+    steps go on.
     """
-
-    at: _Point
-    status: Status
-    square: float
-    gammas: tuple[float, ...]
+    least = (10 * torch.finfo(lin.logits.dtype).eps) ** 2
+    return len(falls) >= 4 and max(falls[-3:]) <= least * sum(falls)
 
 
 def solve_by_cg(
@@ -97,163 +147,75 @@ def solve_by_cg(
 ) -> Solved:
     """Solve (F + lambda I) x = g by linear CG.
 
-    With A = F + lambda I and M^-1 the preconditioner (the identity in Algorithm 5): from x = 0,
-    res = g and v = z = M^-1 res, each iteration does alpha = res^T z / v^T A v; x += alpha v;
-    res -= alpha A v; z = M^-1 res; beta = res_new^T z_new / res^T z; v = z + beta v.
-
-    In exact arithmetic each step deepens 2 g^T x - x^T A x; one that does not is not taken. Where
-    equations nearly depend on each other, x = J^T y can be led far along y that J^T maps to nothing
-    but rounding: if x is not as deep as its recurrence says, CG starts again on vectors of P
-    numbers, where x keeps its digits.
-
-    Every :data:`REPLACEMENT_PERIOD` iterations, and before a residual is believed to meet the
-    tolerance, J x and the residual are computed from x instead of by recurrence. Numbers that
-    decide are read once per iteration, so that a GPU is waited for once.
-
     Args:
         lin: the model and batch.
         damping: lambda >= 0.
         stopping: when to stop.
         on_iteration: called with the iteration and its gamma.
         preconditioner: maps a residual, (P,), to M^-1 res, (P,), with M^-1 symmetric and positive
-            definite; or ``"sketch"`` for :class:`evalkit.solvers.sketched.Sketched`. Without one
-            and with a sketch, no vector of P numbers is formed as long as rounding allows.
+            definite; or ``"sketch"`` for :class:`evalkit.solvers.preconditioners.Sketched`. Without
+            one and with a sketch, no vector of P numbers is formed as long as rounding allows.
         form: form the solution in any case.
 
     Raises:
         EvalkitError: the damping is out of range.
     """
     damping = check_damping(damping)
-    space = _space(lin, damping, preconditioner)
-    end = _iterate(space, damping, stopping, on_iteration)
-    x, of_vectors = end.at.x, isinstance(space, Vectors)
-    vector = x if of_vectors else lin.vjp(x) if form else None
-    length = math.sqrt(end.square)
-    if end.status != "residual":
-        jx = space.push(x) if vector is None else lin.jvp(vector).double()
-        depth = float(_model(space, damping, x, jx)[2])
-        if not of_vectors and depth < (1 - SHORT) * end.at.depth:
-            return solve_by_cg(lin, damping, stopping, on_iteration, preconditioner=_identity)
-        length = space.norm(space.residual(x, lin.output_fisher(jx), damping))
+    system = System(lin, cotangents(lin), damping, stopping, on_iteration)
+    if preconditioner is None:
+        return _solved(system, conjugate_gradients, "cg", form)
+    if preconditioner == "sketch":
+        by_sketch = partial(preconditioned, inverse=Sketched(lin, damping))
+        return _solved(system, by_sketch, "sketch", form)
+    system = replace(system, space=vectors(lin))
+    return _solved(system, partial(preconditioned, inverse=Given(lin, preconditioner)), "cg", form)
+
+
+def _solved(
+    system: System, search: Callable[[System], tuple[Point, Status]], solver: Solver, form: bool
+) -> Solved:
+    """Return what a search finds, with the residual computed from the solution.
+
+    Where equations nearly depend on each other, x = J^T y can be led far along y that J^T maps to
+    nothing but rounding: if x is not as deep as its recurrence says, CG starts again on vectors of
+    P numbers, where x keeps its digits.
+    """
+    lin, space = system.lin, system.space
+    at, status = search(system)
+    vector = lin.vjp(at.x) if form and space.of_cotangents else None
+    vector = vector if space.of_cotangents else at.x
+    length = math.sqrt(at.square)
+    if status != "residual":
+        jx = space.push(at.x) if vector is None else lin.jvp(vector).double()
+        if space.of_cotangents and float(system.model(at.x, jx)[2]) < (1 - SHORT) * at.depth:
+            system = replace(system, space=vectors(lin))
+            return _solved(system, conjugate_gradients, "cg", form)
+        length = space.norm(system.residual(at.x, jx), None)
     return Solved(
-        cotangents=None if of_vectors else x,
+        cotangents=at.x if space.of_cotangents else None,
         vector=vector,
-        solver="sketch" if isinstance(space, Sketched) else "cg",
-        iterations=len(end.gammas),
-        converged=end.status in ("residual", "floor"),
+        solver=solver,
+        iterations=len(at.gammas),
+        converged=status in ("residual", "floor"),
         relative_residual=length / lin.gradient_norm if lin.gradient_norm > 0 else 0.0,
-        gammas=end.gammas,
+        gammas=at.gammas,
         gamma_floor=lin.gamma_floor,
-        status=end.status,
-        error=_left(end, lin.gamma_floor),
+        status=status,
+        error=_left(at.gammas, status, lin.gamma_floor),
     )
 
 
-def _left(end: _End, gamma_floor: float) -> float:
+def _left(gammas: Sequence[float], status: Status, gamma_floor: float) -> float:
     """Return an estimate of the relative error of gamma that CG leaves.
 
     No gamma is below the floor. Where the residual met the tolerance, the error of the iterate
     :data:`DELAY` steps before the last is what the steps since then have gained, and bounds that of
     the last (Strakos and Tichy, On error estimation in the conjugate gradient method, 2002).
     """
-    if not end.gammas:
+    if not gammas or gammas[-1] == 0:  # no gamma is smaller
         return 0.0
-    last = end.gammas[-1]
-    if last == 0:  # no gamma is smaller
-        return 0.0
-    to_floor = last / gamma_floor - 1 if gamma_floor > 0 else math.inf
-    if end.status != "residual":
-        return abs(to_floor)
-    return min(abs(to_floor), abs(end.gammas[-1 - min(DELAY, len(end.gammas) - 1)] / last - 1))
-
-
-def _identity(residual: Tensor) -> Tensor:
-    return residual
-
-
-def _iterate(
-    space: Space, damping: float, stopping: Stopping, on_iteration: OnIteration | None
-) -> _End:
-    """Run CG until it stops."""
-    lin = space.lin
-    initial = lin.gradient_norm**2
-    enough, goal = stopping.tolerance**2 * initial, stopping.goal(lin.gamma_floor)
-    status: Status = "iteration limit" if initial > 0 else "residual"
-    res, found = space.gradient, space.first()
-    at = _Point(torch.zeros_like(res), torch.zeros_like(lin.logit_gradients), 0.0)
-    way = Direction(found.z, found.jz)
-    square, depth = initial, 0.0  # when a residual that seemed small was last recomputed
-    gammas: list[float] = []
-    while status == "iteration limit" and len(gammas) < stopping.max_iterations:
-        taken = _take(space, damping, res, found, way, at)
-        if taken is None:
-            status = "breakdown"
-            break
-        at = taken.to
-        gammas.append(taken.gamma)
-        if on_iteration is not None:
-            on_iteration(len(gammas), taken.gamma)
-        if goal is not None and taken.gamma <= goal:
-            status = "floor"
-            break
-        due, small = len(gammas) % REPLACEMENT_PERIOD == 0, False
-        if not due:
-            small = space.stalled(taken.fall)
-            res = res - taken.alpha * (space.lift(taken.step.sjv) + damping * way.v)
-            if not small:
-                found = space.search(res, recomputed=False)
-                small = found.square <= enough
-        if due or small:
-            at = replace(at, jx=space.push(at.x))
-            res = space.residual(at.x, lin.output_fisher(at.jx), damping)
-            found = space.search(res, recomputed=True)
-        if (due or small) and found.square <= enough:
-            status = "residual"
-        elif small and found.square >= square and at.depth <= (1 + rounding(lin)) * depth:
-            status = "breakdown"
-        else:
-            # A recurrence that strayed is left behind: start again from the residual it missed.
-            square, depth = (found.square, at.depth) if small else (square, depth)
-            way = space.next(found, taken.step, at.x, at.jx, restart=small)
-    return _End(at, status, found.square, tuple(gammas))
-
-
-def _take(
-    space: Space, damping: float, res: Tensor, found: Search, way: Direction, at: _Point
-) -> _Taken | None:
-    """Return the best step along a direction; None where rounding has taken it over.
-
-    Then no curvature is left along the direction, or the step would not deepen the model.
-    """
-    v, jv = way.v, way.jv
-    sjv = space.lin.output_fisher(jv)
-    curvature = (jv * sjv).sum() + damping * space.square(v, jv)
-    alpha = space.descent(found, res, jv) / curvature
-    x, jx = at.x + alpha * v, at.jx + alpha * jv
-    decisive = torch.stack([curvature, *_model(space, damping, x, jx)])
-    bend, quadratic, slope, depth = decisive.tolist()
-    if not 0 < bend < math.inf or depth < (1 - rounding(space.lin)) * at.depth:
-        return None
-    return _Taken(
-        step=Step(v, jv, sjv, curvature, found.rho),
-        alpha=alpha,
-        fall=alpha * alpha * bend,
-        to=_Point(x, jx, max(at.depth, depth)),
-        gamma=Indicator(math.sqrt(quadratic), slope).gamma,
-    )
-
-
-def _model(space: Space, damping: float, x: Tensor, jx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x^T F x, g^T x and 2 g^T x - x^T A x, twice the quadratic model's fall from 0 to x."""
-    quadratic, slope = indicator_terms(space.lin, jx)
-    return quadratic, slope, 2 * slope - quadratic - damping * space.square(x, jx)
-
-
-def _space(
-    lin: Linearization, damping: float, preconditioner: Preconditioner | Literal["sketch"] | None
-) -> Space:
-    if preconditioner is None:
-        return Cotangents(lin)
-    if preconditioner == "sketch":
-        return Sketched(lin, damping)
-    return Vectors(lin, preconditioner)
+    last = gammas[-1]
+    to_floor = abs(last / gamma_floor - 1) if gamma_floor > 0 else math.inf
+    if status != "residual":
+        return to_floor
+    return min(to_floor, abs(gammas[-1 - min(DELAY, len(gammas) - 1)] / last - 1))

@@ -10,11 +10,12 @@ from evalkit.doubts import MARKED
 from evalkit.errors import EvalkitError
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization
-from evalkit.solvers.cg import OnIteration, solve_by_cg
+from evalkit.solvers.cg import solve_by_cg
 from evalkit.solvers.direct import solve_directly
+from evalkit.solvers.preconditioners import Preconditioner
 from evalkit.solvers.solved import NaturalGradient, Solved, Solver, formed
-from evalkit.solvers.spaces import Preconditioner
 from evalkit.solvers.stopping import FLOOR_TOLERANCE, MAX_ITERATIONS, TOLERANCE, Stopping
+from evalkit.solvers.system import OnIteration
 
 Choice = Solver | Literal["auto"]
 CHOICES: tuple[Choice, ...] = ("auto", *get_args(Solver))

@@ -1,16 +1,19 @@
 """Tasks: what is trained and scored.
 
-A bundled task, or family of tasks, is one file in this folder that calls :func:`register` or
-:func:`register_family`; it is found here. Users bring
-their own by ``file.py:attribute`` or ``package.module:attribute``.
+Bundled tasks, or families of tasks, are declared in :mod:`evalkit.tasks.bundled`. Users bring their
+own by ``file.py:attribute`` or ``package.module:attribute``. The names below load on first use, so
+that names and settings of tasks are known without importing torch.
 """
 
 import importlib
-import pkgutil
+from typing import TYPE_CHECKING, Any
 
-from evalkit.tasks.loading import load_task
-from evalkit.tasks.registered import register, register_family, setting_names, task_names
-from evalkit.tasks.task import Recipe, Samples, Task
+from evalkit.tasks import bundled as bundled
+from evalkit.tasks.families import register, register_family, setting_names, task_names
+
+if TYPE_CHECKING:
+    from evalkit.tasks.loading import load_task
+    from evalkit.tasks.task import Recipe, Samples, Task
 
 __all__ = [
     "Recipe",
@@ -23,5 +26,10 @@ __all__ = [
     "task_names",
 ]
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+_HOME = {"load_task": "loading", "Recipe": "task", "Samples": "task", "Task": "task"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from evalkit.tasks.registered import register
 from evalkit.tasks.task import Recipe, Task
 
 _SPLIT_SEED = 0
@@ -43,20 +42,18 @@ def _digits() -> tuple[Tensor, Tensor, int]:
     return images, digits, int(_TRAINING_SHARE * len(order))
 
 
-task = register(
-    Task(
-        model=build_model,
-        data=training_data,
-        validation=validation_data,
-        likelihood="categorical",
-        recipe=Recipe(
-            optimizer="adamw",
-            learning_rate=1e-3,
-            weight_decay=0.01,
-            epochs=40,
-            batch_size=64,
-            checkpoint_every=4,
-        ),
-        name="digits-mlp",
-    )
+task = Task(
+    model=build_model,
+    data=training_data,
+    validation=validation_data,
+    likelihood="categorical",
+    recipe=Recipe(
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.01,
+        epochs=40,
+        batch_size=64,
+        checkpoint_every=4,
+    ),
+    name="digits-mlp",
 )

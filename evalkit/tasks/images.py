@@ -14,17 +14,12 @@ from evalkit.errors import EvalkitError
 from evalkit.linearization.given import Inputs
 from evalkit.tasks.pretrained import (
     VALIDATION_SAMPLES,
-    check_choice,
     check_number,
     load_model,
     load_rows,
-    recipe,
     with_lora,
 )
-from evalkit.tasks.registered import register_family
-from evalkit.tasks.task import Task
 
-_EPOCHS = 5
 """As in the paper."""
 
 
@@ -132,33 +127,3 @@ class Vision:
             inputs.float() / 255, (self.size, self.size), mode="bicubic", antialias=True
         )
         return {"pixel_values": (pixels.clamp(0, 1) - self.mean) / self.deviation}, targets
-
-
-def _maker(default: str, column: str) -> Any:
-    def make(
-        model: str = "google/vit-base-patch16-224",
-        data: str = default,
-        adapter: str = "lora",
-        samples: int = 0,
-        size: int = 224,
-        mean: float = 0.5,
-        deviation: float = 0.5,
-    ) -> Task:
-        check_choice("adapter", adapter, ("lora", "none"))
-        check_number("size", size, 1)
-        check_number("deviation", deviation, 0.0, above=True)
-        vision = Vision(Pictures(data, column, samples), model, size, mean, deviation)
-        return Task(
-            model=vision.base if adapter == "none" else vision.adapted,
-            base=vision.base,
-            data=vision.pictures.training,
-            validation=vision.pictures.validating,
-            collate=vision.collate,
-            recipe=recipe(adapter, _EPOCHS),
-        )
-
-    return make
-
-
-register_family("vit-cifar100", _maker("uoft-cs/cifar100", "fine_label"))
-register_family("vit-cifar10", _maker("uoft-cs/cifar10", "label"))

@@ -17,9 +17,9 @@ from types import ModuleType
 from typing import Any
 
 from evalkit.errors import EvalkitError
-from evalkit.identity import task_name
+from evalkit.names import task_name
 from evalkit.registry import suggest
-from evalkit.tasks.registered import make_task, registered_task, task_names
+from evalkit.tasks.families import make_task, registered_task, task_names
 from evalkit.tasks.task import Setting, Task, user_code
 
 FORMS = "a registered name, 'file.py:attribute' or 'package.module:attribute'"

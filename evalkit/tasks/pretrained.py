@@ -68,7 +68,7 @@ def load(kind: str, setting: str, name: str, loader: Callable[..., T], **argumen
             found = _not_loaded(error)
         raise EvalkitError(
             f"expected a {kind} at '{name}', a name on the hub or a local path, found {found}; "
-            f"pass one with --set {setting}=PATH"
+            f"pass one as `settings={{'{setting}': PATH}}`"
         ) from error
 
 
@@ -141,12 +141,12 @@ def load_tokenizer(name: str) -> Any:
     if not any(letter.isalnum() for token in known for letter in token):
         raise EvalkitError(
             f"expected the files of a tokenizer at '{name}', found none that hold its vocabulary; "
-            "pass another tokenizer with --set tokenizer=PATH"
+            "pass another tokenizer as `settings={'tokenizer': PATH}`"
         )
     if tokenizer.pad_token_id is None:
         raise EvalkitError(
             f"expected a tokenizer with a padding token at '{name}', found none; set one in its "
-            "files, or pass another tokenizer with --set tokenizer=PATH"
+            "files, or pass another tokenizer as `settings={'tokenizer': PATH}`"
         )
     tokenizer.padding_side = "right"
     return tokenizer

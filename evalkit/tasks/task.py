@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 
-from evalkit import likelihoods, optimizers
+from evalkit import likelihoods
 from evalkit.errors import EvalkitError
 from evalkit.linearization.wrapped import evaluated_module, own_values
 from evalkit.next_token import (
@@ -21,14 +21,12 @@ from evalkit.next_token import (
     refuse_labels,
     shifting,
 )
+from evalkit.tasks.families import Setting
 from evalkit.tasks.samples import Collate, ItemSamples, Samples, as_samples, is_item_source
 from evalkit.tasks.user_code import seeded, user_code
+from evalkit.training import optimizers
 
 __all__ = ["Collate", "Recipe", "Samples", "Setting", "Task", "seeded", "user_code"]
-
-
-Setting = str | int | float | bool
-"""A value that a task was made with: a model's name, a number of samples."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Recipe:
     """How a task is trained unless the caller says otherwise.
 
     Args:
-        optimizer: a name of :func:`evalkit.optimizers.names`.
+        optimizer: a name of :func:`evalkit.training.optimizers.names`.
         learning_rate: for the mean loss of a batch.
         weight_decay: as the optimizer defines it.
         epochs: passes over the training samples.

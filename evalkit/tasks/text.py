@@ -22,31 +22,7 @@ from evalkit.tasks.pretrained import (
     with_lora,
     with_prompt,
 )
-
-
-@dataclass(frozen=True)
-class Wording:
-    """How the rows of a data set become text and a label.
-
-    Attributes:
-        columns: of one sentence or of two.
-        markers: before each sentence in a text-to-text input; empty for one sentence.
-        words: the label words, by the number of the label.
-        instruction: before the sentences in a text-to-text input.
-    """
-
-    columns: tuple[str, ...]
-    markers: tuple[str, ...]
-    words: tuple[str, ...]
-    instruction: str
-
-    def text(self, sentences: Sequence[str], instruction: str) -> str:
-        """Return the text-to-text input of one row."""
-        marked = [
-            f"{mark}: {sentence}"
-            for mark, sentence in zip(self.markers, sentences, strict=len(self.columns) > 1)
-        ]
-        return " ".join([instruction, *(marked or sentences)])
+from evalkit.tasks.wordings import Wording
 
 
 @dataclass(frozen=True)
@@ -58,8 +34,8 @@ class Text:
         configuration: of the data set.
         validation: the name of the validation split.
         model: hub name or path.
-        data: likewise.
-        tokenizer: likewise; empty for that of the model.
+        data: the same of the data set.
+        tokenizer: the same of the tokenizer; empty for that of the model.
         adapter: ``"lora"``, ``"prompt"`` or ``"none"``.
         instruction: before the sentences of text-to-text inputs.
         first_label_only: let only the first token of a label word count.

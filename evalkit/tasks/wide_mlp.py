@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from evalkit.errors import EvalkitError
 from evalkit.tasks.images import Pictures, scaled
 from evalkit.tasks.pretrained import check_number
-from evalkit.tasks.registered import register_family
 from evalkit.tasks.task import Recipe, Task
 
 _WIDTH = 2048
@@ -36,7 +35,8 @@ def build_model(pixels: int) -> nn.Module:
     )
 
 
-def _cifar10(data: str = "uoft-cs/cifar10", samples: int = 0) -> Task:
+def cifar10(data: str, samples: int) -> Task:
+    """Return the paper's task."""
     pictures = Pictures(data, "label", samples)
     return Task(
         model=partial(build_model, 3 * 32 * 32),
@@ -52,7 +52,8 @@ def _flat(inputs: object, targets: Tensor) -> tuple[Tensor, Tensor]:
     return scaled(inputs).flatten(1), targets
 
 
-def _fashion_mnist(data: str = "/usr/share/datasets/fashion-mnist", samples: int = 0) -> Task:
+def fashion_mnist(data: str, samples: int) -> Task:
+    """Return the task on the pictures in a folder."""
     check_number("samples", samples, 0)
     return Task(
         model=partial(build_model, 28 * 28),
@@ -80,7 +81,8 @@ def _read_idx(path: Path, magic: int) -> Tensor:
     except (OSError, EOFError, zlib.error) as error:
         raise EvalkitError(
             f"expected the files of Fashion-MNIST, found that '{path}' cannot be read ({error}); "
-            "install Debian's dataset-fashion-mnist, or pass their folder with --set data=DIR"
+            "install Debian's dataset-fashion-mnist, or pass their folder as "
+            "`settings={'data': DIR}`"
         ) from error
     if int.from_bytes(content[:4], "big") != magic:
         raise EvalkitError(
@@ -88,7 +90,3 @@ def _read_idx(path: Path, magic: int) -> Tensor:
             "copy the file again"
         )
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=_IDX_HEADER[magic]).copy())
-
-
-register_family("mlp-cifar10", _cifar10)
-register_family("mlp-fashion-mnist", _fashion_mnist)

@@ -1,12 +1,13 @@
 """Improved empirical Fisher, with the Gram matrix damped."""
 
 from evalkit.linearization import Linearization
-from evalkit.updates.registry import Update, method
+from evalkit.updates.registry import method
+from evalkit.updates.types import CotangentUpdate
 from evalkit.updates.weighted import damped_sum
 
 
 @method("ief")
-def ief(lin: Linearization, damping: float) -> Update:
+def ief(lin: Linearization, damping: float) -> CotangentUpdate:
     """Improved empirical Fisher: d = G^T (G G^T + lambda I)^-1 s, s_n = |r_n|^2 (paper, eq. 8).
 
     Undamped, a step -eta d lowers the loss of sample n by eta |r_n|^2 to first order.

@@ -1,12 +1,13 @@
 """Improved empirical Fisher, with the Fisher matrix damped."""
 
 from evalkit.linearization import Linearization
-from evalkit.updates.registry import Update, method
+from evalkit.updates.registry import method
+from evalkit.updates.types import CotangentUpdate
 from evalkit.updates.weighted import damped_sum
 
 
 @method("ief-tikhonov")
-def ief_tikhonov(lin: Linearization, damping: float) -> Update:
+def ief_tikhonov(lin: Linearization, damping: float) -> CotangentUpdate:
     """Tikhonov form of iEF: d = (F* + lambda I)^-1 g, F* = G^T diag(s)^-1 G, s_n = |r_n|^2.
 
     Equal to G^T (G G^T + lambda diag(s))^-1 s. With h = sqrt(s) and K = diag(h)^-1 G G^T diag(h)^-1

@@ -13,7 +13,8 @@ from evalkit.solvers import (
     Stopping,
     solve,
 )
-from evalkit.updates.registry import Update, method
+from evalkit.updates.registry import method
+from evalkit.updates.types import CotangentUpdate, SolverReport, Update, VectorUpdate
 
 
 @method("ngd")
@@ -33,13 +34,15 @@ def ngd(
     """
     stopping = Stopping(max_iterations, tolerance, floor_tolerance)
     result = solve(lin, damping, stopping, solver, on_iteration)
-    return Update(
-        vector=result.vector,
-        cotangents=result.cotangents if result.vector is None else None,
-        error=result.error,
-        curable=result.status != "iteration limit",
+    report = SolverReport(
+        solver=result.solver,
         iterations=result.iterations,
         relative_residual=result.relative_residual,
         converged=result.converged,
-        solver=result.solver,
+        error=result.error,
+        curable=result.status != "iteration limit",
     )
+    if result.vector is not None:
+        return VectorUpdate(result.vector, report)
+    assert result.cotangents is not None
+    return CotangentUpdate(result.cotangents, report=report)

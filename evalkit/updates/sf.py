@@ -12,7 +12,8 @@ from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor
 from evalkit.linearization import Linearization
 from evalkit.rounding import gradient_noise
-from evalkit.updates.registry import Rounding, Term, Update, method
+from evalkit.updates.registry import method
+from evalkit.updates.types import CotangentUpdate, Rounding, Term
 
 CANCELLED = 0.1
 """Where less than this part of r is left after what Gs accounts for, the rest is taken apart."""
@@ -42,7 +43,9 @@ class _Sample:
 
 
 @method("sf")
-def sf(lin: Linearization, damping: float, seed: int = 0, labels_per_sample: int = 1) -> Update:
+def sf(
+    lin: Linearization, damping: float, seed: int = 0, labels_per_sample: int = 1
+) -> CotangentUpdate:
     """Sampled Fisher: (Gs^T Gs / K + lambda I)^-1 g with sampled labels (paper, eq. 47-49).
 
     Gs (K N, P) holds gradients for K labels per sample drawn from p(y | z). By the Woodbury
@@ -69,14 +72,11 @@ def sf(lin: Linearization, damping: float, seed: int = 0, labels_per_sample: int
     terms = [Term(rs, part) for rs, part in parts]
     if sample.rest is not None:
         terms.insert(0, Term(sample.rest, torch.ones_like(lin.losses)))
-    shape = (-1,) + (1,) * (lin.logits.dim() - 1)
-    cotangents = torch.stack([term.weights.view(shape) * term.cotangents for term in terms]).sum(0)
     # (g' + Gs^T b)^T (g' + Gs^T h)
     product = sample.factor.image(right, ridge)  # Gs Gs^T b
     slope = sample.square + float(sample.slopes @ (b + h) + h @ product)
-    return Update(
-        cotangents=cotangents,
-        terms=tuple(terms),
+    return CotangentUpdate.summed(
+        terms,
         slope=slope,
         rounding=_rounding(lin, sample, right, ridge, b, product, slope),
     )

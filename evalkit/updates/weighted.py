@@ -10,7 +10,7 @@ from torch import Tensor
 from evalkit.factor import GramFactor
 from evalkit.linearization import Linearization
 from evalkit.rounding import gradient_noise
-from evalkit.updates.registry import Rounding, Term, Update
+from evalkit.updates.types import CotangentUpdate, Rounding, Term
 
 
 def damped_sum(
@@ -19,7 +19,7 @@ def damped_sum(
     right: Tensor,
     damping: float,
     scales: Tensor | None = None,
-) -> Update:
+) -> CotangentUpdate:
     """Return d = G^T h a, a = (K + lambda I)^-1 b, K = h G G^T h, h diagonal, as an update.
 
     Its slope d^T g = sum_n G_n . d is 1^T h^-1 K (K + lambda I)^-1 b, without cancellation.
@@ -36,9 +36,8 @@ def damped_sum(
     weights = factor.solve(right, damping)
     slope = float(ones @ factor.image(right, damping))
     noise = h * gradient_noise(lin)
-    return Update(
-        cotangents=lin.weighted_logit_gradients(h * weights),
-        terms=(Term(lin.logit_gradients, h * weights),),
+    return CotangentUpdate.summed(
+        [Term(lin.logit_gradients, h * weights)],
         slope=slope,
         rounding=Rounding(
             moved=factor.movement(right, damping, noise, lin.unit),

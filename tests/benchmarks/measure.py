@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import evalkit
+from evalkit.bench.timing import Work, seconds
 from evalkit.machine import keep_freed_memory
-from evalkit.timing import Work, seconds
 from tests.benchmarks.peers import Curvlinops, scores_with_gradients_formed
 from tests.benchmarks.problems import PROBLEMS, Problem
 from tests.benchmarks.timing import in_fresh_process, in_steps, peak_megabytes, training_step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from curvlinops import CGInverseLinearOperator, GGNLinearOperator
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy, one_hot
@@ -21,6 +20,9 @@ class Curvlinops:
     """
 
     def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+        # Here, so that this module can be imported, and checked, where curvlinops is not installed.
+        from curvlinops import GGNLinearOperator
+
         self._batch = (model, inputs, targets)
         self._parameters = [value for value in model.parameters() if value.requires_grad]
         self._fisher = GGNLinearOperator(
@@ -37,6 +39,8 @@ class Curvlinops:
 
     def natural_gradient(self, iterations: int) -> Tensor:
         """Return the iterate of CG after some iterations, the gradient's computation included."""
+        from curvlinops import CGInverseLinearOperator
+
         model, inputs, targets = self._batch
         loss = cross_entropy(model(inputs), targets, reduction="sum")
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, self._parameters)])

@@ -104,13 +104,15 @@ class Transformer(nn.Module):
         super().__init__()
         width = 128
         self.embed = nn.Embedding(1000, width)
-        self.blocks = nn.Sequential(*(Block(width, 4) for _ in range(6)))
+        blocks = [Block(width, 4) for _ in range(6)]
+        self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(width, 10)
         if lora:
             self.embed.requires_grad_(False)
             self.blocks.requires_grad_(False)
-            for block in self.blocks:
-                block.query, block.value = LowRank(block.query), LowRank(block.value)
+            for block in blocks:
+                block.add_module("query", LowRank(block.query))
+                block.add_module("value", LowRank(block.value))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits."""

@@ -40,7 +40,7 @@ def main(adapter: str, data: str) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        T5ForConditionalGeneration(T5Config(**SETTINGS)).save_pretrained(folder)
+        T5ForConditionalGeneration(T5Config.from_dict(SETTINGS)).save_pretrained(folder)
         settings = {"model": folder, "tokenizer": TOKENIZER, "data": data, "adapter": adapter}
         task = load_task("glue-cola", {**settings, "samples": 512})
         model = task.build_model(0).eval()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from evalkit.timing import Work, in_turns, seconds
+from evalkit.bench.timing import Work, in_turns, seconds
 
 T = TypeVar("T")
 

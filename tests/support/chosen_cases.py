@@ -45,6 +45,20 @@ SHARED_INPUTS = {
 }
 """Cases whose samples influence each other, so that a part of the batch is another batch."""
 
+DAMPINGS = (0.0, 1e-6, 1e-2)
+
+with_a_damping = pytest.mark.parametrize(
+    ("name", "damping"),
+    [
+        (name, damping)
+        for place, name in enumerate(CASES)
+        for turn, damping in enumerate(DAMPINGS)
+        if name in SOME or turn == place % len(DAMPINGS)
+    ],
+)
+"""Every case with one of the dampings in turns, a case of each kind with all: what a layer does and
+what a damping does are not felt by each other, so that every pair would tell no more."""
+
 every_case = pytest.mark.parametrize("name", CASES)
 
 

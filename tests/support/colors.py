@@ -17,7 +17,7 @@ _WHITE = np.array([0.9505, 1.0, 1.089])
 
 def on_dark_paper(color: str) -> np.ndarray:
     """Return what the filter of the page's style sheet makes of a colour: red, green, blue."""
-    css = resources.files("evalkit.page").joinpath("report.css").read_text("utf-8")
+    css = resources.files("evalkit.report.page").joinpath("report.css").read_text("utf-8")
     [(share, brighter)] = re.findall(_FILTER, css)
     inverted = float(share) + np.array(to_rgb(color)) * (1 - 2 * float(share))
     turned = np.clip(_TURN @ np.clip(inverted, 0, 1), 0, 1)

@@ -37,12 +37,12 @@ class Dense:
     def num_params(self) -> int:
         return self.jacobian.shape[2]
 
-    @property
+    @cached_property
     def sample_gradients(self) -> Tensor:
         """G, (N, P): rows G_n = J_n^T r_n."""
         return torch.einsum("nep,ne->np", self.jacobian, self.residual)
 
-    @property
+    @cached_property
     def gradient(self) -> Tensor:
         """g = G^T 1, (P,)."""
         return self.sample_gradients.sum(0)
@@ -53,7 +53,7 @@ class Dense:
         pairs = zip(self.jacobian, self.curvature, strict=True)
         return torch.stack([jacobian.T @ s @ jacobian for jacobian, s in pairs]).sum(0)
 
-    @property
+    @cached_property
     def gram(self) -> Tensor:
         """G G^T, (N, N)."""
         return self.sample_gradients @ self.sample_gradients.T

@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from flint import arb, arb_mat, ctx
 from torch import Tensor, nn
@@ -278,11 +279,15 @@ def exact_gamma(make: Callable[[int], Batch], method: str, damping: float) -> fl
         return _known(make, method, lambda: arb(damping))
     power, before = SMALLEST, 0.0
     while power < MOST_BITS:
-        found = _known(make, method, lambda power=power: arb(2) ** -power)
+        found = _known(make, method, partial(_power_of_two, -power))
         if abs(found - before) <= CERTAIN * found:
             return found
         before, power = found, 2 * power
     raise Unknown(f"gamma of {method} has no limit at damping 0 that {MOST_BITS} bits show")
+
+
+def _power_of_two(power: int) -> arb:
+    return arb(2) ** power
 
 
 def _known(

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from evalkit import cells
 from evalkit.likelihoods import categorical
 from evalkit.linearization import Linearization
+from evalkit.study import batches
 from evalkit.updates import Update, ngd, registry
 from evalkit.updates.weighted import damped_sum
 
@@ -70,7 +70,7 @@ def reordered_ief(lin: Linearization, damping: float) -> Tensor:
 
 def samples_reversed(patch: pytest.MonkeyPatch) -> None:
     """Reverse the samples of every batch, each with the label that SF draws for it: no fault."""
-    draw, sample = cells.draw_batch, categorical.Categorical.sample_targets
+    draw, sample = batches.draw_batch, categorical.Categorical.sample_targets
 
     def drawn(*arguments: int) -> Tensor:
         return draw(*arguments).flip(0)
@@ -80,7 +80,7 @@ def samples_reversed(patch: pytest.MonkeyPatch) -> None:
     ) -> Tensor:
         return sample(self, logits.flip(0), targets.flip(0), generator).flip(0)
 
-    patch.setattr(cells, "draw_batch", drawn)
+    patch.setattr(batches, "draw_batch", drawn)
     patch.setattr(categorical.Categorical, "sample_targets", sampled)
 
 

@@ -16,7 +16,7 @@ from evalkit.gate.baseline_file import Baseline, read_baseline
 from evalkit.gate.check import check
 from evalkit.gate.comparison import Check, Comparison
 from evalkit.gate.output import terminal_table
-from evalkit.run import Run, read_run
+from evalkit.storage.run_folder import Run, read_run
 from tests.support.written_runs import cell, score_row, write_run
 
 SGD_GAMMA = 2.0

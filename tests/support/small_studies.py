@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evalkit.checkpoints import open_trajectory
 from evalkit.settings import Settings
-from evalkit.study import run_study
+from evalkit.study.running import run_study
 from evalkit.tasks import Task
 
 SMALL = Settings(methods=("sgd", "ief"), batches=2, batch_size=8)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from evalkit.run import append_rows, create_run
+from evalkit.storage.run_folder import append_rows, create_run
 
 PROVENANCE = {
     "evalkit": "0.1.0",

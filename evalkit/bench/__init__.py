@@ -1,0 +1,1 @@
+"""What updates and scores cost: time in training steps, and memory."""

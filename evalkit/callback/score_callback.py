@@ -1,0 +1,279 @@
+"""A callback of the Hugging Face Trainer that scores the model at every save of a fine-tune.
+
+It writes the folder that ``evalkit score`` writes, row by row while training goes on, so that
+``evalkit report`` shows the run as far as it is. Training itself goes on as without the callback.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from evalkit.callback.trainer_batches import (
+    TrainerBatches,
+    check_enough,
+    evaluated,
+    shifts_labels,
+    supervised,
+)
+from evalkit.checkpoints import Checkpoint
+from evalkit.checkpoints.saved import find_saved, holds_saved, named_adapters, saved_hash
+from evalkit.checkpoints.trainer_state import whole_epoch
+from evalkit.errors import EvalkitError
+from evalkit.extras import missing
+from evalkit.linearization.wrapped import evaluated_module
+from evalkit.next_token import base_model, check_shift
+from evalkit.scoring import check_request
+from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Settings
+from evalkit.storage.run_folder import (
+    PROVENANCE_FILE,
+    drop_after,
+    read_provenance,
+    repair,
+    sort_tables,
+    update_provenance,
+)
+from evalkit.study.batches import on_device
+from evalkit.study.execute import Rows, execute
+from evalkit.study.identity import check_same_request, check_same_run
+from evalkit.study.plan import Unit, cells_of, plan
+from evalkit.study.provenance import checkpoint_entry, describe_run, now
+from evalkit.study.store import Store
+from evalkit.tasks.task import user_code
+
+try:
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise missing("the package transformers", "evalkit.callback", error) from error
+
+
+class ScoreCallback(TrainerCallback):
+    """Scores the trainable parameters at every save, on the same batches of the training set.
+
+    The batches go through the Trainer's own data collator. The model is scored in eval mode and in
+    the precision of its parameters, without autocast, as ``evalkit score`` scores a checkpoint. In
+    a distributed training the first process scores while the others wait at their next step.
+
+    What cannot be scored at all is refused when training begins. What fails later is a warning:
+    training goes on, and that checkpoint has no more rows.
+
+    Args:
+        folder: of the run; new, or the one of the training that is resumed.
+        methods: names, with settings of their own if wanted.
+        damping: one number or several; each method is scored at each.
+        batches: per checkpoint.
+        batch_size: samples per batch, drawn without replacement.
+        seed: of the batches and of methods that draw samples.
+        dtype: as in :func:`evalkit.linearize`.
+        micro_batch_size: as in :func:`evalkit.linearize`.
+        initial: score the model before the first step too, as ``checkpoint-0``.
+        task: what the run calls what is trained; None for the class of the model.
+        shift_labels: whether position t of the logits is compared with the label at t + 1; None to
+            find out from the model's own loss, as
+            :func:`evalkit.callback.trainer_batches.shifts_labels`.
+
+    Raises:
+        EvalkitError: a method is unknown, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        methods: Sequence[str] | str = DEFAULT_METHODS,
+        damping: float | Sequence[float] = DEFAULT_DAMPING,
+        batches: int = 4,
+        batch_size: int = 32,
+        seed: int = 0,
+        dtype: str | None = None,
+        micro_batch_size: int | None = None,
+        initial: bool = True,
+        task: str | None = None,
+        shift_labels: bool | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        names, dampings = check_request(methods, damping)
+        self.settings = Settings(
+            names, dampings, batches, batch_size, seed, dtype, micro_batch_size
+        )
+        self.initial = initial
+        self.task = task
+        check_shift(shift_labels)
+        self.shift_labels = shift_labels
+        self._batches: TrainerBatches | None = None
+        self._store: Store | None = None
+        self._seconds = 0.0
+        self._shifts = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check everything, then score the model as it is before the next step.
+
+        Raises:
+            EvalkitError: this training cannot be scored, or the folder holds another run.
+        """
+        if not state.is_world_process_zero:
+            return
+        model, loader = evaluated_module(kwargs["model"]), kwargs["train_dataloader"]
+        _refuse_sharded(args)
+        _refuse_smoothing(args)
+        self._batches = TrainerBatches(loader.dataset, loader.collate_fn)
+        check_enough(self._batches, self.settings.batch_size)
+        provenance = self._described(args, state, model)
+        self._go_on(provenance, state.global_step)
+        self._store = Store(self.folder, provenance)
+        if state.global_step > 0 or self.initial:
+            self._score(args, state, model)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score the model that was just saved."""
+        if self._batches is not None and state.is_world_process_zero:
+            self._score(args, state, evaluated_module(kwargs["model"]))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Sort the tables and mark the run as finished."""
+        self._batches = None
+        if state.is_world_process_zero and (self.folder / PROVENANCE_FILE).exists():
+            with _as_warning():
+                sort_tables(self.folder)
+                update_provenance(self.folder, finished=now(), seconds=round(self._seconds, 3))
+
+    def _described(self, args: Any, state: Any, model: nn.Module) -> dict[str, Any]:
+        """Return what ``run.json`` says of this training, checkpoints aside."""
+        assert self._batches is not None
+        batch = on_device(dict(self._batches.draw(self.settings, 0)), _device(model))
+        if self.shift_labels is None:
+            self._shifts = shifts_labels(model, batch)
+        else:
+            self._shifts = self.shift_labels
+        likelihood = supervised(model, batch, self._shifts).likelihood
+        task = self.task or type(base_model(model)).__name__
+        described = describe_run(model, task, likelihood, self.settings, args.output_dir, ())
+        return {
+            **described,
+            "training_steps": state.max_steps,
+            **({"shift_labels": True} if self._shifts else {}),
+        }
+
+    def _go_on(self, provenance: dict[str, Any], step: int) -> None:
+        """Go on with the run of the training that is resumed at ``step``; refuse any other run."""
+        if not (self.folder / PROVENANCE_FILE).exists():
+            return
+        earlier = read_provenance(self.folder)
+        if step == 0:
+            raise EvalkitError(
+                f"expected a folder without a run for a training that starts, found a run in "
+                f"'{self.folder}'; name another folder, or resume that training"
+            )
+        for name in ("trajectory", "training_steps", "shift_labels"):
+            if earlier.get(name) != provenance.get(name):
+                raise EvalkitError(
+                    f"expected the run of the resumed training in '{self.folder}', found another "
+                    f"{name.replace('_', ' ')}: {earlier.get(name)} instead of "
+                    f"{provenance.get(name)}; name another folder"
+                )
+        kept = [item for item in earlier.get("checkpoints", ()) if item["step"] <= step]
+        check_same_run(self.folder, earlier, {**provenance, "checkpoints": earlier["checkpoints"]})
+        # The models of earlier checkpoints are gone: nothing can be added to their rows.
+        check_same_request(self.folder, earlier, provenance)
+        provenance["checkpoints"] = kept
+        repair(self.folder)
+        # Steps after the one that is resumed are taken again.
+        drop_after(self.folder, step)
+        changed = {"settings": provenance["settings"], "checkpoints": kept}
+        update_provenance(self.folder, **changed, finished=None, seconds=None)
+
+    def _score(self, args: Any, state: Any, model: nn.Module) -> None:
+        """Score what this checkpoint lacks and store it; what fails is a warning."""
+        assert self._store is not None
+        started, name = time.monotonic(), f"checkpoint-{state.global_step}"
+        with _as_warning(), user_code(f"the scoring of '{name}'"), evaluated(model):
+            checkpoint = _checkpoint(args, state, model, name)
+            cells = cells_of([checkpoint], self.settings.batches)
+            for unit in plan(cells, self.settings, self._store.finished):
+                rows = self._execute(model, unit, self._store.provenance["task"])
+                self._store.list_checkpoint(checkpoint_entry(checkpoint))
+                self._store.put(unit, rows)
+        self._seconds += time.monotonic() - started
+
+    def _execute(self, model: nn.Module, unit: Unit, task: str) -> Rows:
+        assert self._batches is not None
+        drawn = on_device(dict(self._batches.draw(self.settings, unit.cell.batch)), _device(model))
+        batch = supervised(model, drawn, self._shifts)
+        pair = (batch.inputs, batch.targets)
+        return execute(model, pair, batch.likelihood, self.settings, unit, task)
+
+
+def _checkpoint(args: Any, state: Any, model: nn.Module, name: str) -> Checkpoint:
+    """Return the checkpoint that the model is at."""
+    path = Path(args.output_dir) / name
+    return Checkpoint(
+        name=name,
+        path=path,
+        step=state.global_step,
+        epoch=whole_epoch(state.epoch or 0.0),
+        progress=min(1.0, state.global_step / state.max_steps),
+        sha256=saved_hash(find_saved(path)) if _is_saved(path) else _parameters_hash(model),
+    )
+
+
+def _is_saved(path: Path) -> bool:
+    """Return whether a folder holds one saved model or adapter, not several."""
+    named = len(named_adapters(path))
+    return named == 1 if not holds_saved(path) else not named
+
+
+def _device(model: nn.Module) -> torch.device:
+    trainable = (value.device for value in model.parameters() if value.requires_grad)
+    return next(trainable, torch.device("cpu"))
+
+
+def _parameters_hash(model: nn.Module) -> str:
+    """Return the SHA-256 of names and bytes of the trainable parameters, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _refuse_smoothing(args: Any) -> None:
+    """Refuse a training on another loss than the likelihood of the labels.
+
+    Raises:
+        EvalkitError: labels are smoothed.
+    """
+    if getattr(args, "label_smoothing_factor", 0.0):
+        raise EvalkitError(
+            "expected a training on the likelihood of its labels, found label_smoothing_factor "
+            f"{args.label_smoothing_factor:g}; train without it, or without ScoreCallback"
+        )
+
+
+def _refuse_sharded(args: Any) -> None:
+    """Refuse a training in which no process holds the whole model.
+
+    Raises:
+        EvalkitError: parameters are sharded.
+    """
+    deepspeed = getattr(args, "hf_deepspeed_config", None)
+    if getattr(args, "fsdp", None) or (deepspeed is not None and deepspeed.is_zero3()):
+        raise EvalkitError(
+            "expected a training in which every process holds the whole model, found sharded "
+            "parameters (FSDP or ZeRO stage 3); score the saved checkpoints with evalkit score"
+        )
+
+
+@contextmanager
+def _as_warning() -> Iterator[None]:
+    try:
+        yield
+    except EvalkitError as error:
+        warnings.warn(f"evalkit: {error}", stacklevel=3)

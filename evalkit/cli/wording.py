@@ -1,0 +1,43 @@
+"""Sentences of the library in the words of the command line: options in place of arguments."""
+
+from __future__ import annotations
+
+import re
+
+_OPTIONS = {
+    "batch_size": "--batch-size",
+    "batches": "--batches",
+    "damping": "--damping",
+    "device": "--device",
+    "dtype": "--dtype",
+    "folder": "--out",
+    "key": "--key",
+    "methods": "--methods",
+    "micro_batch_size": "--micro-batch-size",
+    "order": "--order",
+    "out": "--out",
+    "repetitions": "--repetitions",
+    "seed": "--seed",
+    "task": "--task",
+    "update_baseline": "--update-baseline",
+}
+_ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")
+_SETTING = re.compile(r"\{'(\w+)': (\w+)\}")
+
+
+def in_options(sentence: str) -> str:
+    """Return a sentence with the options that stand for its arguments.
+
+    `` `batch_size` `` is ``--batch-size``, `` `dtype=float64` `` is ``--dtype float64`` and
+    `` `settings={'data': PATH}` `` is ``--set data=PATH``.
+    """
+    return _ARGUMENT.sub(_option, sentence)
+
+
+def _option(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    if name == "settings" and value is not None and (setting := _SETTING.fullmatch(value)):
+        return f"--set {setting[1]}={setting[2]}"
+    if name not in _OPTIONS:
+        return found[0]
+    return _OPTIONS[name] if value is None else f"{_OPTIONS[name]} {value}"

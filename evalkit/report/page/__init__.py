@@ -1,0 +1,5 @@
+"""The report page: one HTML file with charts, tables, data and provenance inside."""
+
+from evalkit.report.page.render import Derived, render_page
+
+__all__ = ["Derived", "render_page"]

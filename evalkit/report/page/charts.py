@@ -1,0 +1,208 @@
+"""Interactive charts from the tables of a run, for its page: what each shows, and of what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from bokeh.models import FixedTicker, NumeralTickFormatter, Range1d
+from bokeh.plotting import figure
+
+from evalkit.figures.palette import FLOOR, IMBALANCE
+from evalkit.report.page.bokeh_figures import Stops, draw_curves, empty_figure, shade_floor
+from evalkit.report.page.curves import (
+    Axis,
+    Key,
+    interval_curve,
+    mean_curve,
+    method_curves,
+    method_keys_of,
+    pair_keys,
+    series_keys,
+    value_curve,
+)
+from evalkit.report.page.history import history_of
+from evalkit.results.summaries import near_zero, stages, summarize, summarize_batches
+from evalkit.results.sweeps import damping_places, is_sweep
+from evalkit.storage.run_folder import Run
+
+# Short: Bokeh draws a part of a long label a second time, at the left edge of the chart.
+_PROGRESS = "Training progress"
+_RATIO = "Ratio to SGD"
+_FLOOR = Key("floor", "floor", FLOOR)
+_LOG = Axis("progress", "checkpoint", log=True)
+_LINEAR = Axis("progress", "checkpoint", log=False)
+_DAMPING = Axis("place", "damping", log=True)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the page.
+
+    Attributes:
+        name: ratio, efficiency, pairs, imbalance, loss, validation, or damping-STAGE.
+        figure: what Bokeh draws.
+        title: what tells it from its neighbours; may be empty.
+        keys: of the curves that it alone shows.
+    """
+
+    name: str
+    figure: figure
+    title: str = ""
+    keys: tuple[Key, ...] = ()
+
+
+def draw_charts(run: Run, pairs: pd.DataFrame | None = None) -> list[Chart]:
+    """Return every chart of a run: over progress at near-zero damping, and for a sweep by stage.
+
+    Args:
+        run: its tables and provenance.
+        pairs: of ``pairs.compare``; may be empty.
+    """
+    summary, floors = summarize(run), summarize_batches(run)
+    methods = run_methods(run)
+    progress = _Progress(floors)
+    charts = progress.of_methods(near_zero(summary), near_zero(run.scores), methods)
+    if pairs is not None and len(pairs):
+        charts.append(progress.of_pairs(pairs, methods))
+    charts.append(progress.of_imbalance(run.batches))
+    charts += progress.of_history(run.batches, run.provenance)
+    if is_sweep(run):
+        charts += damping_charts(summary, floors, methods)
+    return charts
+
+
+def run_methods(run: Run) -> tuple[str, ...]:
+    """Return the methods of a run in the order of its table."""
+    return tuple(str(method) for method in run.scores["method"].unique())
+
+
+class _Progress:
+    """Charts against training progress, which zoom together along x.
+
+    Args:
+        floors: of ``results.summarize_batches``.
+    """
+
+    def __init__(self, floors: pd.DataFrame) -> None:
+        progress = floors["progress"].to_numpy(float)
+        names = {
+            "checkpoint": tuple(floors["checkpoint"]),
+            "progress": tuple(f"{value:.2f}" for value in progress),
+        }
+        self.floors = floors
+        self.stops = Stops(names["checkpoint"], progress, names)
+        self.span = Range1d(-0.02, 1.02)
+
+    def of_methods(
+        self, shown: pd.DataFrame, scores: pd.DataFrame, methods: Sequence[str]
+    ) -> list[Chart]:
+        """Return ratio and efficiency, a curve per method.
+
+        Args:
+            shown: of ``results.summarize``, one damping per method.
+            scores: the rows behind it.
+            methods: of the run, in the order that tags and spare styles are given.
+        """
+        ratio = self._empty(_RATIO, 380, log=True)
+        floor = mean_curve(_FLOOR, self.floors, "floor_ratio", _LOG)
+        shade_floor(ratio, floor)
+        curves = method_curves(shown, "ratio", _LOG, methods, scores)
+        draw_curves(ratio, self.stops, [*curves, floor])
+        efficiency = self._empty("Efficiency", 320)
+        efficiency.y_range = Range1d(-0.03, 1.03)
+        efficiency.yaxis.formatter = NumeralTickFormatter(format="0%")
+        curves = method_curves(shown, "efficiency", _LINEAR, methods, scores)
+        draw_curves(efficiency, self.stops, curves)
+        return [Chart("ratio", ratio), Chart("efficiency", efficiency)]
+
+    def of_pairs(self, pairs: pd.DataFrame, methods: Sequence[str]) -> Chart:
+        """Return ratios of pairs of methods, with their intervals."""
+        chart = self._empty("Ratio of the pair", 320, log=True)
+        keys = pair_keys(list(pairs["pair"].unique()), methods)
+        curves = [interval_curve(key, pairs[pairs["pair"] == key.name], _LOG) for key in keys]
+        draw_curves(chart, self.stops, curves)
+        return Chart("pairs", chart, keys=tuple(keys))
+
+    def of_imbalance(self, batches: pd.DataFrame) -> Chart:
+        """Return the imbalance of per-sample gradients and of logit gradients."""
+        chart = self._empty("Imbalance", 260, log=True)
+        keys = [Key(tag, *named) for tag, named in IMBALANCE.items()]
+        curves = [mean_curve(key, self.floors, key.tag, _LOG, batches) for key in keys]
+        draw_curves(chart, self.stops, curves)
+        return Chart("imbalance", chart, keys=tuple(keys))
+
+    def of_history(self, batches: pd.DataFrame, provenance: Mapping[str, Any]) -> list[Chart]:
+        """Return the loss, and the validation metrics where ``run.json`` knows any."""
+        history = history_of(provenance, self.floors)
+        losses, metrics = history.losses, history.metrics
+        scored, *keys = series_keys("loss", ["scored batches", *losses.values()])
+        loss = self._empty("Loss", 260, log=history.losses_are_positive)
+        axis = _LOG if history.losses_are_positive else _LINEAR
+        curves = [mean_curve(scored, self.floors, "loss", axis, batches)]
+        curves += [
+            value_curve(key, history.table, column, axis)
+            for key, column in zip(keys, losses, strict=True)
+        ]
+        draw_curves(loss, self.stops, curves)
+        charts = [Chart("loss", loss, keys=(scored, *keys))]
+        if metrics:
+            keys = series_keys("metric", list(metrics.values()))
+            chart = self._empty(keys[0].name.capitalize() if len(keys) == 1 else "Validation", 260)
+            draw_curves(
+                chart,
+                self.stops,
+                [
+                    value_curve(key, history.table, column, _LINEAR)
+                    for key, column in zip(keys, metrics, strict=True)
+                ],
+            )
+            charts.append(Chart("validation", chart, keys=tuple(keys)))
+        return charts
+
+    def _empty(self, label: str, height: int, log: bool = False) -> figure:
+        kind = "log" if log else "linear"
+        return empty_figure((_PROGRESS, label), height, self.span, y_axis_type=kind)
+
+
+def damping_charts(
+    summary: pd.DataFrame, floors: pd.DataFrame, methods: Sequence[str]
+) -> list[Chart]:
+    """Return ratio against damping, a chart per stage of training, all on the same axes.
+
+    Args:
+        summary: of ``results.summarize``.
+        floors: of ``results.summarize_batches``.
+        methods: of the run, in the order that tags and spare styles are given.
+    """
+    places = damping_places(summary["damping"])
+    x = np.array(list(places.values()))
+    labels = {place: f"{damping:g}" for damping, place in places.items()}
+    stops = Stops(tuple(places), x, {"damping": tuple(labels.values())})
+    span = Range1d(float(x[0]) / 3, float(x[-1]) * 3)
+    placed = summary.assign(place=summary["damping"].map(places))
+    charts: list[Chart] = []
+    for stage, checkpoint in stages(summary).items():
+        chart = empty_figure(("Damping", _RATIO), 330, span, x_axis_type="log", y_axis_type="log")
+        if charts:
+            chart.y_range = charts[0].figure.y_range
+        chart.xaxis.ticker = FixedTicker(ticks=x[:: math.ceil(len(x) / 5)].tolist())
+        chart.xaxis.major_label_overrides = labels
+        here = floors[floors["checkpoint"] == checkpoint]
+        floor = here.loc[here.index.repeat(len(x))].assign(place=x, damping=list(places))
+        curve = mean_curve(_FLOOR, floor, "floor_ratio", _DAMPING)
+        shade_floor(chart, curve)
+        rows = placed[placed["checkpoint"] == checkpoint].sort_values("damping", kind="stable")
+        curves = method_curves(rows, "ratio", _DAMPING, methods)
+        draw_curves(chart, stops, [*curves, curve])
+        charts.append(Chart(f"damping-{stage}", chart, f"{stage}: {checkpoint}"))
+    return charts
+
+
+def method_keys(methods: Sequence[str]) -> list[Key]:
+    """Return the key of the curves of a run's methods, and of the floor."""
+    return [*method_keys_of(methods), _FLOOR]

@@ -1,0 +1,172 @@
+"""The report of a run: one HTML page that holds its charts, tables, data and provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from evalkit.overlap import overlap_note
+from evalkit.report.page.bokeh_figures import document_json
+from evalkit.report.page.charts import draw_charts, method_keys, run_methods
+from evalkit.report.page.records import as_text, checkpoints_table, provenance_table
+from evalkit.report.page.scripts import BOKEH_VERSION, chart_library, compressed, script_hash
+from evalkit.report.page.solver import solver_sentences, solver_table
+from evalkit.report.page.swatches import swatch
+from evalkit.report.page.tables import (
+    batches_table,
+    best_table,
+    damping_table,
+    pairs_table,
+    scores_table,
+)
+from evalkit.results.intervals import FEWEST_BATCHES
+from evalkit.results.marks import marks_of
+from evalkit.results.summaries import headline, near_zero, shown_marks, summarize, summarize_batches
+from evalkit.results.sweeps import is_sweep
+from evalkit.storage.run_folder import REPORT_FILE, Run
+from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE
+
+EMBEDDED_BYTES = 2_000_000
+"""The most that a page carries of one table, as text; of a larger one it has a link."""
+
+
+@dataclass(frozen=True, eq=False)
+class Derived:
+    """What is computed from a run besides means.
+
+    Attributes:
+        pairs: of ``pairs.compare``; empty without pairs.
+        dampings: of ``sweeps.best_dampings``; empty without a sweep.
+    """
+
+    pairs: pd.DataFrame
+    dampings: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Download:
+    """A table that the page offers as a file.
+
+    Attributes:
+        name: of the file.
+        size: in kilobytes.
+        content: the file, gzipped as base64; empty where it is only linked, beside the page.
+    """
+
+    name: str
+    size: int
+    content: str
+
+
+def render_page(
+    run: Run,
+    derived: Derived,
+    files: Sequence[Path] = (),
+    wording: Callable[[str], str] = str,
+) -> str:
+    """Return the page as HTML that loads nothing from elsewhere.
+
+    Args:
+        run: its tables and provenance.
+        derived: tables made of it.
+        files: figures and tables in the run's folder: figures are named, tables offered.
+        wording: makes of a sentence that names arguments what its reader knows.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    # Bokeh reads models in order: one is whole where it comes first, and referred to afterwards.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    script, library = _asset("report.js"), chart_library()
+    return environment.from_string(_asset(REPORT_FILE)).render(
+        style=_asset("report.css"),
+        script=script,
+        script_hashes=[script_hash(script), script_hash(library)],
+        library=compressed(library.encode("utf-8")),
+        library_version=BOKEH_VERSION,
+        figures=[
+            path.relative_to(run.folder).as_posix() for path in files if path.suffix != ".csv"
+        ],
+        downloads=[
+            download(run.folder / SCORES_FILE),
+            download(run.folder / BATCHES_FILE),
+            *(download(path) for path in files if path.suffix == ".csv"),
+        ],
+        swatch=swatch,
+        **_charts(run, derived.pairs),
+        **_summary(run, wording),
+        pairs=pairs_table(derived.pairs),
+        statements=len(derived.pairs),
+        fewest=FEWEST_BATCHES,
+        overlap=overlap_note(run),
+        best=best_table(derived.dampings),
+        provenance=provenance_table(run.provenance),
+        hashes=checkpoints_table(run.provenance),
+    )
+
+
+def download(path: Path) -> Download:
+    """Return a table as the page offers it."""
+    content = path.read_bytes()
+    embedded = compressed(content) if len(content) <= EMBEDDED_BYTES else ""
+    return Download(path.name, -(-len(content) // 1000), embedded)
+
+
+def _charts(run: Run, pairs: pd.DataFrame) -> Mapping[str, Any]:
+    """Return what the template says of charts."""
+    charts = draw_charts(run, pairs)
+    content = document_json([chart.figure for chart in charts])
+    roots = {
+        root["id"]: f"chart-{chart.name}"
+        for root, chart in zip(content["roots"], charts, strict=True)
+    }
+    return {
+        "charts": charts,
+        "chart_document": {"document": content, "roots": roots},
+        "method_keys": method_keys(run_methods(run)),
+        "spread": bool(summarize_batches(run)["batches"].max() > 1),
+    }
+
+
+def _summary(run: Run, wording: Callable[[str], str]) -> Mapping[str, Any]:
+    """Return what the template says of results."""
+    summary, floors = summarize(run), summarize_batches(run)
+    shown, marks = near_zero(summary), marks_of(run.scores)
+    task = run.provenance.get("task")
+    return {
+        "task": as_text(task) if task else run.folder.resolve().name,
+        "headline": headline(run),
+        "finished": bool(run.provenance.get("finished")),
+        "checkpoints": _count(str(len(floors)), "checkpoint"),
+        "batches": _count(_range(floors["batches"]), "batch"),
+        "samples": _range(floors["num_samples"]),
+        "dampings": [f"{value:g}" for value in sorted(shown["damping"].unique())],
+        "sweep": is_sweep(run),
+        "scores": scores_table(shown, shown_marks(run)),
+        "mark_sentences": [wording(sentence).partition(" ") for sentence in marks.sentences],
+        "damping_scores": damping_table(summary, marks),
+        "batch_means": batches_table(floors),
+        "solver": solver_table(summary, run.scores),
+        "solver_sentences": solver_sentences(run.scores),
+    }
+
+
+def _asset(name: str) -> str:
+    return resources.files("evalkit.report.page").joinpath(name).read_text("utf-8")
+
+
+def _range(counts: pd.Series) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _count(number: str, thing: str) -> str:
+    if number == "1":
+        return f"1 {thing}"
+    return f"{number} {thing}{'es' if thing.endswith('ch') else 's'}"

@@ -1,0 +1,90 @@
+"""Scores of a model on one batch, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from evalkit.linearization import linearize
+from evalkit.linearization.failures import memory_failures
+from evalkit.linearization.given import Inputs
+from evalkit.linearization.precision import without_autocast
+from evalkit.scoring.rows import score_linearization
+from evalkit.settings import (
+    DEFAULT_DAMPING,
+    DEFAULT_METHODS,
+    check_damping,
+    check_each_once,
+    check_seed,
+)
+from evalkit.storage.columns import frame_of
+from evalkit.storage.rows import Score
+from evalkit.updates.parser import parse
+
+
+def score(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    likelihood: str = "categorical",
+    methods: Sequence[str] | str = DEFAULT_METHODS,
+    damping: float | Sequence[float] = DEFAULT_DAMPING,
+    seed: int = 0,
+    micro_batch_size: int | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> pd.DataFrame:
+    """Score approximate natural-gradient updates of a model on one batch.
+
+    Args:
+        model: any deterministic module; it is left as it was.
+        inputs: as in :func:`evalkit.linearize`: a tensor, a tuple or list (positional arguments) or
+            a mapping (keyword arguments), of tensors or arrays.
+        targets: labels or values, sample axis first; as in :func:`evalkit.linearize`, position t
+            of the logits is compared with position t of the targets: shift the labels of a causal
+            language model with :func:`evalkit.shifted_labels`.
+        likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
+        methods: names from ``evalkit.methods()``, with settings if wanted
+            (``"sf:labels_per_sample=4"``).
+        damping: one number or several; each method is scored at each.
+        seed: for methods that draw samples.
+        micro_batch_size: as in :func:`evalkit.linearize`.
+        dtype: as in :func:`evalkit.linearize`.
+
+    Returns:
+        A table with a row per method and damping, methods in the order given; the columns are the
+        fields of :class:`evalkit.storage.rows.Score`.
+
+    Raises:
+        EvalkitError: something does not fit; the sentence says what to do.
+    """
+    names, dampings = check_request(methods, damping)
+    seed = check_seed(seed)
+    with memory_failures(), without_autocast():
+        lin = linearize(model, inputs, targets, likelihood, micro_batch_size, dtype)
+        rows = score_linearization(lin, names, dampings, seed, again=dtype is None)
+        return frame_of(rows, Score)
+
+
+def check_request(
+    methods: Sequence[str] | str, damping: float | Sequence[float]
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Return methods and dampings as tuples, before anything expensive is started.
+
+    Raises:
+        EvalkitError: a method or setting is unknown, a damping is out of range, one of them is
+            given twice, or there are none.
+    """
+    names = (methods,) if isinstance(methods, str) else tuple(methods)
+    # A tensor or array without axes is one number too.
+    several: Any = damping if np.ndim(damping) else (damping,)
+    dampings = tuple(check_damping(value) for value in several)
+    check_each_once("method", names)
+    check_each_once("damping", dampings)
+    for name in names:
+        parse(name)
+    return names, dampings

@@ -1,0 +1,212 @@
+"""Columns by the fields of a dataclass, and CSV of them that keeps every digit and type."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pandas as pd
+
+from evalkit.errors import EvalkitError, shortened
+from evalkit.storage.json_files import is_unicode
+
+_FLAGS = {"True": True, "False": False}
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column holds.
+
+    Attributes:
+        name: its head.
+        kind: ``str``, ``int``, ``float`` or ``bool``.
+        needed: no number is missing, and all are finite.
+        signed: numbers may be negative.
+        later: tables of earlier versions lack it.
+        mean: ``"arithmetic"`` or ``"geometric"`` where it has a mean over batches.
+        flags: what the words of a column of flags mean.
+    """
+
+    name: str
+    kind: type
+    needed: bool = False
+    signed: bool = False
+    later: bool = False
+    mean: str = ""
+    flags: Mapping[str, bool] | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The type in a frame; one that is needed has no missing values."""
+        if self.needed and self.kind is not str:
+            return {int: "int64", bool: "bool"}.get(self.kind, "float64")
+        return {str: "str", int: "Int64", bool: "boolean"}.get(self.kind, "float64")
+
+    def value(self, text: str) -> Any:
+        """Return the value that a text stands for.
+
+        Raises:
+            ValueError, KeyError: it stands for none.
+        """
+        if self.kind is str:
+            return text or (None if self.later else "")
+        if not text and not self.needed:
+            return math.nan if self.kind is float else None
+        if self.kind is bool:
+            return (self.flags or _FLAGS)[text]
+        # Python's own float keeps every digit.
+        value = self.kind(text)
+        if (value < 0 and not self.signed) or (self.kind is int and value >= 2**63):
+            raise ValueError(text)
+        if self.needed and not math.isfinite(value):
+            raise ValueError(text)
+        return value
+
+    @property
+    def expected(self) -> str:
+        """What an error sentence expects in it."""
+        if self.kind is bool:
+            return " or ".join(self.flags or _FLAGS)
+        return "a number" if self.signed else "a number of at least 0"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a text is from, as errors call it.
+
+    Attributes:
+        path: of the file.
+        advice: the end of an error sentence.
+        above: lines of the file above the text.
+    """
+
+    path: Path
+    advice: str
+    above: int = 0
+
+    def error(self, expected: str, found: str) -> EvalkitError:
+        """Return the error of a text that is not what it should be."""
+        return EvalkitError(f"expected {expected}, found {found}; {self.advice}")
+
+
+def columns_of(*rows: type) -> tuple[Column, ...]:
+    """Return the columns that the fields of dataclasses are, in their order."""
+    found = []
+    for row in rows:
+        hints = get_type_hints(row)
+        for field in fields(row):
+            hint = hints[field.name]
+            kind = (*get_args(hint), hint)[0]  # what it is beside None
+            found.append(Column(field.name, kind, **field.metadata))
+    return tuple(found)
+
+
+def frame_of(rows: Iterable[Any], kind: type) -> pd.DataFrame:
+    """Return rows as a table.
+
+    Args:
+        rows: of one dataclass.
+        kind: that dataclass.
+    """
+    columns = columns_of(kind)
+    values = list(zip(*map(astuple, rows), strict=True)) or [()] * len(columns)
+    return pd.DataFrame(
+        {
+            column.name: pd.Series(part, dtype=column.dtype)
+            for column, part in zip(columns, values, strict=True)
+        }
+    )
+
+
+def csv_line(fields: Sequence[str]) -> str:
+    """Return one line of CSV."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(fields)
+    return line.getvalue()
+
+
+def csv_rows(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
+    """Return the rows as lines of CSV: floats in full precision, missing values empty.
+
+    Raises:
+        EvalkitError: a text does not fit into a line.
+    """
+    typed = pd.DataFrame({column.name: _typed(frame, column) for column in columns})
+    for column in columns:
+        if column.kind is str:
+            for text in typed[column.name].unique():
+                check_name(column.name, text)
+    return typed.to_csv(index=False, header=False, lineterminator="\n")
+
+
+def _typed(frame: pd.DataFrame, column: Column) -> pd.Series:
+    """Return a column in its type; one that the frame lacks is empty."""
+    if column.name not in frame:
+        return pd.Series("" if column.kind is str else math.nan, frame.index)
+    values = frame[column.name]
+    if column.kind is str:
+        return values.fillna("").astype(str)
+    if column.kind is bool:
+        return values.astype("boolean")
+    return pd.to_numeric(values).astype("Int64" if column.kind is int else "float64")
+
+
+def check_name(kind: str, text: str) -> None:
+    """Check that a table can hold a name.
+
+    Args:
+        kind: what is named.
+        text: the name.
+
+    Raises:
+        EvalkitError: it has several lines, or holds what UTF-8 cannot write.
+    """
+    if "\n" in text or "\r" in text:
+        raise EvalkitError(f"expected a {kind} name of one line, found {text!r}; rename it")
+    if not is_unicode(text):
+        raise EvalkitError(f"expected a {kind} name in UTF-8, found {text!a}; rename it")
+
+
+def parse_csv(text: str, columns: Sequence[Column], source: Source) -> pd.DataFrame:
+    """Return the table that a text holds, typed; other columns are left out.
+
+    Args:
+        text: CSV with a line of heads.
+        columns: that are read.
+        source: where the text is from.
+
+    Raises:
+        EvalkitError: columns are missing, or a line or value cannot be read.
+    """
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise source.error(f"CSV in {source.path}", str(error)) from error
+    head = lines[0] if lines else []
+    missing = [column.name for column in columns if not column.later and column.name not in head]
+    if missing:
+        names = ",".join(column.name for column in columns if not column.later)
+        raise source.error(f"the columns {names} in {source.path}", f"no {', '.join(missing)}")
+    numbered = list(enumerate(lines[1:], start=source.above + 2))
+    for number, line in numbered:
+        if len(line) != len(head):
+            expected = f"{len(head)} fields in line {number} of {source.path}"
+            raise source.error(expected, str(len(line)))
+    table = {}
+    for column in columns:
+        place = head.index(column.name) if column.name in head else None
+        values = []
+        for number, line in numbered:
+            field = "" if place is None else line[place]
+            try:
+                values.append(column.value(field))
+            except (ValueError, KeyError):
+                where = f"{column.expected} as {column.name} in line {number} of {source.path}"
+                raise source.error(where, f"'{shortened(field)}'") from None
+        table[column.name] = pd.Series(values, dtype=column.dtype)
+    return pd.DataFrame(table)

@@ -1,0 +1,1 @@
+"""A study: every checkpoint of a trajectory scored on the same batches, into a RUN folder."""

@@ -1,0 +1,103 @@
+"""Execution of a unit: a model and a batch in, rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from evalkit.errors import EvalkitError
+from evalkit.linearization import Linearization, linearize
+from evalkit.linearization.given import Inputs
+from evalkit.linearization.precision import without_autocast
+from evalkit.scoring import score_linearization
+from evalkit.scoring.metrics import batch_metrics
+from evalkit.settings import Settings
+from evalkit.storage.columns import frame_of
+from evalkit.storage.rows import Batch, Cell, Score
+from evalkit.study.batches import batch_seed, data_hash
+from evalkit.study.plan import Unit
+from evalkit.tasks.user_code import user_code
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a unit results in.
+
+    Attributes:
+        scores: a row per method and damping.
+        batches: one row, of what no method changes.
+    """
+
+    scores: pd.DataFrame
+    batches: pd.DataFrame
+
+
+def execute(
+    model: nn.Module,
+    batch: tuple[Inputs, Tensor],
+    likelihood: str,
+    settings: Settings,
+    unit: Unit,
+    task: str,
+    on_iteration: Callable[[int, float], None] | None = None,
+    on_gradient: Callable[[Linearization], None] | None = None,
+) -> Rows:
+    """Return the rows of a unit; they depend on nothing but the arguments.
+
+    Args:
+        model: holds the checkpoint of the unit; in eval mode, on the device of the batch.
+        batch: inputs and targets of the batch of the unit.
+        likelihood: what the model's outputs mean.
+        settings: the order of methods and dampings, seed, precision.
+        unit: what is scored, and what the rows are keyed by.
+        task: what sentences about errors call the task.
+        on_iteration: called by iterative methods with the iteration and its gamma.
+        on_gradient: called before the first method, when the gradient is known.
+
+    Raises:
+        EvalkitError: the batch cannot be scored; the sentence names the cell.
+    """
+    cell = unit.cell
+    place = f"checkpoint '{cell.checkpoint}', batch {cell.batch}"
+    try:
+        with user_code(f"the scoring of task '{task}'"), without_autocast():
+            digest = data_hash(*batch)
+            lin = linearize(model, *batch, likelihood, settings.micro_batch_size, settings.dtype)
+            if on_gradient is not None:
+                _ = lin.gradient
+                on_gradient(lin)
+            # The labels that methods sample are paired between checkpoints too.
+            seed = batch_seed(settings.seed, cell.batch, "methods")
+            rows = []
+            for methods, dampings in _blocks(settings, unit.pairs):
+                again = settings.dtype is None
+                rows += score_linearization(lin, methods, dampings, seed, on_iteration, again=again)
+            metrics = batch_metrics(lin, digest)
+    except EvalkitError as error:
+        raise EvalkitError(f"{place}: {error}") from error
+    return Rows(_keyed(cell, rows, Score), _keyed(cell, [metrics], Batch))
+
+
+def _blocks(
+    settings: Settings, pairs: Collection[tuple[str, float]]
+) -> list[tuple[list[str], list[float]]]:
+    """Return methods with the dampings that they have in common, which cover the pairs.
+
+    The pairs of a whole request are one block, as they are where a run is not extended.
+    """
+    blocks: dict[tuple[float, ...], list[str]] = {}
+    for method in settings.methods:
+        dampings = tuple(d for d in settings.dampings if (method, d) in pairs)
+        if dampings:
+            blocks.setdefault(dampings, []).append(method)
+    return [(methods, list(dampings)) for dampings, methods in blocks.items()]
+
+
+def _keyed(cell: Cell, rows: Sequence[Any], kind: type) -> pd.DataFrame:
+    """Return rows as a table, behind the columns of their cell."""
+    keys = frame_of([cell] * len(rows), Cell)
+    return pd.concat([keys, frame_of(rows, kind)], axis="columns")

@@ -1,0 +1,48 @@
+"""What a request can and cannot tell: sentences about sizes, for whoever reads the scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from evalkit.overlap import overlap_of
+
+
+def notes_on(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return sentences about the sizes that ``run.json`` tells, none where all is well.
+
+    A batch with more free outputs than the model has parameters has a Jacobian without full row
+    rank: then no direction need reach the floor. Batches that share most of their samples say
+    little about others.
+    """
+    settings = provenance.get("settings")
+    settings = settings if isinstance(settings, Mapping) else {}
+    size, batches = _count(settings.get("batch_size")), _count(settings.get("batches"))
+    parameters = _count(provenance.get("trainable_parameters"))
+    per_sample = provenance.get("outputs_per_sample")
+    samples = _count(provenance.get("training_samples"))
+    notes = []
+    if size and parameters and isinstance(per_sample, (int, float)) and per_sample > 0:
+        notes.append(_rank_note(size, parameters, float(per_sample)))
+    if size and batches and samples:
+        notes.append(overlap_of(batches, size, samples).note)
+    return tuple(note for note in notes if note)
+
+
+def _count(value: Any) -> int:
+    """Return a number of things, 0 where it is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _rank_note(size: int, parameters: int, per_sample: float) -> str:
+    outputs = size * per_sample
+    if outputs <= parameters:
+        return ""
+    most = math.floor(parameters / per_sample)
+    advice = f"lower `batch_size` to {most} or less" if most else "score a larger model"
+    return (
+        f"a batch has {outputs:.0f} free outputs ({size} samples of {per_sample:.3g}) and the "
+        f"model {parameters} parameters: no direction can fit them all, efficiencies stay below "
+        f"100%, and methods that weight single samples can end worse than SGD; {advice}"
+    )

@@ -1,0 +1,111 @@
+"""What ``run.json`` says of a run that starts now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from evalkit.checkpoints import Checkpoint, Trajectory
+from evalkit.errors import EvalkitError
+from evalkit.linearization.forward import cast
+from evalkit.machine import versions
+from evalkit.settings import Settings
+from evalkit.study.source_files import sources
+from evalkit.tasks import Task
+from evalkit.updates.parser import function_of
+from evalkit.version import __version__
+
+
+def describe_run(
+    model: nn.Module,
+    task: str,
+    likelihood: str,
+    settings: Settings,
+    folder: str | Path,
+    checkpoints: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return what ``run.json`` says of a run that starts now.
+
+    Args:
+        model: that is scored.
+        task: what it is called.
+        likelihood: what its outputs mean.
+        settings: of the run.
+        folder: where the checkpoints lie.
+        checkpoints: name, step, progress, sha256 and more of each.
+
+    Raises:
+        EvalkitError: the model has no parameters.
+    """
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise EvalkitError(
+            f"expected a model with parameters in task '{task}', found none; check the task"
+        )
+    return {
+        "evalkit": __version__,
+        "versions": versions(),
+        "task": task,
+        "trajectory": str(folder),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "settings": {
+            **asdict(settings),
+            "likelihood": likelihood,
+            "dtype": settings.dtype or str(cast(parameter.detach(), None).dtype)[len("torch.") :],
+            "device": str(parameter.device),
+            "threads": torch.get_num_threads(),
+        },
+        "checkpoints": list(checkpoints),
+        "started": now(),
+        "finished": None,
+        "seconds": None,
+    }
+
+
+def describe_study(
+    trajectory: Trajectory, task: Task, settings: Settings, model: nn.Module, training_samples: int
+) -> dict[str, Any]:
+    """Return what ``run.json`` says of a study that starts now.
+
+    Args:
+        trajectory: the checkpoints.
+        task: the model and the data.
+        settings: of the run.
+        model: of the task.
+        training_samples: from which batches are drawn.
+    """
+    checkpoints = [checkpoint_entry(checkpoint) for checkpoint in trajectory.checkpoints]
+    described = describe_run(
+        model, task.name, task.likelihood, settings, trajectory.folder, checkpoints
+    )
+    manifest = trajectory.manifest or {}
+    origin = {
+        "training_samples": training_samples,
+        "task_settings": dict(task.settings),
+        "code": code_of(task, settings.methods),
+        "base_model": trajectory.base_model,
+        "training": manifest.get("recipe"),
+    }
+    return {**described, **{key: value for key, value in origin.items() if value}}
+
+
+def checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what ``run.json`` says of a checkpoint."""
+    return {key: value for key, value in asdict(checkpoint).items() if key != "path"}
+
+
+def code_of(task: Task, methods: Iterable[str]) -> dict[str, str]:
+    """Return the user's files that rows of these methods depend on, by hash."""
+    parts = (*task.parts(), *map(function_of, methods))
+    return sources(parts)
+
+
+def now() -> str:
+    """Return the time as ``run.json`` writes it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

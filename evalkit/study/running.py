@@ -1,0 +1,153 @@
+"""The main job: every checkpoint of a trajectory, scored on the same batches, into a RUN folder.
+
+A study goes one way: :mod:`~evalkit.study.plan` lists the units that are left, checkpoint by
+checkpoint, :mod:`~evalkit.study.execute` makes rows of a unit, and :mod:`~evalkit.study.store`
+keeps them before the next one starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from evalkit.checkpoints import Trajectory, load_into, verify_trajectory
+from evalkit.checkpoints.adapters import model_for
+from evalkit.linearization import Linearization
+from evalkit.scoring import check_request
+from evalkit.settings import Settings
+from evalkit.storage.columns import check_name
+from evalkit.storage.files import check_writable
+from evalkit.study.batches import check_device, samples_to_score, take_batch
+from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
+from evalkit.study.execute import execute
+from evalkit.study.notes import notes_on
+from evalkit.study.plan import cells_of, plan
+from evalkit.study.provenance import describe_study
+from evalkit.study.store import open_store
+from evalkit.tasks import Task
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is.
+
+    Attributes:
+        done: finished cells (one checkpoint, one batch), those of an earlier start included.
+        total: cells of the study.
+        checkpoint: the name of the checkpoint that is scored.
+        iteration: of the solver that is running, 0 when none is.
+    """
+
+    done: int
+    total: int
+    checkpoint: str
+    iteration: int = 0
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known before the first score.
+
+    Attributes:
+        cells: that are left to score.
+        seconds: that they are expected to take, a rough number.
+        notes: sentences about the request: what it can and cannot tell.
+    """
+
+    cells: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def run_study(
+    trajectory: Trajectory,
+    task: Task,
+    settings: Settings,
+    folder: str | Path,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_start: Callable[[Start], None] | None = None,
+) -> None:
+    """Score every checkpoint on the same batches and write the RUN folder.
+
+    Everything is verified before the first score, and the folder appears with the first finished
+    cell. A study that was interrupted goes on where it stopped when it is called again with the
+    same arguments; more methods, dampings, checkpoints and batches extend it. Rows that are there
+    are not scored again, and rows that were lost are.
+
+    Args:
+        trajectory: the checkpoints.
+        task: the model and the training samples that batches are drawn from.
+        settings: methods, dampings, batches, seed.
+        folder: of the run; new, or one that these arguments started.
+        on_progress: called when the study starts, at every iteration of a solver and after every
+            cell.
+        on_start: called once, before the first score, unless there is nothing to score.
+
+    Raises:
+        EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
+            holds a run of other settings, code or data, or cannot be written to.
+    """
+    check_request(settings.methods, settings.dampings)
+    for checkpoint in trajectory.checkpoints:
+        check_name("checkpoint", checkpoint.name)
+    samples = samples_to_score(task, settings.batch_size)
+    device = check_device(settings.device)
+    model = model_for(trajectory, task, settings.seed).eval().to(device)
+    samples = task.fit_labels(samples, model)
+    verify_trajectory(trajectory, model)
+    provenance = describe_study(trajectory, task, settings, model, len(samples))
+    store = open_store(Path(folder), provenance, task, samples, settings)
+    units = plan(cells_of(trajectory.checkpoints, settings.batches), settings, store.finished)
+    if units:
+        check_writable(folder)
+    total = len(trajectory.checkpoints) * settings.batches
+    started = time.monotonic()
+
+    def begin(lin: Linearization) -> None:
+        provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
+        if on_start is not None:
+            each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))
+            on_start(Start(len(units), len(units) * each, notes_on(provenance)))
+
+    show = partial(_show, on_progress, total)
+    show(total - len(units), trajectory.checkpoints[0].name)
+    by_name = {checkpoint.name: checkpoint for checkpoint in trajectory.checkpoints}
+    loaded = None
+    for done, unit in enumerate(units, start=total - len(units)):
+        name = unit.cell.checkpoint
+        if name != loaded:
+            load_into(model, by_name[name])
+            loaded = name
+        rows = execute(
+            model,
+            take_batch(samples, settings, unit.cell.batch),
+            task.likelihood,
+            settings,
+            unit,
+            task.name,
+            partial(_iterated, show, done, name),
+            begin if unit is units[0] else None,
+        )
+        store.put(unit, rows)
+        show(done + 1, name)
+    store.close(time.monotonic() - started)
+
+
+def _show(
+    on_progress: Callable[[Progress], None] | None,
+    total: int,
+    done: int,
+    checkpoint: str,
+    iteration: int = 0,
+) -> None:
+    if on_progress is not None:
+        on_progress(Progress(done, total, checkpoint, iteration))
+
+
+def _iterated(
+    show: Callable[[int, str, int], None], done: int, name: str, iteration: int, _: float
+) -> None:
+    show(done, name, iteration)

@@ -1,0 +1,1 @@
+"""Training of a task, which makes a trajectory of checkpoints."""

@@ -1,0 +1,111 @@
+"""Methods called by name, and what they return checked."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from evalkit.errors import EvalkitError
+from evalkit.linearization import Linearization
+from evalkit.reductions import is_finite
+from evalkit.settings import DEFAULT_DAMPING, check_damping, check_seed
+from evalkit.updates.parser import GIVEN, check_settings, parse
+from evalkit.updates.registry import registered
+from evalkit.updates.types import CotangentUpdate, Update, VectorUpdate
+
+
+def compute(
+    text: str,
+    lin: Linearization,
+    damping: float = DEFAULT_DAMPING,
+    seed: int = 0,
+    on_iteration: Callable[[int, float], None] | None = None,
+    **settings: Any,
+) -> Update:
+    """Return the update of a method, with the report of its solver.
+
+    Args:
+        text: the method's name, with settings if wanted: ``"ngd:max_iterations=50"``.
+        lin: the model and batch.
+        damping: lambda >= 0, absolute.
+        seed: for methods that draw samples.
+        on_iteration: called by iterative methods with the iteration and its gamma.
+        settings: the method's settings, by name.
+
+    Raises:
+        EvalkitError: the method or a setting is unknown or out of range, or the method returned
+            something that is not a finite vector of length P.
+    """
+    damping, seed = check_damping(damping), check_seed(seed)
+    name, written = parse(text)
+    check_settings(name, settings)
+    function = registered(name)
+    settings = {**written, **settings}
+    given = {"seed": seed, "on_iteration": on_iteration}
+    settings |= {
+        name: given[name] for name in GIVEN if name in inspect.signature(function).parameters
+    }
+    return accept(name, function(lin, damping, **settings), lin)
+
+
+def update(
+    name: str,
+    lin: Linearization,
+    damping: float = DEFAULT_DAMPING,
+    seed: int = 0,
+    **settings: Any,
+) -> Tensor:
+    """Return the direction d of a method: (P,); arguments and errors as :func:`compute`."""
+    return compute(name, lin, damping, seed, None, **settings).direction(lin)
+
+
+def accept(name: str, result: Any, lin: Linearization) -> Update:
+    """Return what a method returned as an update.
+
+    Args:
+        name: of the method, for errors.
+        result: d, (P,), or an update.
+        lin: the model and batch.
+
+    Raises:
+        EvalkitError: it is not a finite vector of length P, or the method changed what others see.
+    """
+    changed = lin.changed()
+    if changed is not None:
+        raise EvalkitError(
+            f"expected method '{name}' to leave the linearization as it is, found lin.{changed} "
+            "changed in place; work on a clone"
+        )
+    if isinstance(result, CotangentUpdate):
+        answer = result.cotangents
+    else:
+        if not isinstance(result, VectorUpdate):
+            result = VectorUpdate(result)
+        answer = _checked(name, result.vector, lin)
+        result = replace(result, vector=answer)
+    if not is_finite(answer):
+        raise EvalkitError(
+            f"expected method '{name}' to return finite numbers, found NaN or infinity; raise the "
+            "damping or check the method"
+        )
+    return result
+
+
+def _checked(name: str, direction: Any, lin: Linearization) -> Tensor:
+    if not isinstance(direction, Tensor) or direction.shape != (lin.num_params,):
+        kind = type(direction).__name__
+        found = tuple(direction.shape) if isinstance(direction, Tensor) else kind
+        raise EvalkitError(
+            f"expected method '{name}' to return a vector of length {lin.num_params}, found "
+            f"{found}; return one number per trainable parameter"
+        )
+    if direction.is_complex():
+        raise EvalkitError(
+            f"expected method '{name}' to return real numbers, found {direction.dtype}; return the "
+            "real part if that is what is meant"
+        )
+    return direction.detach().to(lin.logits)

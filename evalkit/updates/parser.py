@@ -1,0 +1,83 @@
+"""Methods as users write them, a name with settings: ``"sf:labels_per_sample=4"``."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from evalkit.errors import EvalkitError
+from evalkit.registry import suggest
+from evalkit.updates.registry import Method, registered
+
+GIVEN = ("seed", "on_iteration")
+"""Parameters that a method receives rather than being set."""
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Split ``"sf:labels_per_sample=4"`` into a method's name and its settings.
+
+    Raises:
+        EvalkitError: the method or a setting is unknown, or a setting is not name=value.
+    """
+    if not isinstance(text, str):
+        raise EvalkitError(f"expected the name of a method, found {text!r}; pass a string")
+    name, *parts = text.split(":")
+    registered(name)
+    settings: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise EvalkitError(
+                f"expected settings as name=value in method '{text}', found '{part}'; write "
+                f"'{name}:setting=value'"
+            )
+        try:
+            settings[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            settings[key] = value  # a word; whether the setting takes one is checked below
+    check_settings(name, settings)
+    return name, settings
+
+
+def function_of(text: str) -> Method:
+    """Return the function of a method, settings left aside."""
+    return registered(parse(text)[0])
+
+
+def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that the method does not have, and values of another type than its own.
+
+    Raises:
+        EvalkitError: there is one.
+    """
+    parameters = list(inspect.signature(registered(name)).parameters.values())[2:]
+    defaults = {item.name: item.default for item in parameters if item.name not in GIVEN}
+    for key, value in settings.items():
+        if key not in defaults:
+            hint = suggest(key, defaults) if defaults else "it has no settings"
+            raise EvalkitError(f"unknown setting '{key}' of method '{name}'; {hint}")
+        wanted = type(defaults[key])
+        fits = type(value) is wanted or (wanted is float and type(value) is int)
+        if not fits:
+            raise EvalkitError(
+                f"expected setting '{key}' of method '{name}' to be of type {wanted.__name__}, "
+                f"found {value!r}; its default is {defaults[key]!r}"
+            )
+        choices = _choices(name, key)
+        if choices and value not in choices:
+            raise EvalkitError(
+                f"expected setting '{key}' of method '{name}' to be one of "
+                f"{', '.join(map(str, choices))}, found {value!r}; its default is {defaults[key]!r}"
+            )
+
+
+def _choices(name: str, key: str) -> tuple[Any, ...]:
+    """Return the values that a method's type hint gives a setting, none where it names a type."""
+    try:
+        hint = get_type_hints(registered(name)).get(key)
+    except (NameError, TypeError):  # a user's method need not have hints that hold up
+        return ()
+    parts = get_args(hint) if get_origin(hint) is Union else (hint,)
+    return tuple(v for part in parts if get_origin(part) is Literal for v in get_args(part))
