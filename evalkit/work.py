@@ -18,7 +18,6 @@ from functools import cache
 
 import torch
 
-from evalkit.layers.rows import pair_costs
 from evalkit.layers.sketches import INPUTS
 from evalkit.linearization import Linearization
 from evalkit.linearization.kernel import MOST_OUTPUTS
@@ -157,11 +156,7 @@ def multiplied(lin: Linearization, count: float) -> Work:
 def product_work(lin: Linearization) -> Work:
     """Return the work of a product J J^T c: two passes and the weights' part."""
     uses, samples = lin.batches[0].recording.uses, lin.num_samples
-    total = 2 * _pass_work(lin)
-    for use in uses:
-        groups, positions, inside, outside = use.layer.matrix_shape
-        one_pass = samples * positions * groups * inside * outside
-        total += min(2 * one_pass, (samples * positions) ** 2 * groups * outside)
+    total = 2 * _pass_work(lin) + sum(use.layer.work.kernel_product(samples) for use in uses)
     return multiplied(lin, total) + Work(calls=_calls(lin))
 
 
@@ -181,10 +176,8 @@ def kernel_work(lin: Linearization, draws: int | None = None) -> Work:
     entries = samples**2 * outputs * columns
     inner = 0.0
     for use in recording.uses:
-        groups, positions, inside, outside = use.layer.matrix_shape
-        shape = (groups, outputs, samples, positions, outside)
-        other = (groups, columns, samples, positions, outside)
-        inner += min(pair_costs(shape, other, inside)) + 6 * TOUCHED * entries
+        products = use.layer.work.inner_products(samples, outputs, columns)
+        inner += products + 6 * TOUCHED * entries
     items = recording.parameters.items()
     unruled = sum(value.numel() for name, value in items if name not in recording.ruled)
     passing = multiplied(lin, passes * _pass_work(lin)) + Work(calls=passes * _calls(lin) / 2)
@@ -202,10 +195,7 @@ def sketch_work(lin: Linearization) -> Work:
     if size > MOST_SKETCHED or 2 * covered < recording.num_params:
         return IMPOSSIBLE
     total = outputs * _pass_work(lin)
-    for use in recording.uses:
-        groups, positions, inside, outside = use.layer.matrix_shape
-        mapped = min(inside, INPUTS) if positions > 1 else inside
-        total += size * positions * groups * mapped * outside
+    total += sum(use.layer.work.formed(size, INPUTS) for use in recording.uses)
     columns = min(covered, COLUMNS_PER_OUTPUT * size)
     total += 0.625 * size**2 * columns  # blocks above the diagonal are copied
     return multiplied(lin, total) + Work(calls=outputs * _calls(lin))

@@ -39,6 +39,7 @@ linearization.ruled_rows linearization.per_sample
 linearization.tangents
 linearization.micro_batches
 linearization.gram
+linearization.kept
 linearization.kernel linearization.linear_maps linearization.factors
 linearization.sketch
 linearization.linearized

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from evalkit.layers import rows as rows_module
-from evalkit.layers.rows import Formed, Lookups, OuterProducts, pair_costs
+from evalkit.layers.rows import Formed, Lookups, OuterProducts
+from evalkit.layers.work import pair_costs
 from tests.support.blocks import shrink
 from tests.support.dense import assert_near
 from tests.support.drawn_rows import (

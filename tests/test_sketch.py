@@ -45,7 +45,7 @@ def rows_of(kind: str) -> tuple[GradientRows, Tensor]:
 
 def sketched(rows: GradientRows, width: int | None, seed: int) -> Tensor:
     """Return sketched rows, at full size for no width."""
-    sketch = sketches.sketch_of(rows, torch.Generator().manual_seed(seed))
+    sketch = sketches.SKETCHES[type(rows)](rows, torch.Generator().manual_seed(seed))
     out = torch.empty(3, min(sketch.size, width or sketch.size), dtype=torch.float64)
     sketch.write(rows, out)
     return out

@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from evalkit.layers.rows import Formed, GradientRows
+from evalkit.layers.work import LayerWork
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +33,19 @@ class Layer(ABC):
     weight: Tensor | None
     bias: Tensor | None
 
+    has_matrix: ClassVar[bool] = False
+    """Whether the weight is a matrix at each position, and its rows are outer products, of which
+    those of the bias may be a last column."""
+
     @property
     def kind(self) -> Hashable:
         """What must be equal for the rows of two calls with one weight to be joined."""
         return type(self)
 
     @property
-    def matrix_shape(self) -> tuple[int, int, int, int]:
-        """Groups, positions, in and out of the weight as a matrix; zeros where it is none."""
-        return 0, 0, 0, 0
+    def work(self) -> LayerWork:
+        """What the call takes: nothing where its weight is no matrix."""
+        return LayerWork()
 
     def replaced(self, inputs: Tensor) -> Tensor | None:
         """Return the outputs with a backward cheaper to differentiate, None where torch's is best.
@@ -55,24 +60,32 @@ class Layer(ABC):
         """The layer itself where its parameters are best reached through its outputs."""
         return None
 
-    def positions(self) -> Tensor | None:
-        """Return what the rows of all cotangents share: at each position, what d is multiplied by.
-
-        For outer products these are the inputs, (groups, N, T, in); None where there is nothing.
-        """
-        return None
+    @abstractmethod
+    def parameter_gradients(
+        self, d: Tensor, weight: bool, bias: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients in weight and bias for output gradients d, as far as wanted."""
 
     @abstractmethod
-    def weight_rows(
-        self, d: Tensor, bias: bool = False, positions: Tensor | None = None
-    ) -> GradientRows:
+    def positions(self) -> Tensor:
+        """Return what the rows of all cotangents share: at each position, what d meets there.
+
+        For outer products these are the inputs, (groups, N, T, in).
+        """
+
+    @abstractmethod
+    def rows_at(self, positions: Tensor, d: Tensor, bias: bool = False) -> GradientRows:
         """Return the weight's per-sample gradients for output gradients d, (K, N, ...).
 
         Args:
+            positions: what :meth:`positions` returned, or a map of it.
             d: output gradients of K cotangents for each sample.
-            bias: add those of the bias to the same rows, which only outer products can.
-            positions: what :meth:`positions` returned, if it has been asked before.
+            bias: add those of the bias to the same rows, where ``has_matrix`` says that they can.
         """
+
+    def weight_rows(self, d: Tensor, bias: bool = False) -> GradientRows:
+        """Return the rows of :meth:`rows_at` for one set of cotangents, as inner products take."""
+        return self.rows_at(self.positions(), d, bias)
 
     @abstractmethod
     def bias_rows(self, d: Tensor) -> Formed:
@@ -105,6 +118,15 @@ class MovedLayer(Layer):
             weight: v_W, None for no change.
             bias: v_b, None for no change.
         """
+
+    def parameter_gradients(
+        self, d: Tensor, weight: bool, bias: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients in weight and bias for output gradients d, as far as wanted."""
+        return (
+            self.weight_gradient(d) if weight else None,
+            self.bias_gradient(d) if bias else None,
+        )
 
     @abstractmethod
     def weight_gradient(self, d: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from evalkit.layers.rows import (
     GradientRows,
     OuterProducts,
     add_products,
-    by_pairs,
 )
+from evalkit.layers.work import LayerWork, by_pairs
 
 FEWEST_CHANNELS = 8
 """Input channels from which on a convolution forms per-sample gradients faster than patches: 1 to
@@ -52,8 +52,10 @@ class Convolution(ReplacedLayer):
         """Convolutions with one weight differ in nothing but the number of groups."""
         return type(self), self.groups
 
+    has_matrix = True
+
     @property
-    def matrix_shape(self) -> tuple[int, int, int, int]:
+    def work(self) -> LayerWork:
         """Groups, output positions, in * kernel and out, both in one group."""
         assert self.weight is not None
         positions = 1
@@ -62,7 +64,7 @@ class Convolution(ReplacedLayer):
             reach = self.dilation[axis] * (size - 1) + 1
             positions *= (room - reach) // self.stride[axis] + 1
         outside = len(self.weight) // self.groups
-        return self.groups, positions, self.weight[0].numel(), outside
+        return LayerWork(self.groups, positions, self.weight[0].numel(), outside)
 
     def call(self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Return the convolution."""
@@ -100,16 +102,16 @@ class Convolution(ReplacedLayer):
         """Return the patch of inputs that each position of the outputs sees, in each group."""
         return self._patches().unflatten(1, (self.groups, -1)).movedim(1, 0).transpose(-1, -2)
 
-    def weight_rows(
-        self, d: Tensor, bias: bool = False, positions: Tensor | None = None
-    ) -> OuterProducts | ConvolutionRows:
+    def rows_at(self, positions: Tensor, d: Tensor, bias: bool = False) -> OuterProducts:
         """Return rows D_n^T A_n in each group, A_n holding the patches."""
-        on_cpu = self.inputs.device.type == "cpu"
-        if positions is None and on_cpu and self.inputs.shape[1] >= FEWEST_CHANNELS:
-            return ConvolutionRows(self, d, bias)
-        a = self.positions() if positions is None else positions
         d = d.flatten(3).unflatten(2, (self.groups, -1)).movedim(2, 0)
-        return OuterProducts(a, d.transpose(-1, -2), bias)
+        return OuterProducts(positions, d.transpose(-1, -2), bias)
+
+    def weight_rows(self, d: Tensor, bias: bool = False) -> OuterProducts | ConvolutionRows:
+        """Return these rows without their patches where that is faster."""
+        if self.inputs.device.type == "cpu" and self.inputs.shape[1] >= FEWEST_CHANNELS:
+            return ConvolutionRows(self, d, bias)
+        return self.rows_at(self.positions(), d, bias)
 
     def _patches(self) -> Tensor:
         """Return the inputs that each output position sees: (N, in * kernel, positions)."""
@@ -154,14 +156,12 @@ class ConvolutionRows(GradientRows):
     @cached_property
     def outer(self) -> OuterProducts:
         """The same rows with their patches."""
-        rows = self.layer.weight_rows(self.d, self.bias, self.layer.positions())
-        assert isinstance(rows, OuterProducts)
-        return rows
+        return self.layer.rows_at(self.layer.positions(), self.d, self.bias)
 
     def add_inner(self, total: Tensor, other: ConvolutionRows | OuterProducts) -> None:
         """Add the inner products by the cheaper of two routes."""
         if not isinstance(other, ConvolutionRows) or by_pairs(
-            self._shape, other._shape, self.layer.matrix_shape[2]
+            self._shape, other._shape, self.layer.work.inside
         ):
             self.outer.add_inner(total, other)
             return
@@ -176,8 +176,8 @@ class ConvolutionRows(GradientRows):
     @property
     def _shape(self) -> tuple[int, ...]:
         """The shape of d as outer products have it."""
-        groups, positions, _, outside = self.layer.matrix_shape
-        return groups, *self.d.shape[:2], positions, outside
+        work = self.layer.work
+        return work.groups, *self.d.shape[:2], work.positions, work.outside
 
     def _slices(self, rows: int) -> Iterator[slice]:
         """Return which output channels are formed at once: of whole groups, where there are some.
@@ -185,8 +185,8 @@ class ConvolutionRows(GradientRows):
         Args:
             rows: of the larger side.
         """
-        groups, _, inside, outside = self.layer.matrix_shape
-        step = max(1, FORMED_AT_ONCE // (rows * inside))
+        groups, outside = self.layer.groups, self.layer.work.outside
+        step = max(1, FORMED_AT_ONCE // (rows * self.layer.work.inside))
         unit = outside if groups > 1 else min(outside, CHANNELS_TOGETHER)
         step = max(1, step // unit) * unit
         for start in range(0, groups * outside, step):
@@ -194,7 +194,7 @@ class ConvolutionRows(GradientRows):
 
     def _formed(self, channels: slice) -> Tensor:
         """Return the gradients of some output channels, flat: (K N, size)."""
-        layer, (groups, _, _, outside) = self.layer, self.layer.matrix_shape
+        layer, groups, outside = self.layer, self.layer.groups, self.layer.work.outside
         assert layer.weight is not None
         x, width = layer.inputs, layer.weight.shape[1]
         if groups > 1:

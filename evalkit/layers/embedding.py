@@ -50,14 +50,15 @@ class Embedding(MovedLayer):
         """An embedding has no bias."""
         raise NotImplementedError
 
-    def weight_rows(
-        self, d: Tensor, bias: bool = False, positions: Tensor | None = None
-    ) -> Lookups:
+    def positions(self) -> Tensor:
+        """Return the indices of each sample."""
+        return self.inputs.reshape(len(self.inputs), -1)
+
+    def rows_at(self, positions: Tensor, d: Tensor, bias: bool = False) -> Lookups:
         """Return rows that add each d_n to the row of its index."""
         assert self.weight is not None
-        indices = self.inputs.reshape(len(self.inputs), -1)
         masked = self.masked(d).reshape(*d.shape[:2], -1, d.shape[-1])
-        return Lookups(indices, masked, len(self.weight))
+        return Lookups(positions, masked, len(self.weight))
 
     def bias_rows(self, d: Tensor) -> Formed:
         """An embedding has no bias."""

@@ -12,18 +12,21 @@ from torch.nn import functional
 
 from evalkit.layers.base import MovedLayer, WeightCalls
 from evalkit.layers.rows import Formed, OuterProducts
+from evalkit.layers.work import LayerWork
 
 
 @dataclass(frozen=True, eq=False)
 class Linear(MovedLayer):
     """One call of ``F.linear`` with inputs (N, ..., in)."""
 
+    has_matrix = True
+
     @property
-    def matrix_shape(self) -> tuple[int, int, int, int]:
+    def work(self) -> LayerWork:
         """One group, the positions, in and out."""
         assert self.weight is not None
         outside, inside = self.weight.shape
-        return 1, self.inputs[0].numel() // inside, inside, outside
+        return LayerWork(1, self.inputs[0].numel() // inside, inside, outside)
 
     @classmethod
     def together(cls, layers: Sequence[Linear]) -> LinearCalls:
@@ -49,12 +52,9 @@ class Linear(MovedLayer):
         """Return the inputs of each sample."""
         return self.inputs.reshape(1, len(self.inputs), -1, self.inputs.shape[-1])
 
-    def weight_rows(
-        self, d: Tensor, bias: bool = False, positions: Tensor | None = None
-    ) -> OuterProducts:
+    def rows_at(self, positions: Tensor, d: Tensor, bias: bool = False) -> OuterProducts:
         """Return rows D_n^T A_n."""
-        a = self.positions() if positions is None else positions
-        return OuterProducts(a, d.reshape(*d.shape[:2], -1, d.shape[-1])[None], bias)
+        return OuterProducts(positions, d.reshape(*d.shape[:2], -1, d.shape[-1])[None], bias)
 
     def bias_rows(self, d: Tensor) -> Formed:
         """Return the column sums of D_n."""

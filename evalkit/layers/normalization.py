@@ -28,7 +28,7 @@ class Normalization(ReplacedLayer):
     Attributes:
         eps: added to the variance.
         mean: of each part, as torch's layer returns it.
-        rstd: 1 / standard deviation, likewise.
+        rstd: 1 / standard deviation of each part.
     """
 
     eps: float
@@ -77,14 +77,12 @@ class Normalization(ReplacedLayer):
         """Return x_hat."""
         return self.call(self.inputs, None, None)
 
-    def weight_rows(self, d: Tensor, bias: bool = False, positions: Tensor | None = None) -> Formed:
+    def rows_at(self, positions: Tensor, d: Tensor, bias: bool = False) -> Formed:
         """Return the sums of d_n x_hat_n, in the precision of the model's own backward."""
-        return Formed(
-            self._channel_sums(d * (self.positions() if positions is None else positions))
-        )
+        return Formed(self._channel_sums(d * positions))
 
     def bias_rows(self, d: Tensor) -> Formed:
-        """Return the sums of d_n, likewise."""
+        """Return the sums of d_n, in the precision of the model's own backward."""
         return Formed(self._channel_sums(d))
 
 

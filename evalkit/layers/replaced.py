@@ -62,6 +62,13 @@ class ReplacedLayer(Layer):
             wanted: which of the three.
         """
 
+    def parameter_gradients(
+        self, d: Tensor, weight: bool, bias: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients in weight and bias, together, without those in the inputs."""
+        _, by_weight, by_bias = self.pull(d, [False, weight, bias])
+        return by_weight, by_bias
+
     @abstractmethod
     def push(self, v: Tensor) -> Tensor:
         """Return B v: like the outputs."""

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evalkit.layers.work import by_pairs
+
 ELEMENTS_AT_ONCE = 1 << 24
 """Float64 numbers in one intermediate array: 128 MiB."""
 
@@ -129,32 +131,6 @@ class OuterProducts(GradientRows):
                 _add_pairs(total, left, right, self.bias)
             else:
                 _add_formed(total, left, right, self.bias)
-
-
-def by_pairs(left: Sequence[int], right: Sequence[int], inside: int) -> bool:
-    """Return whether pairs take no more multiplications; as :func:`pair_costs`."""
-    pairs, formed = pair_costs(left, right, inside)
-    return pairs <= formed
-
-
-def pair_costs(left: Sequence[int], right: Sequence[int], inside: int) -> tuple[int, int]:
-    """Return the multiplications for inner products of outer products, by pairs and formed.
-
-    In each group: N T M S in + K N T J M S out for pairs of positions; (K N T + J M S) in out +
-    K N J M in out with the gradients formed.
-
-    Args:
-        left: shape of d, (groups, K, N, T, out).
-        right: shape of the other d, (groups, J, M, S, out).
-        inside: in, the width of a.
-    """
-    groups, draws, samples, positions, width = left
-    _, draws_, samples_, positions_, _ = right
-    rows, rows_ = draws * samples, draws_ * samples_
-    spots = samples * positions * samples_ * positions_
-    pairs = spots * (inside + draws * draws_ * width)
-    formed = (rows * positions + rows_ * positions_ + rows * rows_) * width * inside
-    return groups * pairs, groups * formed
 
 
 def _add_pairs(

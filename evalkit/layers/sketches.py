@@ -112,14 +112,12 @@ class LookupsSketch(Sketch):
         return torch.bmm(rows.d[0].transpose(1, 2), self._omega[rows.indices]).flatten(1)
 
 
-def sketch_of(rows: GradientRows, generator: torch.Generator) -> Sketch:
-    """Return a sketch for rows of this kind."""
-    if isinstance(rows, OuterProducts):
-        return OuterProductsSketch(rows, generator)
-    if isinstance(rows, Lookups):
-        return LookupsSketch(rows, generator)
-    assert isinstance(rows, Formed)
-    return FormedSketch(rows, generator)
+SKETCHES: dict[type[GradientRows], type[Sketch]] = {
+    OuterProducts: OuterProductsSketch,
+    Lookups: LookupsSketch,
+    Formed: FormedSketch,
+}
+"""The sketch of each kind of rows that a layer's ``rows_at`` returns."""
 
 
 def input_map(inside: int, generator: torch.Generator, like: Tensor) -> Tensor:

@@ -180,15 +180,14 @@ class _Part:
     def _of_layer(
         self, weight: str, bias: str | None, calls: list[tuple[LayerUse, Tensor]]
     ) -> Iterator[LayerFactors]:
-        groups, _, inside, outside = calls[0][0].layer.matrix_shape
-        positions = sum(use.layer.matrix_shape[1] for use, _ in calls)
-        draws = len(self.scales)
-        for here in self._slices(groups * positions * (inside + draws * outside)):
+        work, draws = calls[0][0].layer.work, len(self.scales)
+        positions = sum(use.layer.work.positions for use, _ in calls)
+        for here in self._slices(work.groups * positions * (work.inside + draws * work.outside)):
             a, d = [], []
             for use, gradients in calls:
                 layer = replace(use.layer, inputs=use.layer.inputs[here])
                 scale = self.scales[:, here].view(draws, -1, *[1] * (gradients.dim() - 2))
-                found = layer.weight_rows(gradients[:, here] * scale, False, layer.positions())
+                found = layer.rows_at(layer.positions(), gradients[:, here] * scale)
                 assert isinstance(found, OuterProducts)
                 a.append(found.a)
                 d.append(found.d)
@@ -244,6 +243,6 @@ def _matrix_calls(pulled: OutputGradients) -> dict[str, list[tuple[LayerUse, Ten
     """Return the calls, with their output gradients, of each weight that is a matrix in all."""
     calls: dict[str, list[tuple[LayerUse, Tensor]]] = {}
     for use, d in zip(pulled.uses, pulled.gradients, strict=True):
-        if use.weight in pulled.names and use.layer.matrix_shape[0] > 0 and d is not None:
+        if use.weight in pulled.names and use.layer.has_matrix and d is not None:
             calls.setdefault(use.weight, []).append((use, d))
     return calls

@@ -23,7 +23,13 @@ from evalkit.linearization.per_sample import (
     vectorized_gradients,
 )
 from evalkit.linearization.recording import Recording
-from evalkit.linearization.ruled_rows import gradient_rows, joined_biases, row_kinds
+from evalkit.linearization.ruled_rows import (
+    OutputGradients,
+    joined_biases,
+    output_gradients,
+    row_kinds,
+    rows_of,
+)
 from evalkit.reductions import power_of_two
 
 ROUTES: tuple[PerSample | None, ...] = (None, vectorized_gradients, defining_gradients)
@@ -48,7 +54,7 @@ def gram_matrix(
         cotangents: c, (K, N, ..., C) float64: K cotangents per sample.
         route: one of :data:`ROUTES`.
         others: (K', N, ..., C) float64, of the columns; None for c itself.
-        kept: :func:`side` of the columns, from another matrix.
+        kept: :func:`side` of the columns, so that others can have it too.
 
     Returns:
         (K N, K' N) float64; row k N + n belongs to cotangent k of sample n.
@@ -65,7 +71,8 @@ def gram_matrix(
     shape = (draws, samples, len(scaled_), samples)
     gram = torch.empty(shape, dtype=torch.float64, device=scaled.device)
     for i, here in enumerate(batches.slices):
-        left = Side(batches[i].recording, scaled[:, here], route)
+        own = kept if others is None else None
+        left = own or Side(batches[i].recording, scaled[:, here], route)
         first = i if others is None else 0
         for j, there in enumerate(batches.slices[first:], start=first):
             same = others is None and j == i
@@ -162,9 +169,22 @@ class Side:
         self.cotangents = cotangents
         self._route = route
 
+    @property
+    def by_rules(self) -> bool:
+        """Whether the rules of layers make them, as far as there are some."""
+        return self._route is None
+
+    @cached_property
+    def pulled(self) -> OutputGradients:
+        """The output gradients that the rules of layers make rows of."""
+        return output_gradients(self.recording, self.cotangents)
+
     @cached_property
     def _rows(self) -> dict[str, GradientRows]:
-        return {} if self._route is not None else gradient_rows(self.recording, self.cotangents)
+        if self._route is not None:
+            return {}
+        shape, names = self.cotangents.shape[:2], self.pulled.names
+        return rows_of(self.recording, self.pulled, shape, names)
 
     @cached_property
     def _kinds(self) -> dict[str, Hashable]:

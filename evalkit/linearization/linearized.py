@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -14,7 +14,14 @@ from torch import Tensor
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.factors import FormedRows, LayerFactors, layer_factors
-from evalkit.linearization.gram import ROUTES, gram_blocks, gram_matrix, sample_gradients
+from evalkit.linearization.gram import (
+    ROUTES,
+    gram_blocks,
+    gram_matrix,
+    sample_gradients,
+    side,
+)
+from evalkit.linearization.kept import KeptGradients
 from evalkit.linearization.kernel import (
     sample_products,
     tangent_kernel,
@@ -75,6 +82,7 @@ class Linearization(LinearMaps):
         self._given = targets
         self.versions: dict[str, int] = {}
         self._shared: dict[Hashable, Any] = {}
+        self._kept = KeptGradients(batches)
 
     def changed(self) -> str | None:
         """Return the name of a tensor that was changed in place since it was computed, if any."""
@@ -144,10 +152,12 @@ class Linearization(LinearMaps):
         cotangents = self.logit_gradients.unsqueeze(0)
         for route in ROUTES[:-1]:
             try:
-                gram = gram_matrix(self._batches, cotangents, route)
+                own = side(self._batches, cotangents, route)
+                gram = gram_matrix(self._batches, cotangents, route, kept=own)
             except CannotVectorizeError:
                 continue
             if self._row_sums_agree(gram):
+                self._kept.keep(cotangents, own)
                 return _Routed(route, gram)
         warnings.warn(
             "samples influence each other in this forward, or its sample axis is not axis 0 "
@@ -218,7 +228,23 @@ class Linearization(LinearMaps):
         Returns:
             (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
         """
-        return gram_matrix(self._batches, cotangents, self.route)
+        own = side(self._batches, cotangents, self.route)
+        self._kept.keep(cotangents, own)
+        return gram_matrix(self._batches, cotangents, self.route, kept=own)
+
+    def weighted_product(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return J d for d = sum_n J_n^T w_n c_n over terms (c, w): like logits, float64.
+
+        Where inner products of all J_n^T c_n have been asked for, that is less than a
+        :meth:`kernel_product`: their output gradients are at hand.
+
+        Args:
+            terms: pairs of cotangents c, like logits in float64, and weights w, (N,).
+        """
+        if (known := self._kept.product(terms)) is not None:
+            return known
+        shape = (-1, *[1] * (self.logits.dim() - 1))
+        return self.kernel_product(torch.stack([w.view(shape) * c for c, w in terms]).sum(0))
 
     def gram_blocks(self, cotangents: Tensor) -> dict[tuple[str, ...], Tensor]:
         """Return the part of each layer in :meth:`gram_of`, by the names of its parameters.

@@ -6,7 +6,6 @@ parameters alike.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -144,7 +143,7 @@ class Recorder(TorchFunctionMode):
             return None
         if layer.weight is not None and layer.weight is layer.bias:
             return None
-        self.pass_work += len(layer.inputs) * math.prod(layer.matrix_shape)
+        self.pass_work += layer.work.one_pass(len(layer.inputs))
         return layer
 
 

@@ -111,15 +111,15 @@ def output_gradients(recording: Recording, cotangents: Tensor) -> OutputGradient
 def gradient_rows(
     recording: Recording,
     cotangents: Tensor,
-    positions: Callable[[LayerUse], Tensor | None] | None = None,
+    positions: Callable[[LayerUse], Tensor] | None = None,
 ) -> dict[str, GradientRows]:
     """Return the per-sample gradients of each parameter of :func:`row_kinds`.
 
     Args:
         recording: the forward pass.
         cotangents: c, (K, N, ..., C): K cotangents per sample, in the dtype of the logits.
-        positions: what rows of all cotangents share (:meth:`Layer.positions`), kept between calls
-            or with inputs replaced by others; None computes it.
+        positions: what the rows of a call share (:meth:`Layer.positions`), kept between calls or
+            with inputs replaced by others; None takes rows as inner products want them.
 
     Returns:
         Rows by name, those of a bias with its weight's where they always go together. A parameter
@@ -134,7 +134,7 @@ def rows_of(
     pulled: OutputGradients,
     shape: torch.Size,
     wanted: Collection[str],
-    positions: Callable[[LayerUse], Tensor | None] | None = None,
+    positions: Callable[[LayerUse], Tensor] | None = None,
 ) -> dict[str, GradientRows]:
     """Return the per-sample gradients that output gradients make, as :func:`gradient_rows`.
 
@@ -150,9 +150,12 @@ def rows_of(
         if d is None:  # the logits do not depend on this call
             continue
         if use.weight is not None and use.weight in wanted:
-            shared = None if positions is None else positions(use)
-            together = use.bias in pulled.together
-            parts[use.weight].append(use.layer.weight_rows(d, together, shared))
+            layer, together = use.layer, use.bias in pulled.together
+            parts[use.weight].append(
+                layer.weight_rows(d, together)
+                if positions is None
+                else layer.rows_at(positions(use), d, together)
+            )
         if use.bias is not None and use.bias in wanted and use.bias not in pulled.together:
             parts[use.bias].append(use.layer.bias_rows(d))
     rows = {name: type(found[0]).joined(found) for name, found in parts.items()}
@@ -233,7 +236,7 @@ def _biases_with_weights(uses: Sequence[LayerUse], names: frozenset[str]) -> set
     weights: dict[str, set[str | None]] = defaultdict(set)
     biases: dict[str | None, set[str | None]] = defaultdict(set)
     for use in uses:
-        matrix = use.layer.matrix_shape[0] > 0 and use.weight in names
+        matrix = use.layer.has_matrix and use.weight in names
         biases[use.weight].add(use.bias)
         if use.bias in names:
             weights[use.bias].add(use.weight if matrix else None)

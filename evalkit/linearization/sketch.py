@@ -18,10 +18,10 @@ from evalkit.errors import EvalkitError
 from evalkit.layers.rows import GradientRows
 from evalkit.layers.sketches import (
     INPUTS,
+    SKETCHES,
     Sketch,
     fair_width,
     input_map,
-    sketch_of,
     slices,
 )
 from evalkit.linearization.kernel import unit_cotangents
@@ -40,8 +40,8 @@ MOST_SKETCHED = 2048
 def sketched_kernel(batches: MicroBatches, seed: int = 0) -> Tensor:
     """Return a random matrix that is J J^T on average, (N M, N M) float64, in the logits' order.
 
-    Parameters without per-sample gradients from one backward are left out, those of a micro-batch
-    where they are had in another way than in the first likewise. One backward for each of M
+    Parameters without per-sample gradients from one backward are left out, and so are those of a
+    micro-batch where they are had in another way than in the first. One backward for each of M
     outputs, whose gradients are formed with few inputs and folded to few columns.
 
     Args:
@@ -103,17 +103,14 @@ class _Sketcher:
         assert columns is not None
         return columns
 
-    def _positions(self, use: LayerUse) -> Tensor | None:
-        """Return the inputs of a call, mapped to fewer where there are many at many positions.
-
-        With a single position that would save nothing: gradients are then outer products as such.
-        """
-        found, (groups, positions, inside, _) = use.layer.positions(), use.layer.matrix_shape
-        if found is None or groups == 0:
-            return found
+    def _positions(self, use: LayerUse) -> Tensor:
+        """Return what the rows of a call share, inputs mapped to fewer where that saves work."""
+        found, work = use.layer.positions(), use.layer.work
         if use.weight not in self._maps:
-            many = positions > 1 and inside > INPUTS
-            self._maps[use.weight] = input_map(inside, self._generator, found) if many else None
+            many = work.mapped(INPUTS)
+            self._maps[use.weight] = (
+                input_map(work.inside, self._generator, found) if many else None
+            )
         omega = self._maps[use.weight]
         return found if omega is None else found @ omega
 
@@ -123,5 +120,7 @@ class _Sketcher:
                 "expected layers whose per-sample gradients come from one backward, found none; "
                 "choose solver 'cg'"
             )
-        self._sketches = {name: sketch_of(one, self._generator) for name, one in rows.items()}
+        self._sketches = {
+            name: SKETCHES[type(one)](one, self._generator) for name, one in rows.items()
+        }
         self._width = fair_width((one.size for one in self._sketches.values()), self._total)

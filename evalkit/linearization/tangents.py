@@ -14,7 +14,7 @@ weight gradients.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -23,8 +23,10 @@ from torch import Tensor
 
 from evalkit.layers import MovedLayer, weight_calls
 from evalkit.linearization.adjoint import compare, differentiating, refuse_opaque_backward
+from evalkit.linearization.broadcasts import Broadcast
 from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import Recording
+from evalkit.linearization.ruled_rows import OutputGradients
 
 
 class Tangents:
@@ -178,7 +180,67 @@ class Tangents:
         Args:
             cotangents: c, like logits and in their dtype.
         """
-        d, others = self._gradients(cotangents)
+        return self._through(*self._gradients(cotangents))
+
+    def covered_by(self, pulled: OutputGradients) -> bool:
+        """Return whether output gradients say all that there is to say about every parameter."""
+        calls = {use for use, _ in self._uses}
+        return pulled.kinds.keys() == self._recording.parameters.keys() and calls <= {*pulled.uses}
+
+    def weighted_product(self, parts: Sequence[WeightedGradients]) -> Tensor:
+        """Return J J^T c for c_n the sum of w_n c_kn, from the output gradients of c_kn alone.
+
+        Args:
+            parts: output gradients that cover every parameter, where samples do not influence each
+                other; which of their cotangents is meant; and w, (N,) float64.
+        """
+        pulled = parts[0][0]
+        gradients = {
+            use: _weighted_sum([(one.gradients[place], k, w) for one, k, w in parts])
+            for place, use in enumerate(pulled.uses)
+        }
+        d = [
+            self._recording.logits.new_zeros(use.shape) if (one := gradients[use]) is None else one
+            for use, _ in self._uses
+        ]
+        copies = [
+            (broadcast, total.sum(0).view(broadcast.shape))
+            for place, broadcast in enumerate(pulled.broadcasts)
+            if (total := _weighted_sum([(one.copies[place], k, w) for one, k, w in parts]))
+            is not None
+        ]
+        others = self._gradients_of_calls(gradients) | self._gradients_of_copies(copies)
+        return self._through(d, [others.get(name) for name in self._others])
+
+    def _gradients_of_calls(self, gradients: Mapping[LayerUse, Tensor | None]) -> dict[str, Tensor]:
+        """Return the gradients of other parameters from those in the outputs of their calls."""
+        found: dict[str, Tensor] = {}
+        for use, d in gradients.items():
+            names = [name if name in self._others else None for name in (use.weight, use.bias)]
+            if d is None or names == [None, None]:
+                continue
+            wanted = [name is not None for name in names]
+            for name, one in zip(names, use.layer.parameter_gradients(d, *wanted), strict=True):
+                if name is not None and one is not None:
+                    found[name] = found[name] + one if name in found else one
+        return found
+
+    def _gradients_of_copies(self, copies: Sequence[tuple[Broadcast, Tensor]]) -> dict[str, Tensor]:
+        """Return the gradients of parameters behind values that every sample gets alike."""
+        if not copies:
+            return {}
+        shared = self._recording.shared
+        parameters = [self._recording.parameters[name] for name in shared]
+        values: list[Any] = [broadcast.value for broadcast, _ in copies]
+        with differentiating(self._recording, False):
+            found = torch.autograd.grad(
+                values, parameters, [d for _, d in copies], retain_graph=True, allow_unused=True
+            )
+        pairs = zip(shared, found, strict=True)
+        return {name: value.detach() for name, value in pairs if value is not None}
+
+    def _through(self, d: Sequence[Tensor], others: Sequence[Tensor | None]) -> Tensor:
+        """Return J J^T c for what c pulled back to, as :meth:`_gradients` returns it."""
         moved: list[Tensor | None] = [None] * len(self._uses)
         for name, calls in self._weights.items():
             parts = self._calls[name].through([d[place] for place, _ in calls])
@@ -191,6 +253,9 @@ class Tangents:
                 moved[place] = by_bias if by_weight is None else by_weight + by_bias
         return self._push([*moved, *others])
 
+
+WeightedGradients = tuple[OutputGradients, int, Tensor]
+"""Output gradients, which of their cotangents is meant, and weights on the samples, (N,)."""
 
 Calls = dict[str, list[tuple[LayerUse, MovedLayer]]]
 
@@ -212,6 +277,18 @@ def _through_outputs(recording: Recording, role: Literal["weight", "bias"]) -> C
         for name, calls in found.items()
         if all(layer is not None for _, layer in calls)
     }
+
+
+def _weighted_sum(parts: Sequence[tuple[Tensor | None, int, Tensor]]) -> Tensor | None:
+    """Return the sum of w_n d_kn over parts (d, k, w), None where nothing depends on the call."""
+    total: Tensor | None = None
+    for d, draw, weights in parts:
+        if d is None:
+            return None
+        one = d[draw]
+        scaled = one * weights.to(one.dtype).view(-1, *[1] * (one.dim() - 1))
+        total = scaled if total is None else total.add_(scaled)
+    return total
 
 
 def _bias_gradient(calls: Sequence[tuple[int, MovedLayer]], d: Sequence[Tensor]) -> Tensor:

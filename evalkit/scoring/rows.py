@@ -121,6 +121,8 @@ def _products(lin: Linearization, updates: Sequence[Update]) -> Iterator[tuple[T
         if matrices and update.terms:
             parts = [term.weights @ matrices[term.cotangents] for term in update.terms]
             product = torch.stack(parts).sum(0).view_as(lin.logits)
+        elif update.terms:
+            product = lin.weighted_product([(t.cotangents, t.weights) for t in update.terms])
         else:
             product = lin.kernel_product(c)
         yield product, lin.pulled_norm(c, product)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import evalkit.layers.rows
+import evalkit.layers.work
 from evalkit.layers.rows import Formed, GradientRows, Lookups, OuterProducts
 from tests.support.table import Draw
 
@@ -88,7 +88,7 @@ def assert_inner(actual: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def choose(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evalkit.layers.rows, "pair_costs", lambda *_: ROUTES[route])
+    monkeypatch.setattr(evalkit.layers.work, "pair_costs", lambda *_: ROUTES[route])
 
 
 def lookups(draw: Draw, high: int, shape: tuple[int, int, int, int], start: int = 0) -> Lookups:

@@ -1,0 +1,92 @@
+"""Output gradients that are kept: sums of per-sample gradients that need no backward any more.
+
+The Gram matrix of J_n^T c_n takes one backward of the whole batch, which brings the output
+gradients d_n of every call of a layer. Where samples do not influence each other, those of weighted
+cotangents w_n c_n are w_n d_n, so that J J^T (w c) takes the layers' own parts and one J v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evalkit.linearization.gram import Side, scaled_cotangents
+from evalkit.linearization.micro_batches import MicroBatches
+from evalkit.linearization.ruled_rows import OutputGradients
+from evalkit.linearization.tangents import WeightedGradients
+from evalkit.reductions import power_of_two
+
+MOST_KEPT = 1 << 26
+"""Numbers in output gradients that are kept: 256 MiB in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What K cotangents per sample pulled back to.
+
+    Attributes:
+        cotangents: c, (K, N, ..., C) float64, a copy: others may change theirs.
+        scales: what they were divided by before, (K, N).
+        pulled: their output gradients.
+    """
+
+    cotangents: Tensor
+    scales: Tensor
+    pulled: OutputGradients
+
+
+class KeptGradients:
+    """The output gradients of a batch that is linearised as a whole, none of micro-batches.
+
+    Args:
+        batches: the forward passes.
+    """
+
+    def __init__(self, batches: MicroBatches) -> None:
+        self._tangents = batches[0].tangents if len(batches) == 1 else None
+        self._kept: list[_Kept] = []
+        self._room = MOST_KEPT
+
+    def keep(self, cotangents: Tensor, side: Side | None) -> None:
+        """Keep output gradients, unless they are too many or do not cover every parameter.
+
+        Args:
+            cotangents: c, (K, N, ..., C) float64.
+            side: their per-sample gradients, None where there are several micro-batches.
+        """
+        if side is None or self._tangents is None or not side.by_rules:
+            return
+        numbers = sum(d.numel() for d in side.pulled.gradients if d is not None)
+        if numbers > self._room or not self._tangents.covered_by(side.pulled):
+            return
+        self._room -= numbers
+        scales = scaled_cotangents(cotangents, side.cotangents.dtype)[1]
+        self._kept.append(_Kept(cotangents.clone(), scales.view(cotangents.shape[:2]), side.pulled))
+
+    def product(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
+        """Return J J^T c for c = the sum of w_n c_n over some terms: like logits, float64.
+
+        Args:
+            terms: pairs of cotangents c, like logits in float64, and weights w, (N,).
+
+        Returns:
+            None where the output gradients of one of them have not been kept.
+        """
+        found = [self._weighted(*term) for term in terms]
+        known = [one for one in found if one is not None]
+        if self._tangents is None or not known or len(known) < len(found):
+            return None
+        scale = power_of_two(torch.stack([weights for *_, weights in known]))
+        parts = [(kept, draw, weights / scale) for kept, draw, weights in known]
+        return self._tangents.weighted_product(parts).double() * scale
+
+    def _weighted(self, cotangents: Tensor, weights: Tensor) -> WeightedGradients | None:
+        """Return kept output gradients of cotangents, with the weights that they have in a sum."""
+        for kept in self._kept:
+            for draw, known in enumerate(kept.cotangents):
+                if torch.equal(known, cotangents):
+                    return kept.pulled, draw, weights * kept.scales[draw]
+        return None
