@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.linalg.lapack import dgeqp3, dpstrf
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 CLEAR_GAP = 1e3
@@ -16,6 +18,18 @@ DECOMPOSED = 4 * float(np.finfo(np.float64).eps)
 """Error of singular values and vectors, as a part of the largest."""
 CONSISTENT = 1e-8
 """Part of a right side outside of the range of K that counts as rounding."""
+
+
+_THREADS = ThreadpoolController()
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """Keep LAPACK to one thread: SciPy and torch have threads that wait for each other's cores.
+
+    Those of one library go on looking for work for a while after it has returned, on the cores that
+    the other's then need. That costs more than several threads gain on matrices of this size.
+    """
+    return _THREADS.limit(limits=1, user_api="blas")
 
 
 @dataclass(frozen=True)
@@ -174,7 +188,8 @@ def factorize(
     safe = np.where(scale > 0, scale, 1.0)
     correlation = matrix / safe / safe[:, None]
     rounding = len(matrix) * float(np.finfo(np.float64).eps)
-    lower, pivots, rank, _ = dpstrf(correlation, tol=max(tolerance, rounding), lower=1)
+    with _one_thread():
+        lower, pivots, rank, _ = dpstrf(correlation, tol=max(tolerance, rounding), lower=1)
     cholesky = np.empty((len(matrix), rank))
     cholesky[pivots - 1] = np.tril(lower)[:, :rank]
     vectors, singular, _ = torch.linalg.svd(
@@ -206,7 +221,8 @@ def factorize_rows(rows: Tensor) -> GramFactor:
     """
     scale = rows.norm(dim=1)
     unit_rows = rows / scale.where(scale > 0, 1.0)[:, None]
-    packed, pivots, *_ = dgeqp3(unit_rows.cpu().numpy().T)
+    with _one_thread():
+        packed, pivots, *_ = dgeqp3(unit_rows.cpu().numpy().T)
     most = min(unit_rows.shape)
     upper = np.triu(packed[:most])
     diagonal = np.abs(np.diag(upper))

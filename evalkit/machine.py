@@ -41,6 +41,16 @@ def memory_gib() -> float | None:
         return None
 
 
+def let_threads_sleep() -> None:
+    """Let the threads of torch sleep while they wait, where torch is not loaded yet.
+
+    Otherwise each looks for work without a pause, on cores that other threads and processes then
+    wait for: beside a busy process the four scores of a small model take several times as long.
+    """
+    if "torch" not in sys.modules:  # OpenMP reads it when it is loaded
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def keep_freed_memory() -> None:
     """Let this process keep memory that it has freed, where the C library is glibc.
 

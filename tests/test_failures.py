@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import evalkit
-from evalkit.linearization.failures import forward_failures
+from evalkit.evaluation.failures import forward_failures
 from tests.support.given import (
     Around,
     Two,

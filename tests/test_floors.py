@@ -16,7 +16,7 @@ PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet names
 registry extras settings reductions
-storage.files
+storage.files given_settings
 storage.json_files storage.rows
 storage.columns
 likelihoods storage.tables
@@ -25,11 +25,13 @@ storage.lost_rows toy_tables overlap
 storage
 doubts
 layers factor
-linearization.modules linearization.broadcasts linearization.precision
-linearization.given linearization.outputs linearization.wrapped linearization.bags
-linearization.failures linearization.substitutes
-linearization.determinism
-linearization.recorder linearization.forward
+evaluation.modules evaluation.precision evaluation.given evaluation.outputs evaluation.bags
+evaluation.wrapped evaluation.substitutes evaluation.determinism
+evaluation.failures
+evaluation.forward
+evaluation
+linearization.broadcasts
+linearization.recorder
 linearization.graph_ends
 linearization.recording
 linearization.adjoint linearization.sample_axis
@@ -42,7 +44,7 @@ linearization.sketch
 linearization.linearized
 linearization.entry
 linearization
-indicator rounding
+indicator rounding work
 solvers
 updates
 scoring

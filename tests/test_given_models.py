@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import evalkit
-from evalkit.linearization.precision import AtLeast
+from evalkit.evaluation.precision import AtLeast
 from tests.support.given import (
     TARGETS,
     Around,

@@ -212,7 +212,10 @@ def test_unusable_damping_is_refused_by_each_call(damping: float) -> None:
     ("name", "word"),
     [
         ("sf:labels_per_sample=0", "at least 1 for method 'sf', found 0"),
-        ("sf:labels_per_sample=many", "type int, found 'many'"),
+        (
+            "sf:labels_per_sample=many",
+            "an integer for the setting 'labels_per_sample', found 'many'",
+        ),
         ("sf:2", "name=value"),
     ],
 )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import evalkit
-from evalkit.solvers.choice import Choice, cheapest, expected_iterations
+from evalkit.solvers.choice import ITERATION_CALLS, Choice, cheapest, expected_iterations
 from evalkit.solvers.direct import solve_directly
 from evalkit.solvers.stopping import Stopping
 from evalkit.updates import compute
+from evalkit.work import TYPICAL, Work, factor_work, kernel_work, machine_rates, product_work
 from tests.benchmarks.problems import PROBLEMS
 from tests.support.cases import CASES
 from tests.support.table import Draw
@@ -24,29 +27,63 @@ def wide() -> nn.Module:
     return nn.Sequential(nn.Linear(400, 64), nn.Tanh(), nn.Linear(64, 8)).double()
 
 
-def test_the_cheapest_solver() -> None:
+def test_the_fastest_solver() -> None:
     """Rows of an MLP are cheap to multiply in full, those of a convolution are not."""
     x, y = Draw(0).normal(20, 400), torch.arange(20) % 8
     lin = evalkit.linearize(wide(), x, y)
-    assert cheapest(lin, Stopping(tolerance=1e-9)) == "direct"
-    # One iteration of CG would be cheaper, and is worth less than a little more for all of it.
-    assert cheapest(lin, Stopping(max_iterations=1, tolerance=1e-9)) == "direct"
-    assert compute("ngd", lin, 1e-12).report.solver == "direct"
+    assert cheapest(lin, Stopping(tolerance=1e-9), TYPICAL) == "direct"
+    assert cheapest(lin, Stopping(max_iterations=1, tolerance=1e-9), TYPICAL) == "cg"
+    assert compute("ngd:solver=auto", lin, 1e-12).report.solver == cheapest(lin, Stopping())
     problem = next(problem for problem in PROBLEMS if "CNN" in problem.name)
     lin = evalkit.linearize(*problem.make())
-    assert cheapest(lin, Stopping()) == cheapest(lin, Stopping(floor_tolerance=0.01)) == "sketch"
-    assert cheapest(lin, Stopping(max_iterations=3)) == "cg"
-    found = evalkit.natural_gradient(lin, floor_tolerance=0.01, solver="auto")
+    for stopping in (Stopping(), Stopping(floor_tolerance=0.01)):
+        assert cheapest(lin, stopping, TYPICAL) == "sketch"
+    assert cheapest(lin, Stopping(max_iterations=3), TYPICAL) == "cg"
+    found = evalkit.natural_gradient(lin, floor_tolerance=0.01, solver="sketch")
     assert (found.solver, found.status) == ("sketch", "floor")
     assert found.iterations < 0.5 * expected_iterations(lin, 0.02)
+
+
+def digits_like() -> evalkit.Linearization:
+    """A batch as those of the bundled runs: 160 samples, 10 classes, three small layers."""
+    torch.manual_seed(0)
+    sizes = (64, 32, 32, 10)
+    layers = [nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in itertools.pairwise(sizes)]
+    return evalkit.linearize(nn.Sequential(*layers), torch.randn(160, 64), torch.arange(160) % 10)
+
+
+def test_time_decides_and_not_multiplications_alone() -> None:
+    """An operation takes as long as a hundred thousand multiplications on one machine."""
+    lin = digits_like()
+    assert cheapest(lin, Stopping(), TYPICAL) == "direct"
+    quick_calls = replace(TYPICAL, calls=1e12, double=TYPICAL.single / 64)
+    assert cheapest(lin, Stopping(), quick_calls) == "cg"
 
 
 def test_an_exact_solution_is_worth_nothing_more_where_few_digits_are_asked_for() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(784, 256), nn.Tanh(), nn.Linear(256, 4))
     lin = evalkit.linearize(model, Draw(0).normal(150, 784).float(), torch.arange(150) % 4)
-    assert cheapest(lin, Stopping(floor_tolerance=1e-9)) == "direct"
-    assert cheapest(lin, Stopping(floor_tolerance=0.01)) == "cg"
+    assert cheapest(lin, Stopping(floor_tolerance=1e-9), TYPICAL) == "direct"
+    assert cheapest(lin, Stopping(floor_tolerance=0.01), TYPICAL) == "cg"
+
+
+def test_where_times_are_near_the_exact_solver_wins() -> None:
+    """Iterations are allowed until CG would take as long, and then up to twice as long."""
+    lin = digits_like()
+    exact = next(n for n in range(1, 999) if cheapest(lin, Stopping(n), TYPICAL) == "direct")
+    iteration = TYPICAL.seconds(product_work(lin) + Work(calls=ITERATION_CALLS))
+    direct = TYPICAL.seconds(kernel_work(lin) + factor_work(lin))
+    assert exact * iteration < direct
+
+
+def test_rates_are_measured_once_and_coarse() -> None:
+    rates = machine_rates(torch.device("cpu"))
+    assert machine_rates(torch.device("cpu")) is rates
+    for rate in (rates.single, rates.double, rates.calls):
+        assert math.log2(rate) == round(math.log2(rate))
+    work = Work(single=rates.single, double=2 * rates.double, calls=3 * rates.calls)
+    assert rates.seconds(2 * work + work) == 18.0
 
 
 @pytest.mark.parametrize("name", ["mlp_categorical", "convolution_group_norm"])

@@ -12,7 +12,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from evalkit.linearization.substitutes import substituted
+from evalkit.evaluation.substitutes import substituted
 from tests.support.dense import assert_near
 from tests.support.table import Draw
 

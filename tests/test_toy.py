@@ -220,3 +220,13 @@ def test_bad_input_is_one_sentence(
 def test_a_folder_without_tables_is_named(tmp_path: Path) -> None:
     with pytest.raises(EvalkitError, match="evalkit toy"):
         read_toy(tmp_path)
+
+
+def test_a_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write_toy(toy_of("logistic"), tmp_path)
+    path = tmp_path / "trajectories.csv"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines[2] = lines[2].replace(",0,1,", ",0,one,")
+    path.write_text("".join(lines), encoding="utf-8")
+    with pytest.raises(EvalkitError, match=r"step in line 3 of .*found 'one'; make them with"):
+        read_toy(tmp_path)

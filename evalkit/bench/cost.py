@@ -22,10 +22,10 @@ from evalkit import likelihoods
 from evalkit.bench.memory import peak_mebibytes
 from evalkit.bench.timing import Timed, Timing, in_turns, seconds
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.forward import cast, forward, in_precision
+from evalkit.evaluation.given import Inputs
+from evalkit.evaluation.precision import HALF
 from evalkit.linearization import Linearization, linearize
-from evalkit.linearization.forward import cast, forward, in_precision
-from evalkit.linearization.given import Inputs
-from evalkit.linearization.precision import HALF
 from evalkit.machine import memory_gib, processor, versions
 from evalkit.scoring import check_request, score_linearization
 from evalkit.settings import Settings

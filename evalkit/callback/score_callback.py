@@ -28,8 +28,8 @@ from evalkit.checkpoints import Checkpoint
 from evalkit.checkpoints.saved import find_saved, holds_saved, named_adapters, saved_hash
 from evalkit.checkpoints.trainer_state import whole_epoch
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.wrapped import evaluated_module
 from evalkit.extras import missing
-from evalkit.linearization.wrapped import evaluated_module
 from evalkit.next_token import base_model, check_shift
 from evalkit.scoring import check_request
 from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Settings

@@ -12,7 +12,7 @@ import click
 from evalkit.cli.console import remark
 from evalkit.cli.options import check_given_once
 from evalkit.errors import EvalkitError, reason
-from evalkit.machine import keep_freed_memory
+from evalkit.machine import keep_freed_memory, let_threads_sleep
 from evalkit.registry import suggest
 from evalkit.version import __version__
 
@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 2 input that cannot be used (said in one sentence), 130 interrupted.
     """
     keep_freed_memory()
+    let_threads_sleep()
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Commands do not know this option: it may stand before and behind their names.
     debug = DEBUG in given

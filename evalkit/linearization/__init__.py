@@ -1,12 +1,11 @@
 """One model on one batch, linearised: Jacobian products, Fisher products, Gram matrices.
 
-From the ground up: models and batches are taken as users have them (``wrapped``, ``given``,
-``outputs``, ``failures``), what a forward does is recorded (``recorder``, ``forward``,
-``recording``), differentiated again and again (``tangents``), split into
-``micro_batches``, and made into inner products of per-sample gradients (``ruled_rows``,
-``per_sample``, ``gram``) and the tangent kernel (``kernel``, ``sketch``); ``factors`` hands
-out what each layer's rows are made of. ``linearized`` holds what the rest of evalkit works with,
-``entry`` the way to it.
+From the ground up, on the forward of :mod:`evalkit.evaluation`: what it does is recorded
+(``broadcasts``, ``recorder``, ``recording``) and checked (``graph_ends``, ``adjoint``,
+``sample_axis``), differentiated again and again (``tangents``), split into ``micro_batches``, and
+made into inner products of per-sample gradients (``ruled_rows``, ``per_sample``, ``gram``) and the
+tangent kernel (``kernel``, ``sketch``); ``factors`` hands out what each layer's rows are made of.
+``linearized`` holds what the rest of evalkit works with, ``entry`` the way to it.
 """
 
 from evalkit.linearization.entry import linearize

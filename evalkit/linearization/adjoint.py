@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError, shortened
-from evalkit.linearization.failures import backward_failures
-from evalkit.linearization.forward import differentiable
+from evalkit.evaluation.failures import backward_failures
+from evalkit.evaluation.forward import differentiable
+from evalkit.evaluation.modules import ModuleCall, first, watched
 from evalkit.linearization.graph_ends import functions_between
-from evalkit.linearization.modules import ModuleCall, first, watched
 from evalkit.linearization.recording import Recording
 
 MOST_AT_ONCE = 1 << 16

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from evalkit import likelihoods
-from evalkit.linearization.failures import forward_failures
-from evalkit.linearization.given import Inputs, check_batch, given_inputs, given_targets
+from evalkit.evaluation.failures import forward_failures
+from evalkit.evaluation.given import Inputs, check_batch, given_inputs, given_targets
+from evalkit.evaluation.precision import refuse_modes
+from evalkit.evaluation.wrapped import evaluated_module
 from evalkit.linearization.linearized import Linearization
 from evalkit.linearization.micro_batches import MicroBatches
-from evalkit.linearization.precision import refuse_modes
-from evalkit.linearization.wrapped import evaluated_module
 from evalkit.next_token import warn_of_labels
 from evalkit.settings import check_dtype
 

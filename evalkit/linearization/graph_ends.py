@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization.modules import ModuleCall, described, first, watched
+from evalkit.evaluation.modules import ModuleCall, described, first, watched
 from evalkit.linearization.recorder import Graph
 
 _WITHOUT_BACKWARD = "WarnNotImplemented"

@@ -1,24 +1,16 @@
-"""The tangent kernel J J^T as a matrix over all outputs of a batch, and what forming it takes."""
+"""The tangent kernel J J^T as a matrix over all outputs of a batch."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from evalkit.layers.rows import pair_costs
 from evalkit.linearization.gram import Side, gram_matrix, side
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import PerSample
-from evalkit.linearization.recording import Recording
 
 MOST_OUTPUTS = 4096
 """Rows of the matrix, at most: 128 MiB."""
-
-
-PRODUCT_OVERHEAD = 4e7
-"""Multiplications that take as long as the calls of one product on a small model do."""
 
 
 def tangent_kernel(batches: MicroBatches, route: PerSample | None) -> Tensor:
@@ -79,51 +71,3 @@ def gram_from_kernel(kernel: Tensor, cotangents: Tensor) -> Tensor:
     half = torch.einsum("knm,nmj->knj", c, kernel.view(samples, -1, len(kernel)))
     half = half.reshape(draws * samples, samples, -1)
     return torch.einsum("inm,knm->ikn", half, c).reshape(draws * samples, -1)
-
-
-def pass_work(batches: MicroBatches) -> float:
-    """Return the multiplications of a pass through the model, forward or backward.
-
-    A layer with (in, out) weights and T positions takes N T in out.
-    """
-    recording = batches[0].recording
-    return recording.pass_work * len(batches.logits) / len(recording.logits)
-
-
-def product_work(batches: MicroBatches) -> float:
-    """Return the multiplications of a product J J^T c: two passes and the weights' part."""
-    samples, total = len(batches.logits), PRODUCT_OVERHEAD + 2 * pass_work(batches)
-    for use in batches[0].recording.uses:
-        groups, positions, inside, outside = use.layer.matrix_shape
-        one_pass = samples * positions * groups * inside * outside
-        total += min(2 * one_pass, (samples * positions) ** 2 * groups * outside)
-    return total
-
-
-def kernel_work(batches: MicroBatches, draws: int | None = None) -> float:
-    """Return the multiplications that form J J^T: a pass for each of M outputs, each layer's part.
-
-    Inner products are taken in float64, which counts twice; infinite where the matrix is too large.
-
-    Args:
-        batches: the forward passes.
-        draws: cotangents per sample that the matrix is formed for, None for all M outputs.
-    """
-    samples, outputs = len(batches.logits), batches.logits[0].numel()
-    columns = outputs if draws is None else draws
-    if samples * outputs > MOST_OUTPUTS:
-        return math.inf
-    recording = batches[0].recording
-    total = (outputs if draws is None else outputs + draws) * pass_work(batches)
-    for use in recording.uses:
-        groups, positions, inside, outside = use.layer.matrix_shape
-        shape = (groups, outputs, samples, positions, outside)
-        other = (groups, columns, samples, positions, outside)
-        total += 2 * min(pair_costs(shape, other, inside))
-    return total + 2 * samples**2 * outputs * columns * _unruled(recording)
-
-
-def _unruled(recording: Recording) -> int:
-    """Return the number of parameters without a rule."""
-    items = recording.parameters.items()
-    return sum(value.numel() for name, value in items if name not in recording.ruled)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.given import describe
 from evalkit.likelihoods import Likelihood
-from evalkit.linearization.given import describe
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.reductions import norm, power_of_two
 

@@ -16,8 +16,6 @@ from evalkit.likelihoods import Likelihood
 from evalkit.linearization.factors import FormedRows, LayerFactors, layer_factors
 from evalkit.linearization.gram import ROUTES, gram_blocks, gram_matrix, sample_gradients
 from evalkit.linearization.kernel import (
-    kernel_work,
-    product_work,
     sample_products,
     tangent_kernel,
     unit_side,
@@ -31,7 +29,7 @@ from evalkit.linearization.per_sample import (
     vectorized_gradients,
 )
 from evalkit.linearization.recording import HELD_AT_ONCE
-from evalkit.linearization.sketch import sketch_work, sketched_kernel
+from evalkit.linearization.sketch import sketched_kernel
 
 T = TypeVar("T")
 
@@ -116,28 +114,9 @@ class Linearization(LinearMaps):
         return sketched_kernel(self._batches)
 
     @property
-    def product_work(self) -> float:
-        """Multiplications of a product J J^T c."""
-        return product_work(self._batches)
-
-    @property
-    def kernel_work(self) -> float:
-        """Multiplications that form the tangent kernel."""
-        return kernel_work(self._batches)
-
-    @property
-    def sketch_work(self) -> float:
-        """Multiplications that form the sketched kernel."""
-        return sketch_work(self._batches)
-
-    def products_pay(self, draws: int, products: int) -> bool:
-        """Return whether J J_n^T c_kn of every sample cost less than so many products J J^T c.
-
-        Args:
-            draws: K, cotangents of a sample.
-            products: number of directions d = sum_kn w_kn J_n^T c_kn; J d are sums of the former.
-        """
-        return kernel_work(self._batches, draws) < self.product_work * products
+    def batches(self) -> MicroBatches:
+        """The forward passes and what was recorded of them, from which work is foreseen."""
+        return self._batches
 
     def sample_products(self, cotangents: Tensor) -> Tensor:
         """Return J J_n^T c_n for every one-sample cotangent: (N, N M) float64.

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization.determinism import nearly, refuse_varying_forward, repeats
-from evalkit.linearization.forward import evaluation, taking
-from evalkit.linearization.given import Inputs
+from evalkit.evaluation.determinism import nearly, refuse_varying_forward, repeats
+from evalkit.evaluation.forward import evaluation, taking
+from evalkit.evaluation.given import Inputs
 from evalkit.linearization.recording import Recording, record
 from evalkit.linearization.sample_axis import (
     ROUNDING,

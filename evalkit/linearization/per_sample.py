@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from evalkit.linearization.forward import differentiable
+from evalkit.evaluation.forward import differentiable
 from evalkit.linearization.recording import HELD_AT_ONCE, Recording
 
 

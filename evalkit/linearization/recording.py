@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization.broadcasts import Broadcast, of_samples, shared_parameters
-from evalkit.linearization.determinism import (
+from evalkit.evaluation.determinism import (
     preserved_random_state,
     random_state,
     refuse_random_forward,
 )
-from evalkit.linearization.failures import forward_failures
-from evalkit.linearization.forward import Evaluation, differentiable
-from evalkit.linearization.given import Inputs
+from evalkit.evaluation.failures import forward_failures
+from evalkit.evaluation.forward import Evaluation, differentiable
+from evalkit.evaluation.given import Inputs
+from evalkit.linearization.broadcasts import Broadcast, of_samples, shared_parameters
 from evalkit.linearization.graph_ends import refuse_lost_gradients, refuse_without_graph
 from evalkit.linearization.recorder import (
     Graph,

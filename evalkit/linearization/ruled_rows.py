@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evalkit.evaluation.forward import differentiable
 from evalkit.layers.rows import Formed, GradientRows
 from evalkit.linearization.broadcasts import Broadcast
-from evalkit.linearization.forward import differentiable
 from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import Recording
 

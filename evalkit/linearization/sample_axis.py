@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from evalkit.errors import EvalkitError, memory_sentence
-from evalkit.linearization.determinism import nearly, refuse_varying_forward, repeats
-from evalkit.linearization.forward import Evaluation
-from evalkit.linearization.given import Inputs
+from evalkit.evaluation.determinism import nearly, refuse_varying_forward, repeats
+from evalkit.evaluation.forward import Evaluation
+from evalkit.evaluation.given import Inputs
 
 MOST_CANDIDATES = 5
 """Inputs as long as the batch of which every choice is tried."""

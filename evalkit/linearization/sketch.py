@@ -9,7 +9,6 @@ nothing for a result, but all that a preconditioner needs.
 
 from __future__ import annotations
 
-import math
 from functools import cache
 
 import torch
@@ -25,11 +24,11 @@ from evalkit.layers.sketches import (
     sketch_of,
     slices,
 )
-from evalkit.linearization.kernel import PRODUCT_OVERHEAD, pass_work, unit_cotangents
+from evalkit.linearization.kernel import unit_cotangents
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import Recording
-from evalkit.linearization.ruled_rows import gradient_rows, row_kinds
+from evalkit.linearization.ruled_rows import gradient_rows
 
 COLUMNS_PER_OUTPUT = 48
 """Columns over N M: an error of 0.14, with which each iteration of CG gains about a digit."""
@@ -126,21 +125,3 @@ class _Sketcher:
             )
         self._sketches = {name: sketch_of(one, self._generator) for name, one in rows.items()}
         self._width = fair_width((one.size for one in self._sketches.values()), self._total)
-
-
-def sketch_work(batches: MicroBatches) -> float:
-    """Return the multiplications of a sketch.
-
-    Infinite where the matrix would be too large, or most parameters would be left out.
-    """
-    samples, outputs = len(batches.logits), batches.logits[0].numel()
-    size, recording = samples * outputs, batches[0].recording
-    covered = sum(recording.parameters[name].numel() for name in row_kinds(recording))
-    if size > MOST_SKETCHED or 2 * covered < recording.num_params:
-        return math.inf
-    total = outputs * (PRODUCT_OVERHEAD + pass_work(batches))
-    for use in recording.uses:
-        groups, positions, inside, outside = use.layer.matrix_shape
-        mapped = min(inside, INPUTS) if positions > 1 else inside
-        total += size * positions * groups * mapped * outside
-    return total + size**2 * min(covered, COLUMNS_PER_OUTPUT * size)

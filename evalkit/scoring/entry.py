@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from evalkit.evaluation.failures import memory_failures
+from evalkit.evaluation.given import Inputs
+from evalkit.evaluation.precision import without_autocast
 from evalkit.linearization import linearize
-from evalkit.linearization.failures import memory_failures
-from evalkit.linearization.given import Inputs
-from evalkit.linearization.precision import without_autocast
 from evalkit.scoring.rows import score_linearization
 from evalkit.settings import (
     DEFAULT_DAMPING,

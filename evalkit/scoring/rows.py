@@ -21,6 +21,7 @@ from evalkit.scoring.accuracy import score_error
 from evalkit.scoring.metrics import efficiency
 from evalkit.storage.rows import Score
 from evalkit.updates import CotangentUpdate, Update, VectorUpdate, compute
+from evalkit.work import TYPICAL, kernel_work, product_work
 
 SHARERS = 2
 """Methods that a sweep is taken to have with the same cotangents, so that no row depends on it."""
@@ -134,7 +135,8 @@ def _term_products(lin: Linearization, updates: Sequence[Update]) -> dict[Tensor
     summed = [one for one in updates if isinstance(one, CotangentUpdate) and one.terms]
     fixed = dict.fromkeys(term.cotangents for one in summed for term in one.terms)
     several = SHARERS * len(summed) if len(summed) > 1 else 1
-    if not fixed or not lin.products_pay(len(fixed), several):
+    each = TYPICAL.seconds(several * product_work(lin))
+    if not fixed or TYPICAL.seconds(kernel_work(lin, len(fixed))) >= each:
         return {}
     return {c: lin.shared(("products", c), partial(lin.sample_products, c)) for c in fixed}
 

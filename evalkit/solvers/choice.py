@@ -16,6 +16,16 @@ from evalkit.solvers.preconditioners import Preconditioner
 from evalkit.solvers.solved import NaturalGradient, Solved, Solver, formed
 from evalkit.solvers.stopping import FLOOR_TOLERANCE, MAX_ITERATIONS, TOLERANCE, Stopping
 from evalkit.solvers.system import OnIteration
+from evalkit.work import (
+    Rates,
+    Work,
+    factor_work,
+    kernel_work,
+    machine_rates,
+    product_work,
+    sketch_work,
+    solve_work,
+)
 
 Choice = Solver | Literal["auto"]
 CHOICES: tuple[Choice, ...] = ("auto", *get_args(Solver))
@@ -23,11 +33,19 @@ SLOWER_THAN_PREDICTED = 1.5
 """Iterations that CG takes over those of :func:`expected_iterations`: 0.8 to 2 on the benchmark's
 models, a condition number being estimated from below."""
 
-WORTH_OF_EXACT = 3.0
-"""Multiplications of an exact solution over those that CG is expected to take, at most: its
-condition number is estimated from below, and a dense solve takes less time for each."""
-WORTH_OF_CONVERGED = 4.0
-"""The same where CG is not expected to converge in the iterations that it has."""
+WORTH_OF_EXACT = 2.0
+"""Times as long as the fastest solver that an exact solution may take, as far as time is foreseen:
+rates are rounded, and the condition number that CG meets is estimated from below."""
+
+DIRECT_SOLVES = 3
+"""Solves of a direct solve, its corrections included, with about two products each."""
+
+ITERATION_CALLS = 450
+"""Small operations of an iteration of CG beside its product."""
+
+REACHED = 100.0
+"""Units of rounding that CG's residual is expected to reach, as a part of the gradient's length: a
+smaller tolerance lets it run to its limit."""
 
 GAIN_WITH_SKETCH = 10.0
 """What an iteration with the sketch divides the error of 1 / gamma^2 by."""
@@ -110,28 +128,35 @@ def solve(
     return replace(found, error=max(found.error, found.gammas[-1] / found.gamma_floor - 1))
 
 
-def cheapest(lin: Linearization, stopping: Stopping) -> Solver:
-    """Return the solver that is expected to take the fewest multiplications.
+def cheapest(lin: Linearization, stopping: Stopping, rates: Rates | None = None) -> Solver:
+    """Return the solver that is expected to take the least time.
 
-    An exact solution is worth more than that of CG: the direct solve may take
-    :data:`WORTH_OF_EXACT` times as many, or :data:`WORTH_OF_CONVERGED` times where CG is not
-    expected to end. Where a tolerance asks for so few digits that the row would be marked, an exact
+    Where times are near, the exact solver wins: the direct solve may take :data:`WORTH_OF_EXACT`
+    times as long. Where a tolerance asks for so few digits that the row would be marked, an exact
     solution is worth nothing more.
+
+    Args:
+        lin: the model and batch.
+        stopping: when CG stops.
+        rates: of the machine; None for those that are measured.
     """
+    rates = machine_rates(lin.logits.device) if rates is None else rates
+    most = stopping.max_iterations
     slow = SLOWER_THAN_PREDICTED * expected_iterations(lin, stopping.error)
-    worth = WORTH_OF_EXACT if stopping.error < MARKED else 1.0
-    patience = WORTH_OF_CONVERGED if slow > stopping.max_iterations else worth
+    if stopping.error < (REACHED * lin.unit) ** 2:
+        slow = most
     fast = 1 + math.log(1 / stopping.error) / math.log(GAIN_WITH_SKETCH)
-    product, size = lin.product_work, lin.logits.numel()
-    factorised = 2 * size**3 / 3 + 8 * size**2  # in float64, which counts twice
-    works: dict[Solver, float] = {
-        "cg": product * min(slow, stopping.max_iterations),
-        "sketch": lin.sketch_work + factorised + product * min(fast, stopping.max_iterations),
-        "direct": lin.kernel_work + factorised + 2 * product,
+    factor, solve = factor_work(lin), solve_work(lin)
+    iteration = product_work(lin) + Work(calls=ITERATION_CALLS)
+    works: dict[Solver, Work] = {
+        "cg": min(slow, most) * iteration,
+        "sketch": sketch_work(lin) + factor + min(fast, most) * (iteration + solve),
+        "direct": kernel_work(lin) + factor + DIRECT_SOLVES * (2 * iteration + solve),
     }
-    least = min(works, key=lambda name: works[name])
-    exact = least == "cg" and works["direct"] <= patience * works["cg"]
-    return "direct" if exact else least
+    seconds = {name: rates.seconds(work) for name, work in works.items()}
+    least = min(seconds, key=lambda name: seconds[name])
+    worth = WORTH_OF_EXACT if stopping.error < MARKED else 1.0
+    return "direct" if seconds["direct"] <= worth * seconds[least] else least
 
 
 def expected_iterations(lin: Linearization, error: float) -> float:

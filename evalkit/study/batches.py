@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError, reason
-from evalkit.linearization.given import Inputs
+from evalkit.evaluation.given import Inputs
 from evalkit.settings import Settings
 from evalkit.tasks import Samples, Task
 from evalkit.tasks.samples import ItemSamples

@@ -10,9 +10,9 @@ import pandas as pd
 from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.given import Inputs
+from evalkit.evaluation.precision import without_autocast
 from evalkit.linearization import Linearization, linearize
-from evalkit.linearization.given import Inputs
-from evalkit.linearization.precision import without_autocast
 from evalkit.scoring import score_linearization
 from evalkit.scoring.metrics import batch_metrics
 from evalkit.settings import Settings

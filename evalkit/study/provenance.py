@@ -13,13 +13,14 @@ from torch import nn
 
 from evalkit.checkpoints import Checkpoint, Trajectory
 from evalkit.errors import EvalkitError
-from evalkit.linearization.forward import cast
+from evalkit.evaluation.forward import cast
 from evalkit.machine import versions
 from evalkit.settings import Settings
 from evalkit.study.source_files import sources
 from evalkit.tasks import Task
 from evalkit.updates.parser import function_of
 from evalkit.version import __version__
+from evalkit.work import machine_rates
 
 
 def describe_run(
@@ -51,6 +52,7 @@ def describe_run(
     return {
         "evalkit": __version__,
         "versions": versions(),
+        "rates": asdict(machine_rates(parameter.device)),
         "task": task,
         "trajectory": str(folder),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from evalkit.errors import EvalkitError
-from evalkit.registry import Registry, suggest
+from evalkit.given_settings import defaults_of, fitted
+from evalkit.registry import Registry
 
 if TYPE_CHECKING:
     from evalkit.tasks.task import Task
@@ -74,12 +73,7 @@ def make_task(make: Maker, name: str, settings: Mapping[str, Setting] | None = N
     from evalkit.tasks.task import Task, user_code
 
     defaults = defaults_of(make)
-    chosen = dict(defaults)
-    for key, value in (settings or {}).items():
-        if key not in defaults:
-            hint = suggest(key, defaults) if defaults else "it has none: leave them out"
-            raise EvalkitError(f"task '{name}': unknown setting '{key}'; {hint}")
-        chosen[key] = _parsed(name, key, value, defaults[key])
+    chosen = {**defaults, **fitted(f"task '{name}'", settings or {}, defaults)}
     with user_code(f"the task '{name}'"):
         task = make(**chosen)
     if chosen and isinstance(task, Task):
@@ -90,41 +84,3 @@ def make_task(make: Maker, name: str, settings: Mapping[str, Setting] | None = N
 def setting_names(name: str) -> tuple[str, ...]:
     """Return the settings of a registered task; none for a name that is not registered."""
     return tuple(defaults_of(_REGISTRY.get(name))) if name in _REGISTRY else ()
-
-
-def defaults_of(make: Maker) -> dict[str, Setting]:
-    """Return the settings of a task-making function with their defaults."""
-    parameters = inspect.signature(make).parameters
-    return {
-        key: parameter.default
-        for key, parameter in parameters.items()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
-
-
-def _parsed(name: str, key: str, value: Setting, default: Setting) -> Setting:
-    """Return a setting in the type of its default."""
-    kind = type(default)
-    if kind not in (str, int, float, bool):
-        raise EvalkitError(
-            f"task '{name}': expected a default that is text or a number for the setting '{key}', "
-            f"found {default!r}; give it one in that function, or leave the setting out"
-        )
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[str(value).lower()]
-        parsed = kind(str(value))
-    except (ValueError, KeyError):
-        expected = {bool: "true or false", int: "an integer", float: "a number"}[kind]
-        raise EvalkitError(
-            f"task '{name}': expected {expected} for the setting '{key}', found {value!r}; "
-            f"pass one such as {key}={str(default).lower()}"
-        ) from None
-    if isinstance(parsed, float) and not math.isfinite(parsed):
-        raise EvalkitError(
-            f"task '{name}': expected a finite number for the setting '{key}', found {value!r}; "
-            f"pass one such as {key}={default}"
-        )
-    return parsed

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization.given import Inputs
+from evalkit.evaluation.given import Inputs
 from evalkit.tasks.pretrained import (
     VALIDATION_SAMPLES,
     check_number,

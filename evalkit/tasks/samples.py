@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization.given import Inputs, array_of_numbers, refuse_unusual
-from evalkit.linearization.given import as_tensor as given_as_tensor
+from evalkit.evaluation.given import Inputs, array_of_numbers, refuse_unusual
+from evalkit.evaluation.given import as_tensor as given_as_tensor
 from evalkit.tasks.user_code import user_code
 
 LABELS = ("labels", "label")

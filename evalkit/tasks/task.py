@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
-from evalkit.linearization.wrapped import evaluated_module, own_values
+from evalkit.evaluation.wrapped import evaluated_module, own_values
 from evalkit.next_token import (
     answers_in_words,
     check_shift,

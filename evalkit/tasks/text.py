@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.given import Inputs
 from evalkit.likelihoods import IGNORED_LABEL
-from evalkit.linearization.given import Inputs
 from evalkit.tasks.pretrained import (
     VALIDATION_SAMPLES,
     load_configuration,

@@ -23,8 +23,8 @@ from evalkit.checkpoints.manifest import FORMAT, MANIFEST_NAME, Entry, write_man
 from evalkit.checkpoints.saved import find_saved, saved_hash
 from evalkit.checkpoints.tensors import write_tensor_file
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.forward import forward
 from evalkit.likelihoods import IGNORED_LABEL
-from evalkit.linearization.forward import forward
 from evalkit.settings import check_seed
 from evalkit.tasks import Recipe, Samples, Task
 from evalkit.tasks.samples import ItemSamples

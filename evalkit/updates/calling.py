@@ -13,7 +13,7 @@ from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
 from evalkit.reductions import is_finite
 from evalkit.settings import DEFAULT_DAMPING, check_damping, check_seed
-from evalkit.updates.parser import GIVEN, check_settings, parse
+from evalkit.updates.parser import GIVEN, checked_settings, parse
 from evalkit.updates.registry import registered
 from evalkit.updates.types import CotangentUpdate, Update, VectorUpdate
 
@@ -42,7 +42,7 @@ def compute(
     """
     damping, seed = check_damping(damping), check_seed(seed)
     name, written = parse(text)
-    check_settings(name, settings)
+    settings = checked_settings(name, settings)
     function = registered(name)
     settings = {**written, **settings}
     given = {"seed": seed, "on_iteration": on_iteration}

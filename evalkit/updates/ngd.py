@@ -30,7 +30,8 @@ def ngd(
     """Exact natural gradient: d = (F + lambda I)^-1 g (paper, eq. 51), by CG or in logit space.
 
     ``solver`` is ``"cg"`` (Algorithm 5), ``"sketch"``, the same preconditioned by a sketch of the
-    tangent kernel, ``"direct"``, or ``"auto"``: the one that takes the fewest multiplications.
+    tangent kernel, ``"direct"``, or ``"auto"``: the one that is expected to take the least
+    time.
     """
     stopping = Stopping(max_iterations, tolerance, floor_tolerance)
     result = solve(lin, damping, stopping, solver, on_iteration)

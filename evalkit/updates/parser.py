@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from evalkit.errors import EvalkitError
-from evalkit.registry import suggest
+from evalkit.given_settings import defaults_of, fitted
 from evalkit.updates.registry import Method, registered
 
 GIVEN = ("seed", "on_iteration")
@@ -33,12 +31,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
                 f"expected settings as name=value in method '{text}', found '{part}'; write "
                 f"'{name}:setting=value'"
             )
-        try:
-            settings[key] = json.loads(value)
-        except (ValueError, RecursionError):
-            settings[key] = value  # a word; whether the setting takes one is checked below
-    check_settings(name, settings)
-    return name, settings
+        settings[key] = value
+    return name, checked_settings(name, settings)
 
 
 def function_of(text: str) -> Method:
@@ -46,31 +40,23 @@ def function_of(text: str) -> Method:
     return registered(parse(text)[0])
 
 
-def check_settings(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that the method does not have, and values of another type than its own.
+def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a method in the types of their defaults.
 
     Raises:
-        EvalkitError: there is one.
+        EvalkitError: the method has no such setting, or a value does not fit.
     """
-    parameters = list(inspect.signature(registered(name)).parameters.values())[2:]
-    defaults = {item.name: item.default for item in parameters if item.name not in GIVEN}
-    for key, value in settings.items():
-        if key not in defaults:
-            hint = suggest(key, defaults) if defaults else "it has no settings"
-            raise EvalkitError(f"unknown setting '{key}' of method '{name}'; {hint}")
-        wanted = type(defaults[key])
-        fits = type(value) is wanted or (wanted is float and type(value) is int)
-        if not fits:
-            raise EvalkitError(
-                f"expected setting '{key}' of method '{name}' to be of type {wanted.__name__}, "
-                f"found {value!r}; its default is {defaults[key]!r}"
-            )
+    parameters = list(defaults_of(registered(name)).items())[2:]
+    defaults = {key: default for key, default in parameters if key not in GIVEN}
+    checked = fitted(f"method '{name}'", settings, defaults)
+    for key, value in checked.items():
         choices = _choices(name, key)
         if choices and value not in choices:
             raise EvalkitError(
                 f"expected setting '{key}' of method '{name}' to be one of "
                 f"{', '.join(map(str, choices))}, found {value!r}; its default is {defaults[key]!r}"
             )
+    return checked
 
 
 def _choices(name: str, key: str) -> tuple[Any, ...]:

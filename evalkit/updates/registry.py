@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 from torch import Tensor
@@ -53,8 +52,3 @@ def registered(name: str) -> Method:
         EvalkitError: there is no such method; the sentence names the nearest.
     """
     return _METHODS.get(name)
-
-
-def describe(name: str) -> str:
-    """Return the first sentence of a method's docstring."""
-    return (inspect.getdoc(registered(name)) or "").split("\n")[0]

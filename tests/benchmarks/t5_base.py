@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import evalkit
-from evalkit.linearization.forward import forward
+from evalkit.evaluation.forward import forward
 from evalkit.tasks import load_task
 
 SETTINGS = {

@@ -19,19 +19,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization.determinism import (
+from evalkit.evaluation.determinism import (
     preserved_random_state,
     refuse_batch_statistics,
 )
-from evalkit.linearization.given import Inputs
-from evalkit.linearization.outputs import logits_of
-from evalkit.linearization.precision import HALF, AtLeast
-from evalkit.linearization.substitutes import substituted
-from evalkit.linearization.wrapped import eagerly, plain_name
+from evalkit.evaluation.given import Inputs
+from evalkit.evaluation.outputs import logits_of
+from evalkit.evaluation.precision import HALF, AtLeast
+from evalkit.evaluation.substitutes import substituted
+from evalkit.evaluation.wrapped import eagerly, plain_name
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Return the logits of a model, which :func:`evalkit.linearization.outputs.logits_of` finds.
+    """Return the logits of a model, which :func:`evalkit.evaluation.outputs.logits_of` finds.
 
     Raises:
         EvalkitError: its output does not tell.

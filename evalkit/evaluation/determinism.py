@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization.modules import ModuleCall, first, watched
+from evalkit.evaluation.modules import ModuleCall, first, watched
 
 
 def refuse_batch_statistics(model: nn.Module) -> None:

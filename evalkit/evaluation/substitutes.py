@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from evalkit.linearization.bags import bags_of, reduced
+from evalkit.evaluation.bags import bags_of, reduced
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization.modules import described
+from evalkit.evaluation.modules import described
 
 COMPILED = "_orig_mod"
 """What a compiled module calls the module inside."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from evalkit.errors import EvalkitError, memory_sentence, reason
-from evalkit.linearization.modules import described
-from evalkit.linearization.wrapped import plain_name
+from evalkit.evaluation.modules import described
+from evalkit.evaluation.wrapped import plain_name
 
 
 @contextmanager

@@ -1,0 +1,37 @@
+"""What the command line arranges with the machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+from threadpoolctl import ThreadpoolController
+
+from evalkit import factor
+from evalkit.machine import let_threads_sleep
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_unless_the_user_says_otherwise(
+    given: str | None, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    let_threads_sleep()
+    assert os.environ.get("OMP_WAIT_POLICY") == given  # too late once torch is loaded
+    monkeypatch.delitem(sys.modules, "torch")
+    let_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == kept
+
+
+def test_lapack_keeps_to_one_thread_while_it_is_asked() -> None:
+    def threads() -> set[int]:
+        libraries = ThreadpoolController().select(user_api="blas").info()
+        return {library["num_threads"] for library in libraries}
+
+    before = threads()
+    with factor._one_thread():
+        assert threads() <= {1}
+    assert threads() == before
