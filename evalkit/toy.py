@@ -183,9 +183,12 @@ def _field(problem: Problem, tracing: Tracing) -> Iterator[tuple[str | float, ..
     # Arrows stand at the centers of equal squares, clear of the edges.
     inside = problem.width * (1 - 1 / tracing.arrows)
     sides = [_side(middle, inside, tracing.arrows) for middle in problem.center]
+    linearized = [
+        (weight, bias, problem.linearize((weight, bias)))
+        for weight, bias in itertools.product(*sides)
+    ]
     for method in METHODS:
-        for weight, bias in itertools.product(*sides):
-            lin = problem.linearize((weight, bias))
+        for weight, bias, lin in linearized:
             d = update(method, lin, tracing.damping)
             found = efficiency(indicator(lin, lin.jvp(d)).gamma, lin.gamma_floor)
             yield method, weight, bias, *d.tolist(), found

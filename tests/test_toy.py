@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -182,8 +184,9 @@ def test_a_trajectory_that_leaves_the_axes_has_no_end() -> None:
 
 
 def test_the_command_writes_figure_and_tables(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("evalkit.toy.Tracing", partial(replace, COARSE))
     folder = tmp_path / "toy"
     assert main(["toy", "least-squares", "--damping", "1e-6", "--out", str(folder)]) == 0
     assert str(folder / "least-squares.svg") in capsys.readouterr().out

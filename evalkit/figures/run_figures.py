@@ -64,6 +64,8 @@ def settled(figure: Figure) -> Figure:
     """Lay a figure out for good, panels on round places: the solver repeats itself only nearly."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    # A placeholder is left, for which matplotlib would draw the figure twice for every file.
+    figure._layout_engine = None  # type: ignore[attr-defined]
     for ax in figure.axes:
         ax.set_position(Bbox(np.round(ax.get_position().get_points(), 5)))
     return figure

@@ -61,7 +61,10 @@ def cell(
 def write_run(folder: Path, cells: list[tuple], provenance: dict = PROVENANCE) -> Path:
     """Write a run of the given cells."""
     create_run(folder, provenance)
-    for scores, batches in cells:
+    if cells:
+        scores, batches = (
+            pd.concat(tables, ignore_index=True) for tables in zip(*cells, strict=True)
+        )
         append_rows(folder, scores, batches)
     return folder
 
