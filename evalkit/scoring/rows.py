@@ -23,6 +23,10 @@ from evalkit.storage.rows import Score
 from evalkit.updates import CotangentUpdate, Update, VectorUpdate, compute
 from evalkit.work import TYPICAL, kernel_work, product_work
 
+DEAR = 0.01
+"""Seconds of a product, by typical rates, from which on the dampings of a sweep share products. The
+rows of smaller models are the same to the last digit however many dampings are asked for."""
+
 SHARERS = 2
 """Methods that a sweep is taken to have with the same cotangents, so that no row depends on it."""
 
@@ -137,8 +141,10 @@ def _term_products(lin: Linearization, updates: Sequence[Update]) -> dict[Tensor
     summed = [one for one in updates if isinstance(one, CotangentUpdate) and one.terms]
     fixed = dict.fromkeys(term.cotangents for one in summed for term in one.terms)
     several = SHARERS * len(summed) if len(summed) > 1 else 1
-    each = TYPICAL.seconds(several * product_work(lin))
-    if not fixed or TYPICAL.seconds(kernel_work(lin, len(fixed))) >= each:
+    product = TYPICAL.seconds(product_work(lin))
+    if not fixed or product < DEAR:
+        return {}
+    if TYPICAL.seconds(kernel_work(lin, len(fixed))) >= several * product:
         return {}
     return {c: lin.shared(("products", c), partial(lin.sample_products, c)) for c in fixed}
 
