@@ -84,7 +84,7 @@ def mean_error(errors: Iterable[float]) -> float:
     none; NaN where no row states one.
 
     Args:
-        errors: of the rows.
+        errors: the errors of the rows.
     """
     known = np.asarray(list(errors), float)
     if np.isnan(known).all():
@@ -97,7 +97,7 @@ def ratio_error(first: float, second: float) -> float:
 
     Args:
         first: the error of one, NaN where it is not stated.
-        second: of the other.
+        second: that of the other.
     """
     if math.isnan(first) and math.isnan(second):
         return math.nan

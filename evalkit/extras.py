@@ -15,7 +15,7 @@ def required(name: str, purpose: str) -> ModuleType:
     """Return a package that not every user has.
 
     Args:
-        name: of the package.
+        name: the name of the package.
         purpose: what it is needed for.
 
     Raises:

@@ -30,7 +30,7 @@ def fitted(owner: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -
     Args:
         owner: whose settings they are, as sentences call it.
         values: as values or as the text of them.
-        defaults: of all settings that there are.
+        defaults: the defaults of all settings that there are.
 
     Raises:
         EvalkitError: there is no such setting, or a value does not fit.

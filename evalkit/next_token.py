@@ -183,8 +183,8 @@ def refuse_labels(
 
     Args:
         model: that is scored or trained.
-        inputs: of some samples.
-        targets: of the same samples.
+        inputs: the inputs of some samples.
+        targets: the targets of the same samples.
         task: what the sentence calls the task.
         shift: what the task says about the shift of labels, None where it says nothing.
 

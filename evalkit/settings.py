@@ -29,8 +29,8 @@ class Settings:
         dampings: each method is scored at each; several make a sweep.
         batches: batches per checkpoint, the same ones at every checkpoint.
         batch_size: samples per batch, drawn without replacement from the training samples.
-        seed: of the batches and of methods that draw samples.
-        dtype: of the evaluation, ``"float32"`` or ``"float64"``; None for the model's own.
+        seed: the seed of the batches and of methods that draw samples.
+        dtype: that of the evaluation, ``"float32"`` or ``"float64"``; None for the model's own.
         micro_batch_size: samples whose graph is held at a time; None for the whole batch.
         device: where the model is evaluated, as torch names it.
 

@@ -84,11 +84,11 @@ def checkpoint_batches(
     """Yield the first batches of every checkpoint of a trajectory, named, as ``score`` draws them.
 
     Args:
-        folder: of the checkpoints.
+        folder: the folder of the checkpoints.
         task: as for ``evalkit score``; by default the one that the folder's manifest names.
         batches: per checkpoint.
         batch_size: samples per batch, or all training samples where there are fewer.
-        seed: of the batches.
+        seed: the seed of the batches.
 
     Raises:
         EvalkitError: the folder, the task or a number cannot be used.

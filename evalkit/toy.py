@@ -45,9 +45,9 @@ class Problem:
         likelihood: what z means.
         inputs: x of each sample.
         targets: y of each sample.
-        center: of the square that is drawn.
-        width: of that square.
-        starts: of the trajectories.
+        center: the center of the square that is drawn.
+        width: the width of that square.
+        starts: the starts of the trajectories.
     """
 
     name: str
@@ -116,10 +116,10 @@ class Tracing:
     quadratic model has its minimum along d before, at (d^T g / d^T F d) |d|.
 
     Attributes:
-        damping: of every method.
+        damping: the damping of every method.
         arrows: along each side of the square.
-        points: of the landscape, along each side.
-        steps: of a trajectory, at most; it ends where it leaves the square too.
+        points: the points of the landscape, along each side.
+        steps: the steps of a trajectory, at most; it ends where it leaves the square too.
         step_length: |theta_next - theta|.
 
     Raises:

@@ -54,7 +54,7 @@ class Cost:
     Attributes:
         work: forward, backward, training step (both together), linearize, update (linearize and
             form the direction), score (linearize and score one method) or all scores (at once).
-        method: of an update or score, empty otherwise.
+        method: the method of an update or score, empty otherwise.
         steps: median over the repetitions of the time relative to the training steps around it.
         steps_low: lower quartile of the same.
         steps_high: upper quartile of the same.
@@ -62,9 +62,9 @@ class Cost:
             machine favours no row.
         ms_low: the same for ``steps_low``.
         ms_high: the same for ``steps_high``.
-        peak_mib: of tensors above model and batch, in MiB; empty where torch cannot tell, and for
-            backward, which needs the graph of the forward.
-        iterations: of the method's solver, empty for methods without one.
+        peak_mib: the most MiB of tensors above model and batch; empty where torch cannot tell, and
+            for backward, which needs the graph of the forward.
+        iterations: those of the method's solver, empty for methods without one.
     """
 
     work: str
@@ -186,7 +186,7 @@ def measure_costs(
         task: its model, as initialised, and its training samples.
         settings: methods, their damping (the first), batch size, seed, dtype, micro-batch size and
             device.
-        repetitions: of every piece of work, after one that does not count.
+        repetitions: how often to take every piece of work, after one that does not count.
         on_progress: called with the pieces done, their number, and the name of the next.
 
     Raises:

@@ -26,7 +26,7 @@ class Timing:
 
     Attributes:
         seconds: that it took.
-        step_seconds: of the training steps around it, their median.
+        step_seconds: the median time of the training steps around it.
     """
 
     seconds: tuple[float, ...]
@@ -67,7 +67,7 @@ def in_turns(
     Args:
         pieces: by name, or another key.
         step: one training step.
-        repetitions: of every piece.
+        repetitions: how often to take every piece.
         on_piece: called with the key of the piece that follows.
     """
     step()

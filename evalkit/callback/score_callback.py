@@ -66,12 +66,12 @@ class ScoreCallback(TrainerCallback):
     training goes on, and that checkpoint has no more rows.
 
     Args:
-        folder: of the run; new, or the one of the training that is resumed.
+        folder: the folder of the run; new, or the one of the training that is resumed.
         methods: names, with settings of their own if wanted.
         damping: one number or several; each method is scored at each.
         batches: per checkpoint.
         batch_size: samples per batch, drawn without replacement.
-        seed: of the batches and of methods that draw samples.
+        seed: the seed of the batches and of methods that draw samples.
         dtype: as in :func:`evalkit.linearize`.
         micro_batch_size: as in :func:`evalkit.linearize`.
         initial: score the model before the first step too, as ``checkpoint-0``.

@@ -68,7 +68,7 @@ def supervised(
     real numbers among them are gaussian.
 
     Args:
-        model: of transformers, in wrappers of peft or not.
+        model: the model of transformers, in wrappers of peft or not.
         batch: what a data collator returns.
         shift_labels: whether token labels move one to the left; None to find out by
             :func:`shifts_labels`.

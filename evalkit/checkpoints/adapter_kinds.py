@@ -75,7 +75,7 @@ def check_kind(content: Mapping[str, Any], saved: Saved) -> None:
     """Refuse a saved adapter from which the trained model cannot be had exactly.
 
     Args:
-        content: of its configuration, as read.
+        content: the content of its configuration, as read.
         saved: the adapter, for the error sentence.
 
     Raises:

@@ -24,7 +24,7 @@ def quiet_peft(path: Path) -> Iterator[Any]:
     """Yield the package ``peft``; what it warns of is checked and said in sentences here.
 
     Args:
-        path: of the adapter that needs it, for the error sentence.
+        path: the path of the adapter that needs it, for the error sentence.
 
     Raises:
         EvalkitError: it is not installed.

@@ -32,7 +32,7 @@ def model_for(trajectory: Trajectory, task: Task, seed: int) -> nn.Module:
     Args:
         trajectory: the checkpoints; their values are not loaded here.
         task: builds the model.
-        seed: of the initial values.
+        seed: the seed of the initial values.
 
     Raises:
         EvalkitError: the task's code fails, PEFT is not installed, the adapters are of a kind that

@@ -100,7 +100,7 @@ def open_trajectory(
     has to.
 
     Args:
-        folder: of the checkpoints, or one checkpoint.
+        folder: the folder of the checkpoints, or one checkpoint.
         order: ``"name"``, ``"time"`` or the names in order; None goes by the steps.
         key: where in each file the state dict lies, where a rule does not find it; see
             :func:`evalkit.checkpoints.layout.state_dict_in`.
@@ -271,7 +271,7 @@ def trajectory_task(
         trajectory: the checkpoints.
         override: what the caller asked for, in the forms of :func:`evalkit.tasks.load_task`; it
             wins over the manifest.
-        settings: of a family of tasks, what the caller asked for.
+        settings: the settings of a family of tasks, what the caller asked for.
 
     Raises:
         EvalkitError: there is no override and the manifest names no registered task, or the task

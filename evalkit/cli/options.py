@@ -72,8 +72,8 @@ def check_given_once(command: click.Command, context: click.Context, arguments: 
 
     Args:
         command: whose options they are.
-        context: of the command above it.
-        arguments: of the command.
+        context: the context of the command above it.
+        arguments: the arguments of the command.
 
     Raises:
         EvalkitError: an option with a value is given twice.

@@ -28,7 +28,7 @@ def shown_progress(name: str) -> Iterator[Shown]:
     """Yield what shows progress on standard error until the end of the block.
 
     Args:
-        name: of the work, until something else is known.
+        name: the name of the work, until something else is known.
     """
     if sys.stderr.isatty():
         with _bar(name) as bar:

@@ -15,7 +15,7 @@ class Bags:
     Attributes:
         indices: rows of the table, (N, T).
         kept: which of them belong to a bag, (N, T).
-        weights: of the lookups, (N, T), None for ones.
+        weights: the weights of the lookups, (N, T), None for ones.
     """
 
     indices: Tensor
@@ -71,7 +71,7 @@ def reduced(bags: Bags, looked: Tensor, mode: str) -> Tensor | None:
     """Return one row for each bag, zero for an empty one: (N, width); None for an unknown mode.
 
     Args:
-        bags: of the lookups.
+        bags: the bags of the lookups.
         looked: the rows that were looked up, (N, T, width).
         mode: ``"sum"``, ``"mean"`` or ``"max"``.
     """

@@ -56,7 +56,7 @@ class Evaluation:
         model: as given.
         trainable: its trainable parameters by name.
         parameters: what stands in for them.
-        precision: of the logits.
+        precision: the precision of the logits.
         mode: keeps its forward in that precision.
         call: maps (parameters by name, inputs) to logits.
         cast: casts inputs.
@@ -87,7 +87,7 @@ def evaluation(model: nn.Module, dtype: torch.dtype | None = None) -> Evaluation
 
     Args:
         model: any module; its trainable parameters are those with ``requires_grad``.
-        dtype: of the evaluation: parameters, buffers and inputs are cast. None keeps each as it
+        dtype: what parameters, buffers and inputs are cast to. None keeps each as it
             is, but for half precision, which is evaluated in float32, for trainable parameters of
             several precisions, where all is evaluated in the highest, and for inputs in a lower
             precision than theirs, which are raised to it.
@@ -177,7 +177,7 @@ def cast(value: Tensor, dtype: torch.dtype | None, copy: bool = False) -> Tensor
 
     Args:
         value: a parameter, buffer or input.
-        dtype: of the evaluation; None keeps all but half precision, which becomes float32.
+        dtype: that of the evaluation; None keeps all but half precision, which becomes float32.
         copy: return a copy even if nothing changes.
     """
     # What was made under inference mode takes part in no graph, but a copy does.

@@ -17,7 +17,7 @@ class ModuleCall:
     """One call of a module.
 
     Attributes:
-        name: of the module in the model, empty for the model itself.
+        name: the name of the module in the model, empty for the model itself.
         module: what is called.
         inputs: the tensors among its arguments.
         outputs: the tensors among what it returns; empty before it has returned.
@@ -96,7 +96,7 @@ def first(calls: Sequence[ModuleCall], model: nn.Module) -> str:
     """Return what a sentence calls the first of some calls; the model itself where there is none.
 
     Args:
-        calls: of modules at fault.
+        calls: the calls of modules at fault.
         model: they belong to.
     """
     return str(calls[0]) if calls else described("", model)

@@ -62,7 +62,7 @@ class AtLeast(TorchFunctionMode):
     softmaxes of some models ask for it, to gain digits over half precision; they would lose eight.
 
     Args:
-        dtype: of the evaluation, float32 or float64.
+        dtype: the dtype of the evaluation, float32 or float64.
         device: the kind of device that the model is on.
 
     Attributes:

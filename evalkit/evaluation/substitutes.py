@@ -149,7 +149,7 @@ def _grouped_product(
         b: (groups, in, out).
         offs: where each group ends, (groups,).
         bias: none, as torch has none yet.
-        out_dtype: of the result.
+        out_dtype: the dtype of the result.
     """
     if a.dim() != 2 or b.dim() != 3 or offs is None or bias is not None:
         return None
@@ -211,7 +211,7 @@ def _replaced(name: str, places: dict[str, Any]) -> Iterator[None]:
     """Replace what a module of torch calls; one that nobody has imported is not used.
 
     Args:
-        name: of the module.
+        name: the name of the module.
         places: what to put in its attributes; those that this version of torch lacks are left out.
     """
     module = sys.modules.get(name)

@@ -89,7 +89,7 @@ def own_values(model: nn.Module) -> nn.Module:
     """Let a model that was made under inference mode be trained and loaded; return it.
 
     Args:
-        model: of the caller's own; its parameters and buffers are replaced.
+        model: the model of the caller's own; its parameters and buffers are replaced.
     """
     replaced: dict[int, Any] = {}
     for module in model.modules():

@@ -130,8 +130,8 @@ def _label(ax: Axes, name: str, style: Style, places: tuple[float, float], width
     """Draw a leader from the line's end to its label, a piece of the line, and the name.
 
     Args:
-        places: of the end and of the label, in axes units.
-        width: of the axes in points.
+        places: the places of the end and of the label, in axes units.
+        width: the width of the axes in points.
     """
     start, place = places
     edge, corner, middle, end, text = (

@@ -17,7 +17,7 @@ class Layout:
         one_column: width of figures with one panel beside another, in inches.
         two_columns: width of figures with several.
         font: size of text in points; lines and markers go with it.
-        formats: of the files.
+        formats: the formats of the files.
         folder: below the run's figures, empty for that folder itself.
     """
 

@@ -81,7 +81,7 @@ def discussion_figure(table: pd.DataFrame, layout: Layout = SCREEN) -> Figure:
     """Return EF at two dampings beside iEF, and the cosine of each to SGD (author response).
 
     Args:
-        table: of ``sweeps.damping_discussion``.
+        table: the result of ``sweeps.damping_discussion``.
         layout: its sizes.
     """
     figure = _figure(layout.one_column, 4.4, layout)

@@ -45,10 +45,10 @@ def plot_ratio(
     """Draw gamma relative to SGD against progress: a line per method, SGD at 1, the floor.
 
     Args:
-        summary: of ``results.summarize``, one damping per method.
-        floors: of ``results.summarize_batches``.
+        summary: the result of ``results.summarize``, one damping per method.
+        floors: the result of ``results.summarize_batches``.
         ax: where to draw.
-        limits: of the log axis; those of the data by default.
+        limits: the limits of the log axis; those of the data by default.
     """
     styles = method_styles(summary["method"])
     log_axis(ax, *(limits or ratio_limits(summary, floors)))
@@ -68,7 +68,7 @@ def plot_efficiency(summary: pd.DataFrame, ax: Axes) -> Axes:
     """Draw efficiency, floor / gamma, against progress: a line per method on a linear axis.
 
     Args:
-        summary: of ``results.summarize``, one damping per method.
+        summary: the result of ``results.summarize``, one damping per method.
         ax: where to draw.
     """
     styles = method_styles(summary["method"])
@@ -89,7 +89,7 @@ def plot_imbalance(floors: pd.DataFrame, ax: Axes) -> Axes:
     """Draw the imbalance of per-sample gradients and of logit gradients against progress.
 
     Args:
-        floors: of ``results.summarize_batches``.
+        floors: the result of ``results.summarize_batches``.
         ax: where to draw.
     """
     values = np.concatenate([bar_ends(floors, column) for column in IMBALANCE])
@@ -116,10 +116,10 @@ def plot_damping(
     A ring marks each method's best damping.
 
     Args:
-        summary: of ``results.summarize``, the rows of one checkpoint.
+        summary: the result of ``results.summarize``, the rows of one checkpoint.
         floor: gamma_floor / gamma of SGD there.
         ax: where to draw.
-        limits: of the log axis of ratios.
+        limits: the limits of the log axis of ratios.
         labels: whether lines are named.
     """
     styles = method_styles(summary["method"])
@@ -149,7 +149,7 @@ def plot_discussion(table: pd.DataFrame, column: str, ax: Axes) -> Axes:
     """Draw one column of the damping discussion against progress: a line per method and damping.
 
     Args:
-        table: of ``sweeps.damping_discussion``.
+        table: the result of ``sweeps.damping_discussion``.
         column: ``"ratio"``, on a log axis, or ``"cosine_sgd"``.
         ax: where to draw.
     """

@@ -83,7 +83,7 @@ def write_figures(
         run: its tables.
         folder: made when missing.
         layout: sizes and formats.
-        pairs: of methods to divide.
+        pairs: the pairs of methods to divide.
 
     Returns:
         The files, one per figure and format.

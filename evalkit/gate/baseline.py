@@ -96,7 +96,7 @@ def update_baseline(path: str | os.PathLike[str], run: Run) -> str:
     round elsewhere.
 
     Args:
-        path: of the baseline, new or old; its folder is made when missing.
+        path: the path of the baseline, new or old; its folder is made when missing.
         run: finished, with several batches per checkpoint.
 
     Returns:

@@ -60,9 +60,9 @@ def check(run: Baseline, baseline: Baseline, tolerance: float = DEFAULT_TOLERANC
     descent comparable that is lost where the error of gamma is 100% or more.
 
     Args:
-        run: of :func:`evalkit.gate.baseline.baseline_of`.
-        baseline: of :func:`evalkit.gate.baseline_file.read_baseline`.
-        tolerance: of the mean log ratio and of the mean efficiency, absolute.
+        run: the result of :func:`evalkit.gate.baseline.baseline_of`.
+        baseline: the result of :func:`evalkit.gate.baseline_file.read_baseline`.
+        tolerance: the tolerance of the mean log ratio and of the mean efficiency, absolute.
 
     Raises:
         EvalkitError: the tolerance is not a finite number of at least 0.

@@ -32,10 +32,10 @@ def plot_differences(table: pd.DataFrame, ax: Axes, metric: Metric, tolerance: f
     what fails the gate.
 
     Args:
-        table: of ``comparison.Check.table``, checkpoints in order.
+        table: the table of ``comparison.Check.table``, checkpoints in order.
         ax: where to draw.
         metric: which differences.
-        tolerance: of the gate.
+        tolerance: the tolerance of the gate.
     """
     rows = table[(table["metric"] == metric.name) & table["difference"].notna()]
     names = list(dict.fromkeys(table["checkpoint"]))

@@ -41,7 +41,7 @@ def stated_errors(metric: Metric, pairs: pd.DataFrame) -> np.ndarray:
 
     Args:
         metric: what is compared.
-        pairs: of run and baseline, (B,) rows, the latter's columns with ``_expected``.
+        pairs: the pairs of run and baseline, (B,) rows, the latter's columns with ``_expected``.
     """
     total = np.zeros(len(pairs))
     for suffix in _SIDES:

@@ -27,7 +27,7 @@ class Normalization(ReplacedLayer):
 
     Attributes:
         eps: added to the variance.
-        mean: of each part, as torch's layer returns it.
+        mean: the mean of each part, as torch's layer returns it.
         rstd: 1 / standard deviation of each part.
     """
 
@@ -91,7 +91,7 @@ class LayerNorm(Normalization):
     """One call of ``F.layer_norm``: the last axes of (N, ..., *shape) are one part.
 
     Attributes:
-        shape: of the last axes, and of weight and bias.
+        shape: the shape of the last axes, and of weight and bias.
     """
 
     shape: tuple[int, ...]

@@ -35,7 +35,8 @@ class AdjointTest:
     """One comparison of <J v, u> with <v, J^T u>.
 
     Attributes:
-        difference: of the two, relative to the size of their terms; NaN where they overflow.
+        difference: how far the two differ, relative to the size of their terms; NaN where they
+            overflow.
         usual: the size that terms with usual entries of J^T u have, relative to theirs. Far above
             one where v moves what has no effect, as a bias before a normalisation: then both sides
             are what rounding left of terms that cancelled.

@@ -32,7 +32,7 @@ class Broadcast:
 
     Attributes:
         value: the graph edge of h.
-        shape: of h.
+        shape: the shape of h.
         copies: the graph edge of e, (N, ...), with as many numbers for each sample as h has.
     """
 
@@ -49,7 +49,7 @@ def broadcast_call(
     Args:
         func: a torch function.
         args: its arguments.
-        kwargs: likewise, by name.
+        kwargs: its arguments by name.
         samples: N.
 
     Returns:
@@ -110,7 +110,7 @@ def shared_parameters(
     """Return the parameters that reach the logits through broadcasts alone, and through which.
 
     Args:
-        users: of every node in the graph of the logits.
+        users: the users of every node in the graph of the logits.
         accumulators: the nodes that accumulate the parameters' gradients, by name.
         broadcasts: as recorded.
     """

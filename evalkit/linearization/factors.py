@@ -42,7 +42,7 @@ class LayerFactors:
     Attributes:
         weight: name of the weight.
         bias: name of the bias whose ones are the last column of a, None without one.
-        shape: of the weight.
+        shape: the shape of the weight.
         samples: the samples, as a slice of the batch.
         inputs: a, (groups, n, T, in), in the precision of the model.
         output_gradients: d, (groups, K, n, T, out), in the precision of the model.
@@ -93,7 +93,7 @@ class FormedRows:
     """Per-sample gradients of a parameter that has no factors, for some samples of the batch.
 
     Attributes:
-        name: of the parameter.
+        name: the name of the parameter.
         samples: the samples, as a slice of the batch.
         rows: J_n^T c_kn, (K, n, size), in the precision of the model.
     """

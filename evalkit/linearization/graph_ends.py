@@ -42,7 +42,7 @@ def refuse_lost_gradients(
 
     Args:
         model: whose logits they are.
-        graph: of the logits.
+        graph: the graph of the logits.
         parameters: the trainable ones, by name.
         hidden: names of those that something was done with while gradients were off.
         call: the forward, for parameters by name.
@@ -175,8 +175,8 @@ def nodes_between(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Iterat
     """Walk the nodes that a module adds to a graph.
 
     Args:
-        outputs: of the module.
-        inputs: likewise.
+        outputs: the outputs of the module.
+        inputs: what it was called with.
     """
     start = [x.grad_fn for x in outputs if x.grad_fn is not None]
     return _below(start, frozenset(x.grad_fn for x in inputs if x.grad_fn is not None))

@@ -38,7 +38,7 @@ def sample_products(
         batches: the forward passes.
         cotangents: c, (K, N, ..., C) float64.
         route: one of :data:`evalkit.linearization.gram.ROUTES`.
-        units: of :func:`unit_side`, which serves all cotangents.
+        units: the units of :func:`unit_side`, which serves all cotangents.
     """
     vectors = unit_cotangents(batches)
     outputs, samples = vectors.shape[:2]

@@ -74,7 +74,7 @@ class Linearization(LinearMaps):
     sums, never means.
 
     Attributes:
-        versions: of the tensors that all methods see, by name, as they were computed.
+        versions: the versions of the tensors that all methods see, by name, as they were computed.
     """
 
     def __init__(self, batches: MicroBatches, likelihood: Likelihood, targets: Tensor) -> None:

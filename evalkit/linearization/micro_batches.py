@@ -42,14 +42,14 @@ class MicroBatches:
 
     Args:
         model: as in :func:`evalkit.linearization.recording.record`.
-        inputs: of the whole batch; tensors with a sample axis are split, others shared.
+        inputs: the inputs of the whole batch; tensors with a sample axis are split, others shared.
         num_samples: N.
         size: samples in a micro-batch, None for all.
-        dtype: of the evaluation.
+        dtype: the dtype of the evaluation.
 
     Attributes:
         slices: the samples of each micro-batch.
-        logits: of the whole batch, detached.
+        logits: the logits of the whole batch, detached.
 
     Raises:
         EvalkitError: as :func:`evalkit.linearization.recording.record`, the size is not positive,

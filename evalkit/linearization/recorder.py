@@ -28,11 +28,11 @@ class LayerUse:
 
     Attributes:
         layer: the call.
-        version: of its inputs at the call; an in-place change later would raise it.
+        version: the version of its inputs at the call; an in-place change later would raise it.
         outputs: the graph edge of its outputs.
         weight: name of the trainable parameter, None where the weight is not one.
         bias: name of the trainable parameter, None where the bias is not one.
-        shape: of its outputs.
+        shape: the shape of its outputs.
     """
 
     layer: Layer
@@ -56,7 +56,7 @@ class Recorder(TorchFunctionMode):
         roughest: the precision with the fewest digits that a result has, None before any.
 
     Args:
-        names: of the parameters, by id.
+        names: the names of the parameters, by id.
         samples: N.
     """
 
@@ -175,7 +175,7 @@ class Graph:
     """The graph of the logits, walked once.
 
     Attributes:
-        users: of every node.
+        users: the users of every node.
         accumulators: the nodes that accumulate the gradients of leaves, by the leaf's id.
     """
 

@@ -44,7 +44,7 @@ def part_of(inputs: Inputs, split: Sequence[int], rows: slice | list[int]) -> In
     """Return some samples of a batch.
 
     Args:
-        inputs: of the batch.
+        inputs: the inputs of the batch.
         split: the places of the leaves with a sample axis; all samples share the others.
         rows: the samples.
     """
@@ -59,7 +59,7 @@ def split_leaves(evaluated: Evaluation, inputs: Inputs, samples: int) -> tuple[i
 
     Args:
         evaluated: the model.
-        inputs: of the whole batch.
+        inputs: the inputs of the whole batch.
         samples: N, at least 2.
 
     Raises:
@@ -119,7 +119,7 @@ def _two_samples(run: Run, inputs: Inputs, split: Sequence[int], samples: int) -
 
     Args:
         run: the forward.
-        inputs: of the whole batch.
+        inputs: the inputs of the whole batch.
         split: as for :func:`part_of`.
         samples: N.
     """
@@ -190,7 +190,7 @@ def refuse_other_logits(
 
     Args:
         evaluated: the model.
-        inputs: of the whole batch.
+        inputs: the inputs of the whole batch.
         samples: N.
         logits: that they have.
 

@@ -46,7 +46,7 @@ def sketched_kernel(batches: MicroBatches, seed: int = 0) -> Tensor:
 
     Args:
         batches: the forward passes.
-        seed: of the random signs.
+        seed: the seed of the random signs.
 
     Raises:
         EvalkitError: no parameter has per-sample gradients from one backward.
@@ -76,7 +76,7 @@ class _Sketcher:
 
     Args:
         outputs: N M.
-        seed: of the random signs.
+        seed: the seed of the random signs.
     """
 
     def __init__(self, outputs: int, seed: int) -> None:

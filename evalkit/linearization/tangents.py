@@ -265,7 +265,7 @@ def _through_outputs(recording: Recording, role: Literal["weight", "bias"]) -> C
 
     Args:
         recording: the forward pass.
-        role: of the parameters.
+        role: the role of the parameters.
     """
     found: dict[str, list[tuple[LayerUse, MovedLayer | None]]] = defaultdict(list)
     for use in recording.uses:

@@ -35,7 +35,7 @@ class Metric:
 
     Attributes:
         name: how it is named in tables.
-        column: of the scores.
+        column: the column of the scores.
         transform: maps the column to values whose differences are compared.
         higher_is_better: the direction.
     """
@@ -62,7 +62,7 @@ class Interval:
     """A mean of paired differences with its 95% interval.
 
     Attributes:
-        mean: of the differences.
+        mean: the mean of the differences.
         low: lower end.
         high: upper end.
         pairs: number of batches.

@@ -94,7 +94,7 @@ def compare(run: Run, pairs: Iterable[Pair]) -> pd.DataFrame:
 
     Args:
         run: its tables.
-        pairs: of methods that it scored.
+        pairs: the pairs of methods that it scored.
 
     Returns:
         Columns pair, checkpoint, step, progress, batches; ratio_mean and ratio_factor, geometric
@@ -208,7 +208,7 @@ def statements(table: pd.DataFrame) -> list[str]:
     and its 95% interval.
 
     Args:
-        table: of :func:`compare` or :func:`compare_runs`.
+        table: the result of :func:`compare` or :func:`compare_runs`.
     """
     lines = []
     for key, last in last_rows(table):
@@ -232,7 +232,7 @@ def last_rows(table: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], pd.Series]
     """Yield the row of each pair (and run) at its last checkpoint, under its names.
 
     Args:
-        table: of :func:`compare` or :func:`compare_runs`.
+        table: the result of :func:`compare` or :func:`compare_runs`.
     """
     keys = [column for column in ("run", "pair") if column in table]
     for key, group in table.groupby(keys, sort=False) if len(table) else ():

@@ -76,7 +76,7 @@ def spread(rows: pd.DataFrame, column: str) -> Spread:
     """Return mean and one sigma of a column of a summary, NaN where there is no sigma.
 
     Args:
-        rows: of :func:`summarize`, :func:`summarize_batches` or ``pairs.compare``.
+        rows: the result of :func:`summarize`, :func:`summarize_batches` or ``pairs.compare``.
         column: its name without ``_mean``.
     """
     mean = rows[f"{column}_mean"].to_numpy(float)

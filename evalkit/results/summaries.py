@@ -90,7 +90,7 @@ def near_zero(summary: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of each method at its smallest damping: what curves over training show.
 
     Args:
-        summary: of :func:`summarize`, or scores.
+        summary: the result of :func:`summarize`, or scores.
     """
     smallest = summary.groupby("method", sort=False)["damping"].transform("min")
     return summary[summary["damping"] == smallest].reset_index(drop=True)

@@ -91,7 +91,7 @@ def damping_discussion(run: Run, dampings: tuple[float, float], method: str = "e
 
     Args:
         run: its tables.
-        dampings: of the method; iEF is taken at its smallest.
+        dampings: the dampings of the method; iEF is taken at its smallest.
         method: the method.
 
     Returns:

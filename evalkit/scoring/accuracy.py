@@ -35,8 +35,8 @@ class Error:
     """Estimates of the relative error of a gamma.
 
     Attributes:
-        total: of all there is.
-        curable: of what an evaluation with more digits would lower.
+        total: the sum of all there is.
+        curable: the part that an evaluation with more digits would lower.
     """
 
     total: float

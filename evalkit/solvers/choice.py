@@ -66,11 +66,11 @@ def natural_gradient(
     Args:
         lin: the model and batch.
         damping: lambda >= 0.
-        max_iterations: of CG.
+        max_iterations: the most iterations of CG.
         tolerance: stop when the residual is at most this times |g|.
         floor_tolerance: stop when gamma <= (1 + floor_tolerance) gamma_floor; 0 leaves it out.
         on_iteration: called with each iteration of CG and its gamma.
-        preconditioner: of plain CG, as :func:`evalkit.solvers.cg.solve_by_cg` takes it.
+        preconditioner: M^-1 of plain CG, as :func:`evalkit.solvers.cg.solve_by_cg` takes it.
         solver: ``"cg"``; ``"sketch"``, CG preconditioned by a sketch of the tangent kernel;
             ``"direct"``, a solve in logit space; or ``"auto"``, the cheapest of these.
 
@@ -138,7 +138,7 @@ def cheapest(lin: Linearization, stopping: Stopping, rates: Rates | None = None)
     Args:
         lin: the model and batch.
         stopping: when CG stops.
-        rates: of the machine; None for those that are measured.
+        rates: the rates of the machine; None for those that are measured.
     """
     rates = machine_rates(lin.logits.device) if rates is None else rates
     most = stopping.max_iterations

@@ -30,7 +30,7 @@ class _Candidate:
     Attributes:
         y: like logits.
         x: J^T y, (P,).
-        depth: of twice the quadratic model there, 2 g^T x - x^T A x.
+        depth: twice the fall of the quadratic model there, 2 g^T x - x^T A x.
         residual: q with J^T q = g - A x, like logits.
         length: |g - A x|.
     """

@@ -26,7 +26,7 @@ class Solved:
         vector: x, (P,), where it is known by itself.
         solver: ``"cg"``, ``"sketch"`` for CG preconditioned by a sketch of the tangent kernel, or
             ``"direct"`` for the solve in logit space.
-        iterations: of CG; of the direct solver, solves with a recomputed residual.
+        iterations: those of CG; of the direct solver, solves with a recomputed residual.
         converged: whether one of the two tolerances was met.
         relative_residual: |g - (F + lambda I) x| / |g|, recomputed from the solution.
         gammas: gamma of each iterate; without damping they fall (paper, appendix F.2).

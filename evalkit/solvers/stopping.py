@@ -17,7 +17,7 @@ class Stopping:
     """The iterations and the two tolerances of a solver; either tolerance ends it.
 
     Attributes:
-        max_iterations: of CG.
+        max_iterations: the most iterations of CG.
         tolerance: |g - (F + lambda I) x| <= tolerance |g| is near enough.
         floor_tolerance: gamma <= (1 + floor_tolerance) gamma_floor is; 0 leaves it out.
 

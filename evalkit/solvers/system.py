@@ -28,7 +28,7 @@ class Point:
         jx: J x, like logits.
         square: |res|^2, as it was last computed from x.
         depth: the largest so far of 2 g^T x - x^T A x, twice the fall of the quadratic model.
-        gammas: of x and the iterates before it.
+        gammas: those of x and the iterates before it.
     """
 
     x: Tensor
@@ -62,7 +62,7 @@ class Step:
     Attributes:
         way: the direction.
         alpha: how far along it.
-        fall: of twice the quadratic model.
+        fall: twice the fall of the quadratic model.
         to: where it leads.
     """
 

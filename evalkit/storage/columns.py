@@ -80,7 +80,7 @@ class Source:
     """Where a text is from, as errors call it.
 
     Attributes:
-        path: of the file.
+        path: the path of the file.
         advice: the end of an error sentence.
         above: lines of the file above the text.
     """
@@ -110,7 +110,7 @@ def frame_of(rows: Iterable[Any], kind: type) -> pd.DataFrame:
     """Return rows as a table.
 
     Args:
-        rows: of one dataclass.
+        rows: the rows of one dataclass.
         kind: that dataclass.
     """
     columns = columns_of(kind)

@@ -49,9 +49,9 @@ class Score:
         slope: d^T g; negative means that the update ascends.
         norm: |d|.
         cosine_sgd: cosine of the angle between d and g.
-        iterations: of the solver; empty for methods without one.
-        relative_residual: of the solver, recomputed; empty for methods without one.
-        converged: of the solver; empty for methods without one.
+        iterations: those of the solver; empty for methods without one.
+        relative_residual: that of the solver's answer, recomputed; empty for methods without one.
+        converged: whether the solver did; empty for methods without one.
         solver: ``"cg"``, ``"sketch"`` or ``"direct"``; empty for methods without one.
         error: estimate of the relative error of gamma; above :data:`evalkit.doubts.MARKED` the row
             is not to be relied on.

@@ -41,7 +41,7 @@ def csv_rows(frame: pd.DataFrame, name: str) -> str:
 
     Args:
         frame: the columns of the table, in any order; those that earlier tables lack may lack.
-        name: of the file.
+        name: the name of the file.
 
     Raises:
         EvalkitError: other columns, or a text that does not fit into a line.

@@ -28,7 +28,7 @@ def draw_batch(num_samples: int, batch_size: int, seed: int, batch: int) -> Tens
     Args:
         num_samples: samples to draw from.
         batch_size: how many to draw.
-        seed: of the study.
+        seed: the seed of the study.
         batch: number of the batch, from 0.
     """
     generator = torch.Generator().manual_seed(batch_seed(seed, batch, "samples"))
@@ -52,7 +52,7 @@ def draw(
     Args:
         samples: to draw from.
         batch_size: how many to draw.
-        seed: of the study.
+        seed: the seed of the study.
         batch: number of the batch, from 0.
     """
     indices = draw_batch(len(samples), batch_size, seed, batch)

@@ -27,7 +27,7 @@ def check_same_run(
     """Check that a start goes on with what ``folder`` holds, or extends it.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         earlier: what its ``run.json`` says.
         provenance: what it would say if the run started now.
         code: files by hash that rows of the earlier run depend on; by default all of now.
@@ -153,7 +153,7 @@ def check_same_data(folder: Path, batch: int, recorded: str | None, found: str) 
     """Check that a batch holds the data that its earlier rows were scored on.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         batch: its number.
         recorded: SHA-256 of the data then; None where it is not known.
         found: SHA-256 of the data as drawn now.

@@ -33,7 +33,7 @@ def cells_of(checkpoints: Iterable[Checkpoint], batches: int) -> Iterator[Cell]:
 
     Args:
         checkpoints: in their order.
-        batches: of each.
+        batches: the batches of each.
     """
     for checkpoint, batch in itertools.product(checkpoints, range(batches)):
         yield Cell(checkpoint.name, checkpoint.step, checkpoint.progress, batch)
@@ -47,7 +47,7 @@ def plan(
     """Return the units that are left: the same for the same arguments.
 
     Args:
-        cells: of the study, in the order in which they are scored.
+        cells: the cells of the study, in the order in which they are scored.
         settings: methods and dampings.
         finished: methods and dampings that each finished cell has rows of.
     """

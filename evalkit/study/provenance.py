@@ -37,7 +37,7 @@ def describe_run(
         model: that is scored.
         task: what it is called.
         likelihood: what its outputs mean.
-        settings: of the run.
+        settings: the settings of the run.
         folder: where the checkpoints lie.
         checkpoints: name, step, progress, sha256 and more of each.
 
@@ -78,8 +78,8 @@ def describe_study(
     Args:
         trajectory: the checkpoints.
         task: the model and the data.
-        settings: of the run.
-        model: of the task.
+        settings: the settings of the run.
+        model: the model of the task.
         training_samples: from which batches are drawn.
     """
     checkpoints = [checkpoint_entry(checkpoint) for checkpoint in trajectory.checkpoints]

@@ -38,7 +38,7 @@ class Progress:
         done: finished cells (one checkpoint, one batch), those of an earlier start included.
         total: cells of the study.
         checkpoint: the name of the checkpoint that is scored.
-        iteration: of the solver that is running, 0 when none is.
+        iteration: the iteration of the solver that is running, 0 when none is.
     """
 
     done: int
@@ -81,7 +81,7 @@ def run_study(
         trajectory: the checkpoints.
         task: the model and the training samples that batches are drawn from.
         settings: methods, dampings, batches, seed.
-        folder: of the run; new, or one that these arguments started.
+        folder: the folder of the run; new, or one that these arguments started.
         on_progress: called when the study starts, at every iteration of a solver and after every
             cell.
         on_start: called once, before the first score, unless there is nothing to score.

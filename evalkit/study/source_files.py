@@ -24,7 +24,7 @@ def sources(functions: Iterable[Callable[..., Any]]) -> dict[str, str]:
     """Return the SHA-256 of the user's files that functions are in and import, by file name.
 
     Args:
-        functions: of a task, of methods; those of evalkit itself are left out.
+        functions: the functions of a task, of methods; those of evalkit itself are left out.
 
     Returns:
         By the name of the file for the files of functions, by the path of the module, such as

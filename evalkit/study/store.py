@@ -36,7 +36,7 @@ class Store:
     """A RUN folder that units are put into; it is made with the first one.
 
     Args:
-        folder: of the run; new, or whole (:func:`evalkit.storage.run_folder.repair`).
+        folder: the folder of the run; new, or whole (:func:`evalkit.storage.run_folder.repair`).
         provenance: what ``run.json`` says when the run is made.
 
     Attributes:
@@ -117,11 +117,11 @@ def open_store(
     """Return the store of a study that starts, goes on, or is extended.
 
     Args:
-        folder: of the run; new, or one of the same study on the same data.
+        folder: the folder of the run; new, or one of the same study on the same data.
         provenance: what ``run.json`` would say if the run started now.
         task: whose code rows depend on.
         samples: that batches are drawn from.
-        settings: of the study.
+        settings: the settings of the study.
 
     Raises:
         EvalkitError: the folder holds a run that differs in more than what may be added.

@@ -39,7 +39,7 @@ def register_family(name: str, make: Maker) -> None:
     """Register what makes a task of settings.
 
     Args:
-        name: of the family and its tasks.
+        name: the name of the family and its tasks.
         make: its keyword arguments are the settings; each has a default, of the type of the
             setting.
 
@@ -53,8 +53,8 @@ def registered_task(name: str, settings: Mapping[str, Setting] | None = None) ->
     """Return the registered task ``name``.
 
     Args:
-        name: of a task or a family.
-        settings: of a family, as values or as the text of them.
+        name: the name of a task or a family.
+        settings: the settings of a family, as values or as the text of them.
 
     Raises:
         EvalkitError: there is no such task or setting, or a value does not fit.

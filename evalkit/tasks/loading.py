@@ -33,7 +33,7 @@ def load_task(spec: str, settings: Mapping[str, Setting] | None = None) -> Task:
             attribute is a Task, or a function that returns one and takes nothing but settings, as
             :func:`evalkit.tasks.register_family` has them. The code of the file or the module
             runs: a specification from a data file must never come here.
-        settings: of a family of tasks, as values or as the text of them.
+        settings: the settings of a family of tasks, as values or as the text of them.
 
     Returns:
         The task; where it has no name of its own, ``spec`` becomes its name, a file without its

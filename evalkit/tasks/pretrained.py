@@ -77,7 +77,7 @@ def load_rows(name: str, configuration: str | None, split: str, most: int) -> An
 
     Args:
         name: on the hub, or a local path.
-        configuration: of the data set, None where it has one only.
+        configuration: the configuration of the data set, None where it has one only.
         split: to take rows of.
         most: rows at most, drawn at random, always the same; 0 for all.
 
@@ -112,9 +112,9 @@ def load_model(kind: str, name: str, **arguments: Any) -> nn.Module:
     """Return a pretrained model in float32.
 
     Args:
-        kind: of transformers' automatic classes, such as ``"AutoModelForSequenceClassification"``.
-        name: of the model.
-        arguments: of ``from_pretrained``.
+        kind: an automatic class of transformers, such as ``"AutoModelForSequenceClassification"``.
+        name: the name of the model.
+        arguments: the arguments of ``from_pretrained``.
     """
     loader = getattr(_library("transformers"), kind).from_pretrained
     arguments = {"dtype": torch.float32, "trust_remote_code": False, **arguments}

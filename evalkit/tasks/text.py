@@ -30,8 +30,8 @@ class Text:
     """A text task: which rows, which model, which adapter.
 
     Attributes:
-        wording: of the rows.
-        configuration: of the data set.
+        wording: the wording of the rows.
+        configuration: the configuration of the data set.
         validation: the name of the validation split.
         model: hub name or path.
         data: the same of the data set.

@@ -13,7 +13,7 @@ class Wording:
     """How the rows of a data set become text and a label.
 
     Attributes:
-        columns: of one sentence or of two.
+        columns: the columns of one sentence or of two.
         markers: before each sentence in a text-to-text input; empty for one sentence.
         words: the label words, by the number of the label.
         instruction: before the sentences in a text-to-text input.

@@ -75,7 +75,7 @@ def train(
         folder: where the checkpoints and their manifest go; absent or empty.
         optimizer, learning_rate, weight_decay, epochs, batch_size, checkpoint_every: as in
             :class:`evalkit.tasks.Recipe`; None takes the task's own.
-        seed: of the initial values, the order of the samples, and dropout.
+        seed: the seed of the initial values, the order of the samples, and dropout.
         on_epoch: called after every epoch.
 
     Returns:

@@ -67,7 +67,7 @@ def accept(name: str, result: Any, lin: Linearization) -> Update:
     """Return what a method returned as an update.
 
     Args:
-        name: of the method, for errors.
+        name: the name of the method, for errors.
         result: d, (P,), or an update.
         lin: the model and batch.
 

@@ -25,7 +25,7 @@ class _Sample:
 
     Attributes:
         logit_gradients: rs of each draw, K times (N, ..., C).
-        factor: of Gs Gs^T, (K N, K N).
+        factor: the factor of Gs Gs^T, (K N, K N).
         noise: how far rounding moves the rows of Gs, (K N,).
         shares: h with g = Gs^T h + g', (K N,).
         rest: cotangents of g', like logits; None where g lies in the span of Gs.
@@ -128,7 +128,7 @@ def sampled_logit_gradients(lin: Linearization, seed: int, labels_per_sample: in
 
     Args:
         lin: the model and batch.
-        seed: of the generator that draws the labels.
+        seed: the seed of the generator that draws the labels.
         labels_per_sample: K.
     """
     generator = torch.Generator().manual_seed(seed)

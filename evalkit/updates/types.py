@@ -18,7 +18,7 @@ class SolverReport:
     Attributes:
         solver: its name.
         iterations: that it took.
-        relative_residual: of the system that it solved, recomputed from the solution.
+        relative_residual: that of the system that it solved, recomputed from the solution.
         converged: whether one of its tolerances was met.
         error: relative error of gamma that it leaves.
         curable: more digits may lower that error; more iterations would otherwise.
@@ -51,7 +51,7 @@ class Rounding:
 
     Attributes:
         moved: |delta d|, an estimate.
-        slope: of d^T g.
+        slope: the slope of d^T g.
     """
 
     moved: float
@@ -64,7 +64,7 @@ class VectorUpdate:
 
     Attributes:
         vector: d, (P,); the parameters move along -d.
-        report: of the solver, None for methods without one.
+        report: the report of the solver, None for methods without one.
     """
 
     vector: Tensor
@@ -89,7 +89,7 @@ class CotangentUpdate:
             direction that is dominated by samples with small gradients cancels.
         rounding: how far rounding has moved d, where the method knows; None for a direction whose
             entries are as exact as its precision.
-        report: of the solver, None for methods without one.
+        report: the report of the solver, None for methods without one.
     """
 
     cotangents: Tensor

@@ -26,7 +26,7 @@ def damped_sum(
 
     Args:
         lin: the model and batch.
-        factor: of K.
+        factor: the factor of K.
         right: b, (N,).
         damping: lambda >= 0.
         scales: h, (N,); None for ones.

@@ -84,7 +84,7 @@ class Curve:
     Attributes:
         tag: by which a page switches it, and its column of the hover table.
         name: as read.
-        style: of line and markers.
+        style: the style of line and markers.
         keys: what each point belongs to, such as a checkpoint.
         x: places of the points.
         mean: values of the points; infinite ones become triangles at the upper edge.
@@ -125,7 +125,7 @@ def empty_figure(labels: tuple[str, str], height: int, x_range: Range1d, **scale
     """Return a figure as wide as its place in the page; y follows what is switched on.
 
     Args:
-        labels: of x and y.
+        labels: the labels of x and y.
         height: in pixels.
         x_range: may be shared with other figures, which then zoom together.
         scales: ``x_axis_type`` and ``y_axis_type``; linear by default.

@@ -47,7 +47,7 @@ class Chart:
         name: ratio, efficiency, pairs, imbalance, loss, validation, or damping-STAGE.
         figure: what Bokeh draws.
         title: what tells it from its neighbours; may be empty.
-        keys: of the curves that it alone shows.
+        keys: the keys of the curves that it alone shows.
     """
 
     name: str
@@ -61,7 +61,7 @@ def draw_charts(run: Run, pairs: pd.DataFrame | None = None) -> list[Chart]:
 
     Args:
         run: its tables and provenance.
-        pairs: of ``pairs.compare``; may be empty.
+        pairs: the result of ``pairs.compare``; may be empty.
     """
     summary, floors = summarize(run), summarize_batches(run)
     methods = run_methods(run)
@@ -85,7 +85,7 @@ class _Progress:
     """Charts against training progress, which zoom together along x.
 
     Args:
-        floors: of ``results.summarize_batches``.
+        floors: the result of ``results.summarize_batches``.
     """
 
     def __init__(self, floors: pd.DataFrame) -> None:
@@ -175,9 +175,9 @@ def damping_charts(
     """Return ratio against damping, a chart per stage of training, all on the same axes.
 
     Args:
-        summary: of ``results.summarize``.
-        floors: of ``results.summarize_batches``.
-        methods: of the run, in the order that tags and spare styles are given.
+        summary: the result of ``results.summarize``.
+        floors: the result of ``results.summarize_batches``.
+        methods: the methods of the run, in the order that tags and spare styles are given.
     """
     places = damping_places(summary["damping"])
     x = np.array(list(places.values()))

@@ -64,8 +64,8 @@ def pair_keys(labels: Sequence[str], methods: Sequence[str]) -> list[Key]:
     """Return the key of each pair of methods: relative to SGD a method looks as it always does.
 
     Args:
-        labels: of the pairs, ``first / second``.
-        methods: of the run, in the order that spare styles are given.
+        labels: the labels of the pairs, ``first / second``.
+        methods: the methods of the run, in the order that spare styles are given.
     """
     alone = {f"{display_name(method)} / {display_name('sgd')}": method for method in methods}
     looks = [alone.get(label, label) for label in labels]
@@ -84,10 +84,10 @@ def method_curves(
     """Return a curve per method that has rows.
 
     Args:
-        rows: of ``results.summarize``, one point each.
-        column: of ``rows``, less its ending.
+        rows: the result of ``results.summarize``, one point each.
+        column: the column of ``rows``, less its ending.
         axis: how rows become points.
-        methods: of the run, in the order that tags and spare styles are given.
+        methods: the methods of the run, in the order that tags and spare styles are given.
         batches: rows of scores whose values are the spread; may be empty.
     """
     curves = []
@@ -105,9 +105,9 @@ def mean_curve(
     """Return mean and one sigma of a column as a curve; on a log axis bars are cut below.
 
     Args:
-        key: of the curve.
+        key: the key of the curve.
         rows: a point each.
-        column: of ``rows``, less its ending.
+        column: the column of ``rows``, less its ending.
         axis: how rows become points.
         batches: rows whose ``column`` is the spread; may be empty.
     """
@@ -128,8 +128,8 @@ def interval_curve(key: Key, rows: pd.DataFrame, axis: Axis) -> Curve:
     """Return the geometric mean of a pair's ratio and its interval as a curve.
 
     Args:
-        key: of the curve.
-        rows: of ``pairs.compare``, of one pair.
+        key: the key of the curve.
+        rows: the result of ``pairs.compare``, of one pair.
         axis: how rows become points.
     """
     with np.errstate(over="ignore"):

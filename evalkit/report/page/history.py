@@ -36,8 +36,8 @@ def history_of(provenance: Mapping[str, Any], floors: pd.DataFrame) -> History:
     begins with ``validation`` are metrics. What is neither is left out.
 
     Args:
-        provenance: of the run; anything that JSON can hold.
-        floors: of ``results.summarize_batches``, which names the checkpoints that were scored.
+        provenance: the provenance of the run; anything that JSON can hold.
+        floors: ``results.summarize_batches``, which names the checkpoints that were scored.
     """
     listed = provenance.get("checkpoints")
     listed = listed if isinstance(listed, list | tuple) else []

@@ -41,8 +41,8 @@ class Derived:
     """What is computed from a run besides means.
 
     Attributes:
-        pairs: of ``pairs.compare``; empty without pairs.
-        dampings: of ``sweeps.best_dampings``; empty without a sweep.
+        pairs: the result of ``pairs.compare``; empty without pairs.
+        dampings: the result of ``sweeps.best_dampings``; empty without a sweep.
     """
 
     pairs: pd.DataFrame
@@ -54,7 +54,7 @@ class Download:
     """A table that the page offers as a file.
 
     Attributes:
-        name: of the file.
+        name: the name of the file.
         size: in kilobytes.
         content: the file, gzipped as base64; empty where it is only linked, beside the page.
     """

@@ -18,8 +18,8 @@ def solver_table(summary: pd.DataFrame, scores: pd.DataFrame) -> Table:
     """Return what the solver reports, a row per checkpoint, method and damping that used one.
 
     Args:
-        summary: of ``results.summarize``.
-        scores: of the run, whose ``solver`` names it.
+        summary: the result of ``results.summarize``.
+        scores: the scores of the run, whose ``solver`` names it.
     """
     key = ["checkpoint", "method", "damping"]
     named = scores[scores["solver"].notna()]
@@ -51,7 +51,7 @@ def solver_sentences(scores: pd.DataFrame) -> list[str]:
     it says too much.
 
     Args:
-        scores: of the run.
+        scores: the scores of the run.
     """
     stopped = scores[scores["converged"].notna() & ~scores["converged"].fillna(True).astype(bool)]
     sentences = []

@@ -18,8 +18,8 @@ def scores_table(shown: pd.DataFrame, marks: Marks) -> Table:
     """Return checkpoint by method: mean ratio to SGD with one sigma, efficiency below it.
 
     Args:
-        shown: of ``results.summarize``, one damping per method.
-        marks: of the same scores.
+        shown: ``results.summarize``, one damping per method.
+        marks: the marks of the same scores.
     """
     methods = list(shown["method"].unique())
     keys = zip(shown["checkpoint"], shown["method"], strict=True)
@@ -39,8 +39,8 @@ def damping_table(summary: pd.DataFrame, marks: Marks) -> Table:
     """Return method and damping by stage: ratio to SGD with one sigma, efficiency below it.
 
     Args:
-        summary: of ``results.summarize``.
-        marks: of the same scores.
+        summary: the result of ``results.summarize``.
+        marks: the marks of the same scores.
     """
     chosen = stages(summary)
     keys = zip(*(summary[key] for key in ("method", "damping", "checkpoint")), strict=True)
@@ -63,7 +63,7 @@ def pairs_table(table: pd.DataFrame) -> Table:
     """Return the ratio of each pair of methods at the end of training, and what it says.
 
     Args:
-        table: of ``pairs.compare``.
+        table: the result of ``pairs.compare``.
     """
     rows = []
     for (pair,), last in last_rows(table):
@@ -97,7 +97,7 @@ def best_table(table: pd.DataFrame) -> Table:
     """Return each method's best damping by stage, and how far near-zero damping is from it.
 
     Args:
-        table: of ``sweeps.best_dampings``.
+        table: the result of ``sweeps.best_dampings``.
     """
     rows = tuple(
         (
