@@ -34,7 +34,8 @@ def inner_products(
 
     Args:
         left: a forward pass and c, (K, N, ..., C), in the dtype of the logits.
-        right: the same of the columns; the same objects for a symmetric matrix, of which one half is computed.
+        right: those of the columns; the same objects for a symmetric matrix, of which one half is
+            computed.
         names: the parameters to include.
         route: :func:`vectorized_gradients` or :func:`defining_gradients`.
 
