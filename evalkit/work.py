@@ -5,7 +5,7 @@ rates. Those of the machine are found in milliseconds at the first use in a proc
 powers of two, so that the same machine makes the same choice; ``run.json`` records them.
 
 What touches the last digits of every score is decided by rates that are typical of machines, or by
-multiplications alone (:func:`evalkit.layers.rows.by_pairs`): the same everywhere.
+multiplications alone (:func:`evalkit.layers.work.by_pairs`): the same everywhere.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ TYPICAL = Rates(single=2.0**36, double=2.0**35, calls=2.0**19)
 
 
 def machine_rates(device: torch.device) -> Rates:
-    """Return the rates of a device, measured once in a process: some 10 ms.
+    """Return the rates of a device, measured once in a process: some 20 ms.
 
     Each is the best of several short repetitions in the time of this thread, which other processes
     take no part of, and is rounded to a power of two, that of operations to one of four: it varies

@@ -29,7 +29,12 @@ from evalkit.linearization.per_sample import (
 )
 from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import HELD_AT_ONCE, Recording
-from evalkit.linearization.ruled_rows import OutputGradients, output_gradients, rows_of
+from evalkit.linearization.ruled_rows import (
+    OutputGradients,
+    joined_biases,
+    output_gradients,
+    rows_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,12 +161,10 @@ class _Part:
         """Yield what the rules of layers tell, and form the rest."""
         pulled = output_gradients(self.recording, self.cotangents)
         calls = _matrix_calls(pulled)
-        with_weight: set[str] = set()
+        biases = joined_biases(self.recording)
         for weight, uses in calls.items():
-            bias = uses[0][0].bias if uses[0][0].bias in pulled.together else None
-            with_weight |= {weight} if bias is None else {weight, bias}
-            yield from self._of_layer(weight, bias, uses)
-        others = pulled.kinds.keys() - with_weight
+            yield from self._of_layer(weight, biases.get(weight), uses)
+        others = pulled.kinds.keys() - calls.keys() - {biases.get(weight) for weight in calls}
         rows = rows_of(self.recording, pulled, self.scales.shape, others)
         for name in self.recording.parameters:
             if name in rows:

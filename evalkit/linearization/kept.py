@@ -20,7 +20,8 @@ from evalkit.linearization.tangents import WeightedGradients
 from evalkit.reductions import power_of_two
 
 MOST_KEPT = 1 << 26
-"""Numbers in output gradients that are kept: 256 MiB in float32."""
+"""Numbers in the output gradients of one set of cotangents that are kept: 256 MiB in float32. Each
+set by itself, so that no row depends on what other methods had kept before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,6 @@ class KeptGradients:
     def __init__(self, batches: MicroBatches) -> None:
         self._tangents = batches[0].tangents if len(batches) == 1 else None
         self._kept: list[_Kept] = []
-        self._room = MOST_KEPT
 
     def keep(self, cotangents: Tensor, side: Side | None) -> None:
         """Keep output gradients, unless they are too many or do not cover every parameter.
@@ -60,9 +60,8 @@ class KeptGradients:
         if side is None or self._tangents is None or not side.by_rules:
             return
         numbers = sum(d.numel() for d in side.pulled.gradients if d is not None)
-        if numbers > self._room or not self._tangents.covered_by(side.pulled):
+        if numbers > MOST_KEPT or not self._tangents.covered_by(side.pulled):
             return
-        self._room -= numbers
         scales = scaled_cotangents(cotangents, side.cotangents.dtype)[1]
         self._kept.append(_Kept(cotangents.clone(), scales.view(cotangents.shape[:2]), side.pulled))
 
