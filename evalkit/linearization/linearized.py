@@ -179,22 +179,25 @@ class Linearization(LinearMaps):
     @cached_property
     def gram_factor(self) -> GramFactor:
         """The factorised Gram matrix, shared by every method and damping."""
-        return self.factor_of(self.logit_gradients.unsqueeze(0))
+        return self._factor(self.logit_gradients.unsqueeze(0), lambda: self.gram)
 
     def factor_of(self, cotangents: Tensor) -> GramFactor:
         """Return the factorised matrix of the inner products of J_n^T c_kn.
 
-        Small float64 evaluations form the rows themselves, which keep twice the digits.
-
         Args:
             cotangents: c, (K, N, ..., C) float64.
+        """
+        return self._factor(cotangents, lambda: self.gram_of(cotangents))
+
+    def _factor(self, cotangents: Tensor, gram: Callable[[], Tensor]) -> GramFactor:
+        """Return the factorised Gram matrix of J_n^T c_kn.
+
+        Small float64 evaluations form the rows themselves, which keep twice the digits.
         """
         size = cotangents.shape[:2].numel() * self.num_params
         if self.logits.dtype == torch.float64 and size <= MOST_ROW_NUMBERS:
             return factorize_rows(self.sample_gradients(cotangents))
-        known = len(cotangents) == 1 and cotangents[0] is self.logit_gradients
-        gram = self.gram if known else self.gram_of(cotangents)
-        return factorize(gram, unit=self.unit, columns=self.num_params)
+        return factorize(gram(), unit=self.unit, columns=self.num_params)
 
     def sample_gradients(self, cotangents: Tensor) -> Tensor:
         """Return J_n^T c_kn, formed: (K N, P) float64; row k N + n belongs to cotangent k.
