@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,20 +15,11 @@ from evalkit.doubts import MARKED
 from evalkit.errors import EvalkitError
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization
-from evalkit.reductions import norm
 from evalkit.scoring.accuracy import score_error
 from evalkit.scoring.metrics import efficiency
+from evalkit.scoring.products import products
 from evalkit.storage.rows import Score
-from evalkit.updates import CotangentUpdate, Update, VectorUpdate, compute
-from evalkit.work import TYPICAL, kernel_work, product_work
-
-DEAR = 0.01
-"""Seconds of a product, by typical rates, from which on the dampings of a sweep share products. The
-rows of smaller models are the same to the last digit however many dampings are asked for."""
-
-SHARERS = 2
-"""Methods that a sweep is taken to have with the same cotangents, so that no row depends on it."""
-
+from evalkit.updates import CotangentUpdate, Update, compute
 
 @dataclass(frozen=True)
 class _Found:
@@ -54,8 +44,8 @@ def score_linearization(
 ) -> list[Score]:
     """Return the rows of one batch: a row per method and damping, methods outermost.
 
-    A row depends on its own method and damping and on the number of dampings, not on what else is
-    asked for. Rows in float32 whose error may exceed :data:`evalkit.doubts.MARKED` are found
+    A row depends on its own method and damping, and in its rounding on the dampings beside it where
+    they share products (:mod:`evalkit.scoring.products`), not on what else is asked for. Rows in float32 whose error may exceed :data:`evalkit.doubts.MARKED` are found
     again in float64, where the model can be evaluated in it.
 
     Args:
@@ -91,7 +81,7 @@ def score_update(lin: Linearization, name: str, damping: float, update: Update) 
         damping: that the update was computed with.
         update: as methods return it.
     """
-    row = _row(lin, name, damping, update, *next(_products(lin, [update])))
+    row = _row(lin, name, damping, update, *next(products(lin, [update])))
     return _with_ratio(row, _gradient_row(lin))
 
 
@@ -105,48 +95,10 @@ def _rows(
     rows: dict[tuple[str, float], _Found] = {}
     for name, group in itertools.groupby(keys, key=lambda key: key[0]):
         updates = {key: compute(name, lin, key[1], seed, on_iteration) for key in group}
-        found = _products(lin, list(updates.values()))
-        for (key, update), products in zip(updates.items(), found, strict=True):
-            rows[key] = _row(lin, *key, update, *products)
+        found = products(lin, list(updates.values()))
+        for (key, update), pair in zip(updates.items(), found, strict=True):
+            rows[key] = _row(lin, *key, update, *pair)
     return rows
-
-
-def _products(lin: Linearization, updates: Sequence[Update]) -> Iterator[tuple[Tensor, float]]:
-    """Return J d and |d| of one method's updates, one by one, without forming d where it can."""
-    matrices = _term_products(lin, updates)
-    for update in updates:
-        if isinstance(update, VectorUpdate):
-            yield lin.jvp(update.vector), norm(update.vector)
-            continue
-        c = update.cotangents
-        if c is lin.logit_gradients:
-            yield lin.gradient_jvp, lin.gradient_norm
-            continue
-        if matrices and update.terms:
-            parts = [term.weights @ matrices[term.cotangents] for term in update.terms]
-            product = torch.stack(parts).sum(0).view_as(lin.logits)
-        elif update.terms:
-            product = lin.weighted_product([(t.cotangents, t.weights) for t in update.terms])
-        else:
-            product = lin.kernel_product(c)
-        yield product, lin.pulled_norm(c, product)
-
-
-def _term_products(lin: Linearization, updates: Sequence[Update]) -> dict[Tensor, Tensor]:
-    """Return J J_n^T c_n of the fixed cotangents in updates; none where it would cost more.
-
-    They serve every damping, and every method with the same cotangents. Keys are the tensors
-    themselves, which are equal to no other and stay alive as long as what is kept of them.
-    """
-    summed = [one for one in updates if isinstance(one, CotangentUpdate) and one.terms]
-    fixed = dict.fromkeys(term.cotangents for one in summed for term in one.terms)
-    several = SHARERS * len(summed) if len(summed) > 1 else 1
-    product = TYPICAL.seconds(product_work(lin))
-    if not fixed or product < DEAR:
-        return {}
-    if TYPICAL.seconds(kernel_work(lin, len(fixed))) >= several * product:
-        return {}
-    return {c: lin.shared(("products", c), partial(lin.sample_products, c)) for c in fixed}
 
 
 def _row(
