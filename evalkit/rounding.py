@@ -19,7 +19,7 @@ def gradient_noise(lin: Linearization) -> Tensor:
     """
 
     def compute() -> Tensor:
-        moved = lin.jvp(_rounded_weights(lin) * lin.unit)
+        moved = lin.jvp(_rounded_weights(lin))
         far = lin.sample_dots(change := lin.output_fisher(moved), change).sqrt()
         relative = far / lin.logit_gradient_norms.clamp_min(torch.finfo(far.dtype).tiny)
         return lin.gradient_norms * (lin.unit + relative)
@@ -44,7 +44,7 @@ def fisher_trace(lin: Linearization) -> float:
 
 
 def _rounded_weights(lin: Linearization) -> Tensor:
-    """Return by how much weights change that are rounded up or down, in units of u: (P,).
+    """Return by how much weights change that are rounded up or down: (P,).
 
     The rounding of a layer's products and sums is that of its weights, each changed by a few u of
     itself (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.5). Up or down
@@ -52,11 +52,14 @@ def _rounded_weights(lin: Linearization) -> Tensor:
     their own would take longer than a product.
     """
     generator = torch.Generator().manual_seed(0)
-    parts = []
-    for value in lin.parameters.values():
-        changed = value.detach()
-        for axis, size in enumerate(value.shape):
-            signs = torch.randint(0, 2, (size,), generator=generator).to(changed) * 2 - 1
-            changed = changed * signs.view(-1, *[1] * (value.dim() - axis - 1))
-        parts.append(changed.flatten())
-    return torch.cat(parts)
+    changed = lin.logits.new_empty(lin.num_params)
+    for part, value in zip(lin.split(changed), lin.parameters.values(), strict=True):
+        signs = [torch.randint(0, 2, (size,), generator=generator) * 2 - 1 for size in value.shape]
+        first, *rest = [
+            one.to(changed).view(-1, *[1] * (value.dim() - axis - 1))
+            for axis, one in enumerate(signs)
+        ] or [torch.ones_like(part)]
+        torch.mul(value.detach(), first * lin.unit, out=part)
+        for one in rest:  # in place: fresh memory for millions of numbers takes longer
+            part.mul_(one)
+    return changed
