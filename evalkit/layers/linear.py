@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from evalkit.layers.base import MovedLayer, WeightCalls
-from evalkit.layers.rows import Formed, OuterProducts
+from evalkit.layers.rows import Formed, OuterProducts, inner_products
 from evalkit.layers.work import LayerWork
+
+MOST_SPOTS = 1 << 21
+"""Inner products of inputs that a call keeps for other cotangents: 16 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,17 @@ class Linear(MovedLayer):
     def positions(self) -> Tensor:
         """Return the inputs of each sample."""
         return self.inputs.reshape(1, len(self.inputs), -1, self.inputs.shape[-1])
+
+    def weight_rows(self, d: Tensor, bias: bool = False) -> OuterProducts:
+        """Return these rows with the inner products of the inputs, where they are kept."""
+        return replace(self.rows_at(self.positions(), d, bias), spots=self._spots)
+
+    @cached_property
+    def _spots(self) -> Tensor | None:
+        """The inner products of the inputs in float64, None with several positions or many."""
+        if self.inputs.dim() > 2 or len(self.inputs) ** 2 > MOST_SPOTS:
+            return None
+        return inner_products(self.inputs, self.inputs)
 
     def rows_at(self, positions: Tensor, d: Tensor, bias: bool = False) -> OuterProducts:
         """Return rows D_n^T A_n."""

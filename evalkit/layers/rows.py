@@ -29,6 +29,11 @@ PAIR_COST = 16
 DOUBLED_AT_ONCE = 1 << 20
 """Numbers that are brought to float64 at once: 8 MiB, so that they are multiplied from a cache."""
 
+FEWEST_ROWS = 32
+MOST_BLOCKS = 8
+"""Blocks of rows that are multiplied with those above them in a symmetric product: enough to leave
+out most of its other half, of enough rows each for a matrix product to be fast."""
+
 
 class GradientRows(ABC):
     """The per-sample gradients of one parameter."""
@@ -58,9 +63,40 @@ def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
     """
     flat = total.view(len(left), len(right))
     step = max(1, DOUBLED_AT_ONCE // max(flat.shape))
+    if left is right:
+        half = torch.zeros_like(flat)
+        for part in left.split(step, 1):
+            _add_half(half, part.double())
+        flat += _whole(half)
+        return
     for a, b in zip(left.split(step, 1), right.split(step, 1), strict=True):
-        rows = a.double()
-        flat.addmm_(rows, (rows if right is left else b.double()).T)
+        flat.addmm_(a.double(), b.double().T)
+
+
+def inner_products(left: Tensor, right: Tensor) -> Tensor:
+    """Return the inner products of rows in float64: (M, size), (M', size) -> (M, M').
+
+    Of the same rows one half is computed.
+    """
+    one = left.double()
+    if right is not left:
+        return one @ right.double().T
+    half = one.new_zeros(len(one), len(one))
+    _add_half(half, one)
+    return _whole(half)
+
+
+def _add_half(half: Tensor, rows: Tensor) -> None:
+    """Add the inner products of rows with themselves and those above them."""
+    end = 0
+    for part in rows.tensor_split(max(1, min(MOST_BLOCKS, len(rows) // FEWEST_ROWS))):
+        start, end = end, end + len(part)
+        half[start:end, :end].addmm_(part, rows[:end].T)
+
+
+def _whole(half: Tensor) -> Tensor:
+    """Return a symmetric matrix from its lower half."""
+    return half.tril() + half.tril(-1).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +134,14 @@ class OuterProducts(GradientRows):
         a: (groups, N, T, in), the inputs at T positions.
         d: (groups, K, N, T, out), the output gradients there.
         bias: whether the rows of a bias, sum_t d_t, belong to these, as if a had a column of ones.
+        spots: the inner products of all positions with each other, (N T, N T) float64, where a call
+            with a single group keeps them for every set of cotangents.
     """
 
     a: Tensor
     d: Tensor
     bias: bool
+    spots: Tensor | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[OuterProducts]) -> OuterProducts:
@@ -126,29 +165,49 @@ class OuterProducts(GradientRows):
             left = self.a[group], self.d[group]
             right = left if same else (outer.a[group], outer.d[group])
             if pairs:
-                left = left[0].double(), left[1].double()
-                right = left if same else (right[0].double(), right[1].double())
-                _add_pairs(total, left, right, self.bias)
+                left = left[0], left[1].double()
+                right = left if same else (right[0], right[1].double())
+                spots = self.spots if self.spots is outer.spots else None
+                _add_pairs(total, left, right, self.bias, spots)
             else:
                 _add_formed(total, left, right, self.bias)
 
 
 def _add_pairs(
-    total: Tensor, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], bias: bool
+    total: Tensor,
+    left: tuple[Tensor, Tensor],
+    right: tuple[Tensor, Tensor],
+    bias: bool,
+    spots: Tensor | None,
 ) -> None:
-    """Add the sums over pairs of positions; one half of a symmetric matrix is computed."""
+    """Add the sums over pairs of positions; one half of a symmetric matrix is computed.
+
+    Args:
+        total: (K, N, K', N') float64, to add to.
+        left: a and d of one group, d in float64.
+        right: those of the columns.
+        bias: whether the rows of a bias belong to these.
+        spots: the inner products of all of a, where they are known.
+    """
     (a, d), (b, e) = left, right
     same = left is right
     (draws, samples, positions, _), (draws_, samples_, positions_, _) = d.shape, e.shape
     step = max(1, ELEMENTS_AT_ONCE // (positions * draws_ * samples_ * positions_))
     for start in range(0, samples, step):
         here = slice(start, start + step)
-        spots = a[here].flatten(0, 1) @ b.flatten(0, 1).T
-        spots = spots.add_(1) if bias else spots
+        whole = same and step >= samples
+        if spots is None:
+            rows = a[here].flatten(0, 1)
+            near = inner_products(rows, rows if whole else b.flatten(0, 1))
+        else:
+            near = spots[start * positions : (start + step) * positions]
+        near = near + 1 if bias else near
         for k in range(draws):
             first = k if same else 0
-            products = d[k, here].flatten(0, 1) @ e[first:].flatten(0, 2).T
-            products = products.view(len(spots), -1, samples_ * positions_).mul_(spots[:, None])
+            rows = d[k, here].flatten(0, 1)
+            alone = whole and first + 1 == draws
+            products = inner_products(rows, rows if alone else e[first:].flatten(0, 2))
+            products = products.view(len(near), -1, samples_ * positions_).mul_(near[:, None])
             if positions * positions_ > 1:
                 shape = (-1, positions, draws_ - first, samples_, positions_)
                 products = products.view(shape).sum((1, 4))
