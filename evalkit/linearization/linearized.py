@@ -46,10 +46,17 @@ MOST_ROW_NUMBERS = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class _Routed:
-    """A route, and the Gram matrix that showed it to be right."""
+    """A route, and the Gram matrix that showed it to be right.
+
+    Attributes:
+        route: one of :data:`evalkit.linearization.gram.ROUTES`.
+        gram: K.
+        gradient_jvp: J g, where the output gradients that K took brought it.
+    """
 
     route: PerSample | None
     gram: Tensor
+    gradient_jvp: Tensor | None = None
 
 
 class _Shared(cached_property[Tensor]):
@@ -139,7 +146,13 @@ class Linearization(LinearMaps):
 
     @_Shared
     def gradient_jvp(self) -> Tensor:
-        """J g: like logits, float64. r_n . (J g)_n = G_n . g is the slope of each loss along g."""
+        """J g: like logits, float64. r_n . (J g)_n = G_n . g is the slope of each loss along g.
+
+        Where the Gram matrix has been taken before, it needs no backward.
+        """
+        routed: _Routed | None = vars(self).get("_routed")
+        if routed is not None and routed.gradient_jvp is not None:
+            return routed.gradient_jvp
         return self.kernel_product(self.logit_gradients)
 
     @cached_property
@@ -156,9 +169,11 @@ class Linearization(LinearMaps):
                 gram = gram_matrix(self._batches, cotangents, route, kept=own)
             except CannotVectorizeError:
                 continue
-            if self._row_sums_agree(gram):
-                self._kept.keep(cotangents, own)
-                return _Routed(route, gram)
+            self._kept.keep(cotangents, own)
+            known = self._kept.product([(self.logit_gradients, torch.ones_like(self.losses))])
+            if self._row_sums_agree(gram, self.gradient_jvp if known is None else known):
+                return _Routed(route, gram, known)
+            self._kept = KeptGradients(self._batches)
         warnings.warn(
             "samples influence each other in this forward, or its sample axis is not axis 0 "
             "throughout: per-sample gradients are formed by one backward each, which is slow",
@@ -275,7 +290,7 @@ class Linearization(LinearMaps):
         """
         return layer_factors(self._batches, cotangents, self.route, numbers)
 
-    def _row_sums_agree(self, gram: Tensor) -> bool:
+    def _row_sums_agree(self, gram: Tensor, gradient_jvp: Tensor) -> bool:
         """Return whether (K w)_n = r_n . J J^T (w r) for one w, as holds for the true K alone.
 
         With w = 1 the right side is r . (J g), which scoring needs anyway. Where g nearly vanishes
@@ -284,8 +299,8 @@ class Linearization(LinearMaps):
         norms = gram.diagonal().clamp_min(0).sqrt()
         whole = float(norms.square().sum().sqrt())
         tolerance = torch.finfo(self.logits.dtype).eps ** 0.6 * norms * whole
-        if self.gradient_norm > 0.1 * whole:
-            slopes = self.sample_dots(self.logit_gradients, self.gradient_jvp)
+        if self.pulled_norm(self.logit_gradients, gradient_jvp) > 0.1 * whole:
+            slopes = self.sample_dots(self.logit_gradients, gradient_jvp)
             return bool(((gram.sum(1) - slopes).abs() <= tolerance).all())
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (self.num_samples,), generator=generator).to(gram) * 2 - 1

@@ -92,6 +92,7 @@ def _rows(
     on_iteration: Callable[[int, float], None] | None,
 ) -> dict[tuple[str, float], _Found]:
     """Return the rows of methods and dampings, without their ratios."""
+    _ = lin.gram  # before J g, which then is the same whichever method comes first
     rows: dict[tuple[str, float], _Found] = {}
     for name, group in itertools.groupby(keys, key=lambda key: key[0]):
         updates = {key: compute(name, lin, key[1], seed, on_iteration) for key in group}
