@@ -310,7 +310,7 @@ class Lookups(GradientRows):
         samples, samples_ = self.d.shape[1], other.d.shape[1]
         sums = total.new_zeros(samples * samples_, len(d) * len(e))
         first = counts.cumsum(0) - counts
-        most = max(1, ELEMENTS_AT_ONCE // (self.d.shape[-1] * max(len(d), len(e))))
+        most = max(1, DOUBLED_AT_ONCE // (self.d.shape[-1] * max(len(d), len(e))))
         for start in range(0, int(counts.sum()), most):
             pair = torch.arange(start, min(start + most, int(counts.sum())), device=found.device)
             one = torch.searchsorted(first, pair, right=True) - 1

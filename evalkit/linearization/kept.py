@@ -19,8 +19,8 @@ from evalkit.linearization.ruled_rows import OutputGradients
 from evalkit.linearization.tangents import WeightedGradients
 from evalkit.reductions import power_of_two
 
-MOST_KEPT = 1 << 26
-"""Numbers in the output gradients of one set of cotangents that are kept: 256 MiB in float32. Each
+MOST_KEPT = 1 << 27
+"""Numbers in the output gradients of one set of cotangents that are kept: 512 MiB in float32. Each
 set by itself, so that no row depends on what other methods had kept before."""
 
 

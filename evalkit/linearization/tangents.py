@@ -14,7 +14,7 @@ weight gradients.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from evalkit.layers import MovedLayer, weight_calls
+from evalkit.layers.base import WeightCalls
 from evalkit.linearization.adjoint import compare, differentiating, refuse_opaque_backward
 from evalkit.linearization.broadcasts import Broadcast
 from evalkit.linearization.recorder import LayerUse
@@ -53,6 +54,11 @@ class Tangents:
             name: weight_calls([layer for _, layer in calls])
             for name, calls in self._weights.items()
         }
+        alone = [p for use, p in places.items() if use.weight not in weights]
+        self._groups: list[tuple[WeightCalls | None, list[int]]] = [
+            *((self._calls[name], [p for p, _ in calls]) for name, calls in self._weights.items()),
+            *((None, [place]) for place in alone),
+        ]
         ruled = weights.keys() | biases.keys()
         self._others = [name for name in recording.parameters if name not in ruled]
         self.tested = False
@@ -180,7 +186,8 @@ class Tangents:
         Args:
             cotangents: c, like logits and in their dtype.
         """
-        return self._through(*self._gradients(cotangents))
+        d, others = self._gradients(cotangents)
+        return self._through(d.__getitem__, others)
 
     def covered_by(self, pulled: OutputGradients) -> bool:
         """Return whether output gradients say all that there is to say about every parameter."""
@@ -195,29 +202,34 @@ class Tangents:
                 other; which of their cotangents is meant; and w, (N,) float64.
         """
         pulled = parts[0][0]
-        gradients = {
-            use: _weighted_sum([(one.gradients[place], k, w) for one, k, w in parts])
-            for place, use in enumerate(pulled.uses)
-        }
-        d = [
-            self._recording.logits.new_zeros(use.shape) if (one := gradients[use]) is None else one
-            for use, _ in self._uses
-        ]
+
+        def of_call(place: int) -> Tensor | None:
+            return _weighted_sum([(one.gradients[place], k, w) for one, k, w in parts])
+
         copies = [
             (broadcast, total.sum(0).view(broadcast.shape))
             for place, broadcast in enumerate(pulled.broadcasts)
             if (total := _weighted_sum([(one.copies[place], k, w) for one, k, w in parts]))
             is not None
         ]
-        others = self._gradients_of_calls(gradients) | self._gradients_of_copies(copies)
+        others = self._gradients_of_calls(pulled.uses, of_call) | self._gradients_of_copies(copies)
+        places = {use: place for place, use in enumerate(pulled.uses)}
+
+        def d(place: int) -> Tensor:
+            use = self._uses[place][0]
+            found = of_call(places[use])
+            return self._recording.logits.new_zeros(use.shape) if found is None else found
+
         return self._through(d, [others.get(name) for name in self._others])
 
-    def _gradients_of_calls(self, gradients: Mapping[LayerUse, Tensor | None]) -> dict[str, Tensor]:
+    def _gradients_of_calls(
+        self, uses: Sequence[LayerUse], gradients: Callable[[int], Tensor | None]
+    ) -> dict[str, Tensor]:
         """Return the gradients of other parameters from those in the outputs of their calls."""
         found: dict[str, Tensor] = {}
-        for use, d in gradients.items():
+        for place, use in enumerate(uses):
             names = [name if name in self._others else None for name in (use.weight, use.bias)]
-            if d is None or names == [None, None]:
+            if names == [None, None] or (d := gradients(place)) is None:
                 continue
             wanted = [name is not None for name in names]
             for name, one in zip(names, use.layer.parameter_gradients(d, *wanted), strict=True):
@@ -239,18 +251,29 @@ class Tangents:
         pairs = zip(shared, found, strict=True)
         return {name: value.detach() for name, value in pairs if value is not None}
 
-    def _through(self, d: Sequence[Tensor], others: Sequence[Tensor | None]) -> Tensor:
-        """Return J J^T c for what c pulled back to, as :meth:`_gradients` returns it."""
+    def _through(self, d: Callable[[int], Tensor], others: Sequence[Tensor | None]) -> Tensor:
+        """Return J J^T c for what c pulled back to.
+
+        Args:
+            d: returns the gradients in the outputs at a place of ``_uses``, asked for once.
+            others: the gradients of the other parameters.
+        """
         moved: list[Tensor | None] = [None] * len(self._uses)
-        for name, calls in self._weights.items():
-            parts = self._calls[name].through([d[place] for place, _ in calls])
-            for (place, _), part in zip(calls, parts, strict=True):
-                moved[place] = part
-        for calls in self._biases.values():
-            total = _bias_gradient(calls, d)
-            for place, layer in calls:
-                by_weight, by_bias = moved[place], layer.moved(None, total)
-                moved[place] = by_bias if by_weight is None else by_weight + by_bias
+        totals: dict[str, Tensor] = {}
+        for calls, places in self._groups:
+            parts = [d(place) for place in places]
+            if calls is not None:
+                for place, part in zip(places, calls.through(parts), strict=True):
+                    moved[place] = part
+            for place, part in zip(places, parts, strict=True):
+                use, layer = self._uses[place]
+                if use.bias in self._biases:
+                    total = layer.bias_gradient(part)
+                    totals[use.bias] = totals[use.bias] + total if use.bias in totals else total
+        for name, found in self._biases.items():
+            for place, layer in found:
+                by_weight, by_bias = moved[place], layer.moved(None, totals[name])
+                moved[place] = by_bias if by_weight is None else by_weight.add_(by_bias)
         return self._push([*moved, *others])
 
 

@@ -3,8 +3,8 @@
 The updates of a sweep are sums of the same one-sample gradients, and their weights depend on the
 damping smoothly: where it is far from the eigenvalues of the Gram matrix, the weights hardly change
 and those at a few dampings make up all others. J d is linear in the weights, so that the products
-at these few make up those at all dampings. Where many are needed and the model has few outputs, J of
-every one-sample gradient is formed instead.
+at these few make up those at all dampings. Where many are needed and the model has few outputs, the
+products of all one-sample gradients are formed instead.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from evalkit.scoring.products import products
 from evalkit.storage.rows import Score
 from evalkit.updates import CotangentUpdate, Update, compute
 
+
 @dataclass(frozen=True)
 class _Found:
     """A row without its ratio.
@@ -44,9 +45,10 @@ def score_linearization(
 ) -> list[Score]:
     """Return the rows of one batch: a row per method and damping, methods outermost.
 
-    A row depends on its own method and damping, and in its rounding on the dampings beside it where
-    they share products (:mod:`evalkit.scoring.products`), not on what else is asked for. Rows in float32 whose error may exceed :data:`evalkit.doubts.MARKED` are found
-    again in float64, where the model can be evaluated in it.
+    A row depends on its own method and damping, not on what else is asked for, but for rounding:
+    the dampings of a sweep may share products (:mod:`evalkit.scoring.products`). Rows in float32
+    whose error may exceed :data:`evalkit.doubts.MARKED` are found again in float64, where the model
+    can be evaluated in it.
 
     Args:
         lin: the model and batch.
