@@ -197,10 +197,12 @@ def factorize(
     steps = scale[pivots - 1][:rank] * np.diag(lower)[:rank]
     whole = gram.detach().cpu()
     found = _eigenvalues(whole, steps, unit) or _singular_values(scale[:, None] * cholesky)
+    vectors, eigenvalues = (one.to(gram.device) for one in found)
     largest = float(scale.max(initial=0.0))
     complete = rank >= min(len(matrix), columns)
     return GramFactor(
-        *(one.to(gram.device) for one in found),
+        vectors,
+        eigenvalues,
         norms=torch.from_numpy(scale).to(gram.device),
         squared=True,
         level=math.sqrt(max(tolerance, rounding, unit)) * largest,

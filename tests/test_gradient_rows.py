@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from evalkit.layers import rows as rows_module
-from evalkit.layers.rows import Formed, Lookups, OuterProducts
+from evalkit.layers.linear import linear
+from evalkit.layers.rows import Formed, Lookups, OuterProducts, inner_products
 from evalkit.layers.work import pair_costs
 from tests.support.blocks import shrink
 from tests.support.dense import assert_near
@@ -57,6 +58,25 @@ def test_outer_products(
     assert_inner(inner(right, left), rows_, rows)
     assert_inner(inner(left, left), rows, rows)
     assert_inner(inner(right, right), rows_, rows_)
+
+
+@pytest.mark.parametrize("rows", [1, 31, 64, 100, 300])
+def test_symmetric_products_are_those_of_both_halves(rows: int) -> None:
+    x = Draw(rows).normal(rows, 7)
+    found = inner_products(x, x)
+    torch.testing.assert_close(found, x.double() @ x.double().T, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found, found.T)
+
+
+@with_or_without_bias
+def test_inner_products_of_inputs_serve_all_cotangents(bias: bool) -> None:
+    layer = linear(Draw(1).normal(40, 5), Draw(2).normal(3, 5))
+    assert layer is not None
+    left, right = (layer.weight_rows(Draw(k).normal(k, 40, 3), bias) for k in (1, 2))
+    assert left.spots is not None
+    assert left.spots is right.spots
+    for one, other in ((left, left), (left, right), (right, right)):
+        assert_inner(inner(one, other), explicit_outer(one), explicit_outer(other))
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -43,6 +43,15 @@ def test_products_are_those_of_the_summed_cotangents(name: str) -> None:
     assert_near(lin.weighted_product(terms), lin.kernel_product(summed(terms)), 1e-9)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gram_matrix_brings_the_product_of_the_gradient(name: str) -> None:
+    expected = evalkit.linearize(*CASES[name].make()).gradient_jvp
+    lin = evalkit.linearize(*CASES[name].make())
+    assert lin.gram.isfinite().all()
+    assert lin._routed.gradient_jvp is lin.gradient_jvp
+    assert_near(lin.gradient_jvp, expected, 1e-9)
+
+
 def test_cotangents_whose_inner_products_nobody_asked_for() -> None:
     lin = evalkit.linearize(*CASES[NAMES[0]].make())
     terms = terms_of(lin)

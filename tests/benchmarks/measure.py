@@ -14,7 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import evalkit
 from evalkit.bench.timing import Work, seconds
 from evalkit.machine import keep_freed_memory
-from tests.benchmarks.peers import Curvlinops, scores_with_gradients_formed
+from tests.benchmarks.peers import (
+    Curvlinops,
+    gram_with_gradients_formed,
+    scores_with_gradients_formed,
+)
 from tests.benchmarks.problems import PROBLEMS, Problem
 from tests.benchmarks.timing import in_fresh_process, in_steps, peak_megabytes, training_step
 
@@ -60,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory of the four scores above model and batch, in MB."""
+    """Peak memory of the four scores above model and batch, in MB; NaN for what does not fit."""
 
     problem: str
     ours: float
@@ -74,8 +78,12 @@ def find(name: str) -> Problem:
 
 def measure(problem: Problem, device: str) -> list[Row]:
     """Return the rows of one problem, measured in processes of their own."""
+    scores = in_fresh_process(_scores, problem.name, device)
+    if not problem.products:
+        return scores
     products = [in_fresh_process(_products, problem.name, device) for _ in range(PROCESSES)]
-    return _product_rows(problem.name, products) + in_fresh_process(_others, problem.name, device)
+    solved = in_fresh_process(_solved, problem.name, device)
+    return [*_product_rows(problem.name, products), *solved, *scores]
 
 
 def _prepare() -> None:
@@ -121,8 +129,8 @@ def _product_rows(problem: str, found: Sequence[Mapping[str, float]]) -> list[Ro
     return [*rows, replace(beside[len(found) // 2], note=note)]
 
 
-def _others(name: str, device: str) -> list[Row]:
-    """Return the other rows of a problem by name, for a process of its own."""
+def _solved(name: str, device: str) -> list[Row]:
+    """Return the rows of natural gradients and tracing, for a process of its own."""
     _prepare()
     problem = find(name)
     model, inputs, targets = problem.make(device)
@@ -135,38 +143,60 @@ def _others(name: str, device: str) -> list[Row]:
         work: dict[str, Work] = {
             "NGD to 1%": lambda: _to_the_floor(evalkit.linearize(model, inputs, targets)),
             "NGD, peer": lambda: peer.natural_gradient(peer_iterations),
-            "scores": lambda: evalkit.score(model, inputs, targets),
-            "one damping": lambda: evalkit.score(model, inputs, targets, methods=SWEEP),
-            "ten dampings": lambda: evalkit.score(
-                model, inputs, targets, methods=SWEEP, damping=DAMPINGS
-            ),
         }
-
-        def step() -> None:
-            training_step(model, inputs, targets)
-
-        costs = in_steps(work, step, REPETITIONS)
-        formed = in_steps_once(lambda: scores_with_gradients_formed(model, inputs, targets), step)
-    row = lambda *values: Row(problem.name, *values)  # noqa: E731
+        costs = in_steps(work, lambda: training_step(model, inputs, targets), REPETITIONS)
     gamma = evalkit.gamma(lin, found.solution)  # a direct solve has no iterates
     note = (
         f"{found.solver}, {found.iterations} iterations, gamma / floor "
         f"{gamma / found.gamma_floor:.4f}; peer {peer_iterations}, "
         f"{peer_gamma / found.gamma_floor:.4f}"
     )
+    ours, peers = costs["NGD to 1%"], costs["NGD, peer"]
     return [
-        row(
-            "NGD to 1% of the floor", costs["NGD to 1%"], "curvlinops CG", costs["NGD, peer"], note
-        ),
-        row("sgd, ef, ief, sf", costs["scores"], "gradients formed", formed),
-        row(
-            "10 dampings of ef, ief, sf",
-            costs["ten dampings"],
-            "one damping",
-            costs["one damping"],
-        ),
+        Row(name, "NGD to 1% of the floor", ours, "curvlinops CG", peers, note),
         _linearize(problem, device),
     ]
+
+
+def _scores(name: str, device: str) -> list[Row]:
+    """Return the rows of scores, and of the Gram matrix, for a process of its own."""
+    _prepare()
+    problem = find(name)
+    model, inputs, targets = problem.make(device)
+    work: dict[str, Work] = {
+        "scores": lambda: evalkit.score(model, inputs, targets),
+        "one damping": lambda: evalkit.score(model, inputs, targets, methods=SWEEP),
+        "ten dampings": lambda: evalkit.score(
+            model, inputs, targets, methods=SWEEP, damping=DAMPINGS
+        ),
+    }
+    if problem.gram:
+        work |= {
+            "gram": lambda: evalkit.linearize(model, inputs, targets).gram,
+            "gram, formed": lambda: gram_with_gradients_formed(model, inputs, targets),
+        }
+
+    def step() -> None:
+        training_step(model, inputs, targets)
+
+    formed, peer = float("nan"), ""
+    with sdpa_kernel(SDPBackend.MATH):
+        costs = in_steps(work, step, REPETITIONS)
+        if problem.formed:
+            peer = "gradients formed"
+            scores = lambda: scores_with_gradients_formed(model, inputs, targets)  # noqa: E731
+            formed = in_steps_once(scores, step)
+    ten, one = costs["ten dampings"], costs["one damping"]
+    rows = [
+        Row(name, "sgd, ef, ief, sf", costs["scores"], peer, formed),
+        Row(name, "10 dampings of ef, ief, sf", ten, "one damping", one),
+    ]
+    if problem.gram:
+        note = "linearization and check of its row sums included"
+        rows.append(
+            Row(name, "Gram matrix", costs["gram"], "vmap(grad)", costs["gram, formed"], note)
+        )
+    return rows
 
 
 def _to_the_floor(lin: evalkit.Linearization) -> evalkit.NaturalGradient:
@@ -222,6 +252,8 @@ def _linearize(problem: Problem, device: str) -> Row:
 def memory(problem: Problem) -> Memory:
     """Return the memory of the four scores."""
     ours = peak_megabytes(_load, problem.name, evalkit.score)
+    if not problem.formed:
+        return Memory(problem.name, ours, float("nan"))
     return Memory(problem.name, ours, peak_megabytes(_load, problem.name, _formed_scores))
 
 

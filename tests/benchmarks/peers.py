@@ -55,17 +55,30 @@ class Curvlinops:
         return inverse @ gradient
 
 
-def scores_with_gradients_formed(model: nn.Module, inputs: Tensor, targets: Tensor) -> list[float]:
-    """Return gamma of sgd, ef, ief and sf with every per-sample gradient formed."""
+def formed_gradients(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the per-sample gradients by ``vmap(grad)``: (N, P)."""
     parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
     def loss(values: dict[str, Tensor], sample: Tensor, target: Tensor) -> Tensor:
         logits = functional_call(model, values, (sample.unsqueeze(0),))
         return cross_entropy(logits, target.unsqueeze(0))
 
-    def gradients(labels: Tensor) -> Tensor:
-        formed = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, inputs, labels)
-        return torch.cat([formed.pop(name).flatten(1) for name in parameters], 1)
+    formed = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, inputs, labels)
+    return torch.cat([formed.pop(name).flatten(1) for name in parameters], 1)
+
+
+def gram_with_gradients_formed(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the Gram matrix, its products in float64 as ours are, in parts that fit a cache."""
+    rows = formed_gradients(model, inputs, targets)
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for part in rows.split(1 << 14, 1):
+        doubled = part.double()
+        gram.addmm_(doubled, doubled.T)
+    return gram
+
+
+def scores_with_gradients_formed(model: nn.Module, inputs: Tensor, targets: Tensor) -> list[float]:
+    """Return gamma of sgd, ef, ief and sf with every per-sample gradient formed."""
 
     def solve(rows: Tensor, right: Tensor) -> Tensor:
         gram = (rows @ rows.T).double()
@@ -75,13 +88,13 @@ def scores_with_gradients_formed(model: nn.Module, inputs: Tensor, targets: Tens
     with torch.no_grad():
         logits = model(inputs)
     residual = logits.softmax(-1) - one_hot(targets, logits.shape[-1])
-    rows = gradients(targets)
+    rows = formed_gradients(model, inputs, targets)
     g = rows.sum(0)
     directions = [g]
     for right in (torch.ones_like(residual[:, 0]), residual.square().sum(1)):
         directions.append(rows.T @ solve(rows, right))
     del rows
-    sampled = gradients(torch.multinomial(logits.softmax(-1), 1).squeeze(1))
+    sampled = formed_gradients(model, inputs, torch.multinomial(logits.softmax(-1), 1).squeeze(1))
     directions.append(g - sampled.T @ solve(sampled, sampled @ g))
     del sampled
     lin = evalkit.linearize(model, inputs, targets)

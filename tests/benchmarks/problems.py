@@ -19,6 +19,9 @@ class Problem:
         draw: returns a batch of inputs from a generator.
         classes: number of classes.
         samples: N.
+        products: single products and natural gradients are measured too, not scores alone.
+        gram: so is the Gram matrix.
+        formed: per-sample gradients fit into memory.
     """
 
     name: str
@@ -26,6 +29,9 @@ class Problem:
     draw: Callable[[int, torch.Generator], Tensor]
     classes: int
     samples: int
+    products: bool = True
+    gram: bool = False
+    formed: bool = True
 
     def make(self, device: str = "cpu") -> tuple[nn.Module, Tensor, Tensor]:
         """Return model, inputs and targets on a device, the same each time."""
@@ -119,17 +125,51 @@ class Transformer(nn.Module):
         return self.head(self.blocks(self.embed(tokens)).mean(1))
 
 
+class Prompted(nn.Module):
+    """A frozen transformer with eight tokens before every sample's and a head that are trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = Transformer(lora=False).requires_grad_(False)
+        self.base.head.requires_grad_(True)
+        self.prompt = nn.Parameter(torch.randn(8, 128))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits."""
+        prompts = self.prompt.expand(len(tokens), -1, -1)
+        found = self.base.blocks(torch.cat([prompts, self.base.embed(tokens)], 1))
+        return self.base.head(found.mean(1))
+
+
+def narrow_mlp() -> nn.Module:
+    """Return an MLP 784-512-512-10."""
+    return nn.Sequential(
+        nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
+    )
+
+
 def _normal(*shape: int) -> Callable[[int, torch.Generator], Tensor]:
     return lambda samples, generator: torch.randn(samples, *shape, generator=generator)
 
 
-def _tokens(samples: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(1000, (samples, 32), generator=generator)
+def _tokens(length: int) -> Callable[[int, torch.Generator], Tensor]:
+    return lambda samples, generator: torch.randint(1000, (samples, length), generator=generator)
 
 
 PROBLEMS = (
     Problem("MLP 10.5M", mlp, _normal(3072), 10, 160),
-    Problem("CNN, GroupNorm", cnn, _normal(3, 32, 32), 10, 64),
-    Problem("transformer, LoRA", lambda: Transformer(lora=True), _tokens, 10, 64),
-    Problem("transformer, full", lambda: Transformer(lora=False), _tokens, 10, 64),
+    Problem("CNN, GroupNorm", cnn, _normal(3, 32, 32), 10, 64, gram=True),
+    Problem("transformer, LoRA", lambda: Transformer(lora=True), _tokens(32), 10, 64),
+    Problem("transformer, full", lambda: Transformer(lora=False), _tokens(32), 10, 64, gram=True),
+    Problem("transformer, prompt", Prompted, _tokens(32), 10, 64, products=False, gram=True),
+    Problem(
+        "transformer, 64 tokens, N = 160",
+        lambda: Transformer(lora=False),
+        _tokens(64),
+        10,
+        160,
+        products=False,
+    ),
+    Problem("MLP of width 512", narrow_mlp, _normal(784), 10, 160, products=False),
+    Problem("MLP 10.5M, N = 1280", mlp, _normal(3072), 10, 1280, products=False, formed=False),
 )

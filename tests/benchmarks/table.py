@@ -44,6 +44,11 @@ def as_markdown(
         parts += ["## Memory of sgd, ef, ief, sf in MB\n"]
         parts += [lines("problem", "evalkit", "gradients formed", "ratio")]
         for item in memories:
-            ratio = f"{item.formed / item.ours:.1f}"
-            parts[-1] += line(item.problem, f"{item.ours:.0f}", f"{item.formed:.0f}", ratio)
+            known = not math.isnan(item.formed)
+            parts[-1] += line(
+                item.problem,
+                f"{item.ours:.0f}",
+                f"{item.formed:.0f}" if known else "",
+                f"{item.formed / item.ours:.1f}" if known else "",
+            )
     return "\n".join(parts)
