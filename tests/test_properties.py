@@ -16,9 +16,34 @@ from evalkit.updates.sf import sampled_logit_gradients
 from tests.support import dense
 from tests.support.cases import CASES, Batch
 from tests.support.chosen_cases import some_cases
+from tests.support.dense import assert_near
+from tests.support.table import Draw
 from tests.support.vectors import cosine, random_vectors
 
 OVERPARAMETERISED = ["mlp_categorical", "mlp_bernoulli", "mlp_gaussian", "convolution_group_norm"]
+
+
+# --- the output Fisher matrix ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_trace_is_that_of_the_matrix(name: str) -> None:
+    batch = CASES[name].make()
+    lin = evalkit.linearize(*batch)
+    traces = lin.likelihood.fisher_trace(lin.logits, lin.targets)
+    roots = lin.likelihood.fisher_root(lin.logits, lin.targets)
+    assert_near(traces, roots.square().flatten(1).sum(1), 1e-12)
+    curvature = dense.dense(*batch).curvature
+    assert_near(traces, curvature.diagonal(dim1=1, dim2=2).sum(1), 1e-8)
+
+
+def test_a_vocabulary_of_thirty_thousand() -> None:
+    """A matrix of all pairs of classes has 7 GB here for each position of a sample."""
+    draw = Draw(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 30_000))
+    targets = draw.integers(30_000, 4, 2)
+    table = evalkit.score(model, draw.normal(4, 2, 4).float(), targets, damping=1e-3)
+    assert table["error"].max() < 1e-3
 
 
 # --- the indicator ---------------------------------------------------------------------------

@@ -128,8 +128,11 @@ def input_map(inside: int, generator: torch.Generator, like: Tensor) -> Tensor:
 
 
 def signs(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    """Return random signs, drawn on the CPU so that every device gets the same."""
-    return (torch.randint(0, 2, shape, generator=generator) * 2 - 1).to(like)
+    """Return random signs, drawn on the CPU so that every device gets the same, 32 at a time."""
+    count = math.prod(shape)
+    words = torch.randint(0, 1 << 32, (-(-count // 32),), generator=generator).to(like.device)
+    bits = words.unsqueeze(1) >> torch.arange(32, device=like.device) & 1
+    return (2 * bits - 1).flatten()[:count].view(shape).to(like)
 
 
 def fair_width(sizes: Iterable[int], total: int) -> int:

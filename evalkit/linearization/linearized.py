@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from evalkit.evaluation.full_precision import full_precision
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.factors import FormedRows, LayerFactors, layer_factors
@@ -112,11 +113,13 @@ class Linearization(LinearMaps):
         return self.pulled_norm(self.logit_gradients, self.gradient_jvp)
 
     @_Shared
+    @full_precision()
     def tangent_kernel(self) -> Tensor:
         """J J^T, (N M, N M) float64 for M outputs per sample, in the order of the logits."""
         return tangent_kernel(self._batches, self.route)
 
     @_Shared
+    @full_precision()
     def sketched_kernel(self) -> Tensor:
         """A random matrix that is J J^T on average, (N M, N M) float64: a preconditioner."""
         return sketched_kernel(self._batches)
@@ -126,6 +129,7 @@ class Linearization(LinearMaps):
         """The forward passes and what was recorded of them, from which work is foreseen."""
         return self._batches
 
+    @full_precision()
     def sample_products(self, cotangents: Tensor) -> Tensor:
         """Return J J_n^T c_n for every one-sample cotangent: (N, N M) float64.
 
@@ -143,6 +147,7 @@ class Linearization(LinearMaps):
         return self.kernel_product(self.logit_gradients)
 
     @cached_property
+    @full_precision()
     def _routed(self) -> _Routed:
         """The fastest route whose Gram matrix has the row sums that it must have.
 
@@ -151,6 +156,8 @@ class Linearization(LinearMaps):
         """
         cotangents = self.logit_gradients.unsqueeze(0)
         for route in ROUTES[:-1]:
+            if route is not None and not self._batches.runs_alone():
+                continue
             try:
                 own = side(self._batches, cotangents, route)
                 gram = gram_matrix(self._batches, cotangents, route, kept=own)
@@ -196,6 +203,7 @@ class Linearization(LinearMaps):
         gram = self.gram if known else self.gram_of(cotangents)
         return factorize(gram, unit=self.unit, columns=self.num_params)
 
+    @full_precision()
     def sample_gradients(self, cotangents: Tensor) -> Tensor:
         """Return J_n^T c_kn, formed: (K N, P) float64; row k N + n belongs to cotangent k.
 
@@ -219,6 +227,7 @@ class Linearization(LinearMaps):
         """Return the same model and batch linearised in float64: about three times the work."""
         return Linearization(self._batches.in_float64(), self.likelihood, self._given)
 
+    @full_precision()
     def gram_of(self, cotangents: Tensor) -> Tensor:
         """Return the inner products of J_n^T c_kn for K cotangents per sample.
 
@@ -232,6 +241,7 @@ class Linearization(LinearMaps):
         self._kept.keep(cotangents, own)
         return gram_matrix(self._batches, cotangents, self.route, kept=own)
 
+    @full_precision()
     def weighted_product(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Return J d for d = sum_n J_n^T w_n c_n over terms (c, w): like logits, float64.
 
@@ -246,6 +256,7 @@ class Linearization(LinearMaps):
         shape = (-1, *[1] * (self.logits.dim() - 1))
         return self.kernel_product(torch.stack([w.view(shape) * c for c, w in terms]).sum(0))
 
+    @full_precision()
     def gram_blocks(self, cotangents: Tensor) -> dict[tuple[str, ...], Tensor]:
         """Return the part of each layer in :meth:`gram_of`, by the names of its parameters.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.determinism import nearly, refuse_varying_forward, repeats
@@ -16,6 +18,7 @@ from evalkit.linearization.recording import Recording, record
 from evalkit.linearization.sample_axis import (
     ROUNDING,
     dependent_samples,
+    long_leaves,
     part_of,
     refuse_if_varying,
     refuse_infinite_logits,
@@ -105,6 +108,23 @@ class MicroBatches:
         if not nearly(self.logits[ends], self._evaluated.run(part), ROUNDING):
             refuse_if_varying(self._model, self._evaluated.run, part)
             raise dependent_samples("logits of a sample that depend on its micro-batch")
+
+    def runs_alone(self) -> bool:
+        """Return whether a sample can be run by itself, as far as that has to be tried beforehand.
+
+        On a GPU it has: an index out of range, as one into the batch then is, ends all that the
+        process can do there. A copy of the model tries it on the CPU.
+        """
+        if self.logits.device.type == "cpu":
+            return True
+        try:
+            model = copy.deepcopy(self._model).cpu()
+            inputs = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, self._inputs)
+            one = part_of(inputs, long_leaves(inputs, self._num_samples), [0])
+            evaluation(model, self.dtype).run(one)
+        except Exception:  # whatever the model's code raises
+            return False
+        return True
 
     @property
     def dtype(self) -> torch.dtype:
