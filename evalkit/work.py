@@ -18,11 +18,15 @@ from functools import cache
 
 import torch
 
-from evalkit.layers.sketches import INPUTS
+from evalkit.layers.sketches import COLUMNS_PER_OUTPUT, INPUTS
 from evalkit.linearization import Linearization
-from evalkit.linearization.kernel import MOST_OUTPUTS
 from evalkit.linearization.ruled_rows import row_kinds
-from evalkit.linearization.sketch import COLUMNS_PER_OUTPUT, MOST_SKETCHED
+
+MOST_OUTPUTS = 4096
+"""Rows of a tangent kernel, at most: 128 MiB."""
+
+MOST_SKETCHED = 2048
+"""Those of a sketched one, at most: 512 MiB of columns in float32."""
 
 CALLS = 100
 """Small operations of torch that a product of a linearization takes whatever the model."""

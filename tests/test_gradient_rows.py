@@ -59,6 +59,15 @@ def test_outer_products(
     assert_inner(inner(right, right), rows_, rows_)
 
 
+@every_size
+@with_or_without_bias
+def test_outer_products_written_out(sizes: Sizes, bias: bool) -> None:
+    rows, _ = outer_products(Draw(0), sizes, bias)
+    explicit = explicit_outer(rows).unflatten(0, rows.d.shape[1:3])
+    torch.testing.assert_close(rows.formed(slice(0, 1)), explicit[:, :1])
+    torch.testing.assert_close(rows.formed(slice(1, None)), explicit[:, 1:])
+
+
 @pytest.mark.parametrize("seed", range(12))
 @with_or_without_bias
 def test_both_routes_agree_at_random_sizes(

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import evalkit
-import evalkit.linearization.sketch
+import evalkit.solvers.sketch
 from evalkit.layers import sketches
 from evalkit.layers.rows import Formed, GradientRows
 from evalkit.linearization.ruled_rows import row_kinds
 from evalkit.solvers.direct import solve_directly
+from evalkit.solvers.kernel import tangent_kernel
+from evalkit.solvers.sketch import sketched_kernel
 from evalkit.work import IMPOSSIBLE, sketch_work
 from tests.support.cases import CASES
 from tests.support.chosen_cases import SECOND_ROUTE_NEEDED, some_cases, with_a_damping
@@ -90,15 +92,13 @@ def test_inner_products_of_sketches_are_right_on_average(
 )
 def test_sketched_kernels_are_right_on_average(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With inputs mapped to two, and weights that several calls share."""
-    monkeypatch.setattr(evalkit.linearization.sketch, "COLUMNS_PER_OUTPUT", 2)
-    for module in (sketches, evalkit.linearization.sketch):
+    monkeypatch.setattr(evalkit.solvers.sketch, "COLUMNS_PER_OUTPUT", 2)
+    for module in (sketches, evalkit.solvers.sketch):
         monkeypatch.setattr(module, "INPUTS", 2)
     lin = evalkit.linearize(*CASES[name].make())
     assert covered(lin)
-    drawn = [
-        evalkit.linearization.sketch.sketched_kernel(lin._batches, seed) for seed in range(400)
-    ]
-    assert_right_on_average(torch.stack(drawn), lin.tangent_kernel)
+    drawn = [sketched_kernel(lin, seed) for seed in range(400)]
+    assert_right_on_average(torch.stack(drawn), tangent_kernel(lin))
 
 
 @pytest.mark.parametrize(
@@ -130,15 +130,15 @@ def test_a_kernel_sketched_with_all_columns_is_the_kernel(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parameters without gradients from one backward are missing: the kernel is larger then."""
-    monkeypatch.setattr(evalkit.linearization.sketch, "COLUMNS_PER_OUTPUT", 10**6)
-    for module in (sketches, evalkit.linearization.sketch):
+    monkeypatch.setattr(evalkit.solvers.sketch, "COLUMNS_PER_OUTPUT", 10**6)
+    for module in (sketches, evalkit.solvers.sketch):
         monkeypatch.setattr(module, "INPUTS", 10**6)
     lin = evalkit.linearize(*CASES[name].make())
     if covered(lin):
-        torch.testing.assert_close(lin.sketched_kernel, lin.tangent_kernel)
+        torch.testing.assert_close(sketched_kernel(lin), tangent_kernel(lin))
     elif can_be_sketched(lin):
-        missing = torch.linalg.eigvalsh(lin.tangent_kernel - lin.sketched_kernel)
-        assert missing[0] >= -1e-9 * float(lin.tangent_kernel.diagonal().max())
+        missing = torch.linalg.eigvalsh(tangent_kernel(lin) - sketched_kernel(lin))
+        assert missing[0] >= -1e-9 * float(tangent_kernel(lin).diagonal().max())
 
 
 @pytest.mark.parametrize(
@@ -147,15 +147,15 @@ def test_a_kernel_sketched_with_all_columns_is_the_kernel(
 def test_micro_batches_are_sketched_with_the_same_signs(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evalkit.linearization.sketch, "COLUMNS_PER_OUTPUT", 2)
-    for module in (sketches, evalkit.linearization.sketch):
+    monkeypatch.setattr(evalkit.solvers.sketch, "COLUMNS_PER_OUTPUT", 2)
+    for module in (sketches, evalkit.solvers.sketch):
         monkeypatch.setattr(module, "INPUTS", 2)
     model, inputs, targets, likelihood = CASES[name].make()
     whole, parts = (
         evalkit.linearize(model, inputs, targets, likelihood, micro_batch_size=size)
         for size in (None, 2)
     )
-    torch.testing.assert_close(parts.sketched_kernel, whole.sketched_kernel)
+    torch.testing.assert_close(sketched_kernel(parts), sketched_kernel(whole))
 
 
 @with_a_damping
@@ -163,7 +163,7 @@ def test_the_sketch_changes_no_result(
     name: str, damping: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even a poor one: two columns per output."""
-    monkeypatch.setattr(evalkit.linearization.sketch, "COLUMNS_PER_OUTPUT", 2)
+    monkeypatch.setattr(evalkit.solvers.sketch, "COLUMNS_PER_OUTPUT", 2)
     lin = evalkit.linearize(*CASES[name].make())
     if not can_be_sketched(lin):
         return

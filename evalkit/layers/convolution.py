@@ -158,6 +158,10 @@ class ConvolutionRows(GradientRows):
         """The same rows with their patches."""
         return self.layer.rows_at(self.layer.positions(), self.d, self.bias)
 
+    def formed(self, samples: slice) -> Tensor:
+        """Return the rows of some samples, as outer products have them."""
+        return self.outer.formed(samples)
+
     def add_inner(self, total: Tensor, other: ConvolutionRows | OuterProducts) -> None:
         """Add the inner products by the cheaper of two routes."""
         if not isinstance(other, ConvolutionRows) or by_pairs(

@@ -39,6 +39,10 @@ class GradientRows(ABC):
         """Return the rows of a parameter that several calls use: the sums of theirs."""
 
     @abstractmethod
+    def formed(self, samples: slice) -> Tensor:
+        """Return the rows of some samples as numbers: (K, n, size)."""
+
+    @abstractmethod
     def add_inner(self, total: Tensor, other: Any) -> None:
         """Add the inner products with other rows of the same parameter.
 
@@ -116,6 +120,13 @@ class OuterProducts(GradientRows):
     def outer(self) -> OuterProducts:
         """Itself."""
         return self
+
+    def formed(self, samples: slice) -> Tensor:
+        """Return the rows of some samples: the weight in its own order, then the bias."""
+        a, d = self.a[:, samples], self.d[:, :, samples]
+        matrices = torch.einsum("gknto,gnti->kngoi", d, a).flatten(2)
+        sums = d.sum(3).movedim(0, 2).flatten(2)
+        return torch.cat([matrices, sums], 2) if self.bias else matrices
 
     def add_inner(self, total: Tensor, other: Any) -> None:
         """Add sum_{t,s} (a_nt . a_ms) (d_knt . d_jms) by the cheaper of two routes."""

@@ -102,7 +102,7 @@ def _broadcast(value: Tensor, copies: Tensor) -> Broadcast:
     return Broadcast(get_gradient_edge(value), value.shape, get_gradient_edge(copies))
 
 
-def shared_parameters(
+def broadcast_parameters(
     users: Mapping[Any, Sequence[Any]],
     accumulators: Mapping[str, Any],
     broadcasts: Sequence[Broadcast],
@@ -117,7 +117,7 @@ def shared_parameters(
     places: dict[Any, list[Broadcast]] = {}
     for broadcast in broadcasts:
         places.setdefault(broadcast.copies.node, []).append(broadcast)
-    shared = {}
+    found = {}
     for name, start in accumulators.items() if broadcasts else ():
         reached: dict[Broadcast, None] = {}
         seen, pending, outside = {start}, [start], False
@@ -131,8 +131,8 @@ def shared_parameters(
                     seen.add(user)
                     pending.append(user)
         if reached and not outside:
-            shared[name] = tuple(reached)
-    return shared
+            found[name] = tuple(reached)
+    return found
 
 
 def of_samples(logits: Tensor, broadcasts: Sequence[Broadcast]) -> frozenset[Broadcast]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from evalkit.layers.rows import Formed, GradientRows, Lookups, OuterProducts
+from evalkit.layers.rows import GradientRows, OuterProducts
 from evalkit.linearization.gram import scaled_cotangents
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import (
@@ -209,7 +209,6 @@ class _Part:
     def _of_rows(self, name: str, rows: GradientRows) -> Iterator[FormedRows]:
         draws = len(self.scales)
         for here in self._slices(draws * self.recording.parameters[name].numel()):
-            assert isinstance(rows, Formed | Lookups)
             formed = rows.formed(here).to(self.cotangents)
             yield self._formed(name, here, formed * self.scales[:, here, None])
 

@@ -22,11 +22,6 @@ from evalkit.linearization.gram import (
     side,
 )
 from evalkit.linearization.kept import KeptGradients
-from evalkit.linearization.kernel import (
-    sample_products,
-    tangent_kernel,
-    unit_side,
-)
 from evalkit.linearization.linear_maps import LinearMaps
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import (
@@ -36,7 +31,6 @@ from evalkit.linearization.per_sample import (
     vectorized_gradients,
 )
 from evalkit.linearization.recording import HELD_AT_ONCE
-from evalkit.linearization.sketch import sketched_kernel
 
 T = TypeVar("T")
 
@@ -111,31 +105,10 @@ class Linearization(LinearMaps):
         """|g|."""
         return self.pulled_norm(self.logit_gradients, self.gradient_jvp)
 
-    @_Shared
-    def tangent_kernel(self) -> Tensor:
-        """J J^T, (N M, N M) float64 for M outputs per sample, in the order of the logits."""
-        return tangent_kernel(self._batches, self.route)
-
-    @_Shared
-    def sketched_kernel(self) -> Tensor:
-        """A random matrix that is J J^T on average, (N M, N M) float64: a preconditioner."""
-        return sketched_kernel(self._batches)
-
     @property
     def batches(self) -> MicroBatches:
         """The forward passes and what was recorded of them, from which work is foreseen."""
         return self._batches
-
-    def sample_products(self, cotangents: Tensor) -> Tensor:
-        """Return J J_n^T c_n for every one-sample cotangent: (N, N M) float64.
-
-        M is the number of outputs of a sample.
-
-        Args:
-            cotangents: c, (N, ..., C) float64.
-        """
-        units = self.shared("unit rows", lambda: unit_side(self._batches, self.route))
-        return sample_products(self._batches, cotangents.unsqueeze(0), self.route, units)
 
     @_Shared
     def gradient_jvp(self) -> Tensor:

@@ -18,7 +18,7 @@ from evalkit.evaluation.determinism import (
 from evalkit.evaluation.failures import forward_failures
 from evalkit.evaluation.forward import Evaluation, differentiable
 from evalkit.evaluation.given import Inputs
-from evalkit.linearization.broadcasts import Broadcast, of_samples, shared_parameters
+from evalkit.linearization.broadcasts import Broadcast, broadcast_parameters, of_samples
 from evalkit.linearization.graph_ends import refuse_lost_gradients, refuse_without_graph
 from evalkit.linearization.recorder import (
     Graph,
@@ -41,8 +41,8 @@ class Recording:
         parameters: the trainable parameters by name, in the order of ``named_parameters``.
         uses: the calls of layers with a rule that a trainable parameter took part in.
         ruled: names of the parameters whose every use is one of these calls.
-        broadcasts: where parameters that reach the logits only through values without a sample
-            axis meet the batch, by name, if axis 0 is the sample axis there.
+        broadcast_candidates: where parameters that reach the logits only through values without a
+            sample axis meet the batch, by name, if axis 0 is the sample axis there.
         call: maps (parameters by name, inputs) to logits: the same forward again.
         inputs: the inputs of this pass.
         model: as given.
@@ -55,7 +55,7 @@ class Recording:
     parameters: dict[str, Tensor]
     uses: tuple[LayerUse, ...]
     ruled: frozenset[str]
-    broadcasts: dict[str, tuple[Broadcast, ...]]
+    broadcast_candidates: dict[str, tuple[Broadcast, ...]]
     call: Callable[[dict[str, Tensor], Inputs], Tensor]
     inputs: Inputs
     model: nn.Module
@@ -69,14 +69,14 @@ class Recording:
         return sum(value.numel() for value in self.parameters.values())
 
     @cached_property
-    def shared(self) -> dict[str, tuple[Broadcast, ...]]:
+    def broadcast_parameters(self) -> dict[str, tuple[Broadcast, ...]]:
         """Where the parameters that act on every sample alike meet the batch, by name.
 
         A parameter whose per-sample gradients take more memory than is spent at once is left out.
         """
         found = {
             name: places
-            for name, places in self.broadcasts.items()
+            for name, places in self.broadcast_candidates.items()
             if self.parameters[name].numel() * len(self.logits) <= HELD_AT_ONCE
         }
         chosen = dict.fromkeys(place for places in found.values() for place in places)
@@ -124,13 +124,13 @@ def record(evaluated: Evaluation, inputs: Inputs, samples: int) -> Recording:
         )
     ruled = ruled_parameters(graph, parameters, recorder)
     reached = graph.accumulators_of(parameters)
-    broadcasts = shared_parameters(graph.users, reached, recorder.broadcasts)
+    candidates = broadcast_parameters(graph.users, reached, recorder.broadcasts)
     return Recording(
         logits,
         parameters,
         tuple(recorder.uses),
         ruled,
-        broadcasts,
+        candidates,
         call,
         inputs,
         model,

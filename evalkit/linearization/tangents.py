@@ -229,14 +229,14 @@ class Tangents:
         """Return the gradients of parameters behind values that every sample gets alike."""
         if not copies:
             return {}
-        shared = self._recording.shared
-        parameters = [self._recording.parameters[name] for name in shared]
+        behind = self._recording.broadcast_parameters
+        parameters = [self._recording.parameters[name] for name in behind]
         values: list[Any] = [broadcast.value for broadcast, _ in copies]
         with differentiating(self._recording, False):
             found = torch.autograd.grad(
                 values, parameters, [d for _, d in copies], retain_graph=True, allow_unused=True
             )
-        pairs = zip(shared, found, strict=True)
+        pairs = zip(behind, found, strict=True)
         return {name: value.detach() for name, value in pairs if value is not None}
 
     def _through(self, d: Sequence[Tensor], others: Sequence[Tensor | None]) -> Tensor:

@@ -13,6 +13,7 @@ from evalkit.indicator import indicator_terms
 from evalkit.linearization import Linearization
 from evalkit.reductions import norm
 from evalkit.settings import check_damping
+from evalkit.solvers.kernel import tangent_kernel
 from evalkit.solvers.logit_space import LogitSpace, Solve
 from evalkit.solvers.solved import SHORT, Solved, rounding
 
@@ -72,7 +73,8 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         EvalkitError: the damping is out of range.
     """
     damping = check_damping(damping)
-    space = lin.shared("logit space", lambda: LogitSpace(lin, lin.tangent_kernel))
+    kernel = tangent_kernel(lin)
+    space = lin.shared("logit space", lambda: LogitSpace(lin, kernel))
     y, r = torch.zeros_like(lin.logit_gradients), lin.logit_gradients
     x = torch.zeros_like(lin.gradient)
     best = start = _Candidate(y, x, 0.0, r, lin.gradient_norm)
@@ -84,7 +86,7 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         found, count = _refined(lin, damping, solve, start, enough)
         iterations += count
         best = found if found.better(best, rounding(lin)) else best
-        depth = float(r.flatten() @ lin.tangent_kernel @ solve(r).flatten())
+        depth = float(r.flatten() @ kernel @ solve(r).flatten())
         deepest = max(deepest, depth)
         if way == space.by_eigenvalues:
             open_part = space.unresolved(damping)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.linearization import Linearization
+from evalkit.solvers.kernel import unit_cotangents
 
 Solve = Callable[[Tensor], Tensor]
 """Maps a residual q, like logits, to B (H + lambda I)^-1 rho with q = B rho: like logits."""
@@ -113,12 +114,10 @@ class LogitSpace:
 
     def _rows(self) -> Tensor:
         """Return M = B^T J, (N C, P)."""
-        logits = self._lin.logits
-        outputs = logits[0].numel()
-        units = torch.eye(outputs, dtype=torch.float64, device=logits.device)
-        units = units.view(outputs, 1, *logits.shape[1:]).expand(-1, len(logits), *logits.shape[1:])
-        rows = self._lin.sample_gradients(units).view(outputs, len(logits), -1)
-        return self._from_left(rows.transpose(0, 1).reshape(outputs * len(logits), -1))
+        units = unit_cotangents(self._lin)
+        outputs, samples = units.shape[:2]
+        rows = self._lin.sample_gradients(units).view(outputs, samples, -1)
+        return self._from_left(rows.transpose(0, 1).reshape(outputs * samples, -1))
 
     def preconditioner(self, damping: float) -> Solve:
         """Return an approximate solve, for a sketch of H in float32.

@@ -13,6 +13,7 @@ from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
 from evalkit.reductions import norm
 from evalkit.solvers.logit_space import LogitSpace
+from evalkit.solvers.sketch import sketched_kernel
 
 Preconditioner = Callable[[Tensor], Tensor]
 """Maps a residual, (P,), to M^-1 res, (P,)."""
@@ -91,7 +92,8 @@ class Sketched:
 
     def __init__(self, lin: Linearization, damping: float) -> None:
         self._lin = lin
-        space = lin.shared("sketched space", lambda: LogitSpace(lin, lin.sketched_kernel))
+        self._kernel = lin.shared("sketched kernel", lambda: sketched_kernel(lin))
+        space = lin.shared("sketched space", lambda: LogitSpace(lin, self._kernel))
         self._solve = lin.shared(("sketched space", damping), lambda: space.preconditioner(damping))
 
     def first(self) -> Search:
@@ -103,7 +105,7 @@ class Sketched:
         """Return the solution with the sketch, or the residual where that is no descent."""
         z = self._solve(res)
         jz = self._lin.kernel_product(z)
-        estimate = (res.flatten() @ self._lin.sketched_kernel @ res.flatten()).clamp_min(0)
+        estimate = (res.flatten() @ self._kernel @ res.flatten()).clamp_min(0)
         rho, square = torch.stack([(res * jz).sum(), estimate]).tolist()
         if 0 < rho < math.inf:
             return Search(z, jz, square)

@@ -17,6 +17,7 @@ from torch import Tensor
 from evalkit.errors import EvalkitError
 from evalkit.layers.rows import GradientRows
 from evalkit.layers.sketches import (
+    COLUMNS_PER_OUTPUT,
     INPUTS,
     SKETCHES,
     Sketch,
@@ -24,20 +25,14 @@ from evalkit.layers.sketches import (
     input_map,
     slices,
 )
-from evalkit.linearization.kernel import unit_cotangents
-from evalkit.linearization.micro_batches import MicroBatches
+from evalkit.linearization import Linearization
 from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import gradient_rows
-
-COLUMNS_PER_OUTPUT = 48
-"""Columns over N M: an error of 0.14, with which each iteration of CG gains about a digit."""
-
-MOST_SKETCHED = 2048
-"""N M, at most: 512 MiB of columns in float32."""
+from evalkit.solvers.kernel import unit_cotangents
 
 
-def sketched_kernel(batches: MicroBatches, seed: int = 0) -> Tensor:
+def sketched_kernel(lin: Linearization, seed: int = 0) -> Tensor:
     """Return a random matrix that is J J^T on average, (N M, N M) float64, in the logits' order.
 
     Parameters without per-sample gradients from one backward are left out, and so are those of a
@@ -45,13 +40,13 @@ def sketched_kernel(batches: MicroBatches, seed: int = 0) -> Tensor:
     outputs, whose gradients are formed with few inputs and folded to few columns.
 
     Args:
-        batches: the forward passes.
+        lin: the model and batch.
         seed: the seed of the random signs.
 
     Raises:
         EvalkitError: no parameter has per-sample gradients from one backward.
     """
-    units = unit_cotangents(batches).to(batches.dtype)
+    units, batches = unit_cotangents(lin).to(lin.logits.dtype), lin.batches
     sketcher = _Sketcher(units.shape[:2].numel(), seed)
     parts = [
         sketcher.columns(batch.recording, units[:, part])
