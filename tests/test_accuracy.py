@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import evalkit
 import evalkit.linearization
 import evalkit.linearization.gram
-from evalkit.updates.sf import sampled_logit_gradients
 from tests.support import dense
 from tests.support.blocks import shrink
 from tests.support.cases import CASES, Batch, Draw, Net
@@ -196,7 +195,7 @@ def test_float32_scores_are_near_float64_scores(name: str) -> None:
         "ef": dense.ef(expected, damping),
         "ief": dense.ief(expected, damping),
         "ief-tikhonov": dense.ief_tikhonov(expected, damping),
-        "sf": dense.sf(expected, sampled_logit_gradients(lin, 0, 1), damping),
+        "sf": dense.sf(expected, lin.sampled_logit_gradients(0, 1), damping),
         "ngd": dense.ngd(expected, damping),
     }
     table = evalkit.score(*batch, methods=tuple(wanted), damping=damping)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.factors import FormedRows, LayerFactors, layer_factors
@@ -89,6 +90,31 @@ class Linearization(LinearMaps):
     def logit_gradients(self) -> Tensor:
         """r_n = d l_n / d z_n: like logits, float64."""
         return self.likelihood.logit_gradients(self.logits, self.targets)
+
+    def sampled_logit_gradients(self, seed: int = 0, labels_per_sample: int = 1) -> Tensor:
+        """Return the logit gradients for labels drawn from the model: (K, N, ..., C) float64.
+
+        Every method that draws labels takes them from here, so that those with one seed approximate
+        the same matrix, sum_kn J^T c_kn c_kn^T J / K.
+
+        Args:
+            seed: the seed of the generator that draws the labels.
+            labels_per_sample: K.
+
+        Raises:
+            EvalkitError: no label is to be drawn.
+        """
+        if labels_per_sample < 1:
+            raise EvalkitError(
+                f"expected labels_per_sample of at least 1, found {labels_per_sample}; draw one "
+                "label or more"
+            )
+        generator, meaning = torch.Generator().manual_seed(seed), self.likelihood
+        drawn = (
+            meaning.sample_targets(self.logits, self.targets, generator)
+            for _ in range(labels_per_sample)
+        )
+        return torch.stack([meaning.logit_gradients(self.logits, labels) for labels in drawn])
 
     @_Shared
     def losses(self) -> Tensor:
