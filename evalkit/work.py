@@ -18,7 +18,7 @@ from functools import cache
 
 import torch
 
-from evalkit.layers.sketches import COLUMNS_PER_OUTPUT, INPUTS
+from evalkit.layers.sketches import SIZE
 from evalkit.linearization import Linearization
 from evalkit.linearization.ruled_rows import row_kinds
 
@@ -199,8 +199,8 @@ def sketch_work(lin: Linearization) -> Work:
     if size > MOST_SKETCHED or 2 * covered < recording.num_params:
         return IMPOSSIBLE
     total = outputs * _pass_work(lin)
-    total += sum(use.layer.work.formed(size, INPUTS) for use in recording.uses)
-    columns = min(covered, COLUMNS_PER_OUTPUT * size)
+    total += sum(use.layer.work.formed(size, SIZE.inputs) for use in recording.uses)
+    columns = min(covered, SIZE.columns * size)
     total += 0.625 * size**2 * columns  # blocks above the diagonal are copied
     return multiplied(lin, total) + Work(calls=outputs * _calls(lin))
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from evalkit.layers.budget import Budget
 from evalkit.layers.replaced import Gradients, ReplacedLayer
 from evalkit.layers.rows import (
-    FORMED_AT_ONCE,
     Formed,
     GradientRows,
     OuterProducts,
@@ -23,9 +23,6 @@ from evalkit.layers.work import LayerWork, by_pairs
 FEWEST_CHANNELS = 8
 """Input channels from which on a convolution forms per-sample gradients faster than patches: 1 to
 10 times faster on two cores, with three channels 1.5 times slower."""
-
-CHANNELS_TOGETHER = 16
-"""Output channels that a convolution on a CPU works on together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,20 +159,23 @@ class ConvolutionRows(GradientRows):
         """Return the rows of some samples, as outer products have them."""
         return self.outer.formed(samples)
 
-    def add_inner(self, total: Tensor, other: ConvolutionRows | OuterProducts) -> None:
+    def add_inner(
+        self, total: Tensor, other: ConvolutionRows | OuterProducts, budget: Budget
+    ) -> None:
         """Add the inner products by the cheaper of two routes."""
         if not isinstance(other, ConvolutionRows) or by_pairs(
             self._shape, other._shape, self.layer.work.inside
         ):
-            self.outer.add_inner(total, other)
+            self.outer.add_inner(total, other, budget)
             return
         same = other is self
-        for channels in self._slices(max(self.d.shape[:2].numel(), other.d.shape[:2].numel())):
+        most = max(self.d.shape[:2].numel(), other.d.shape[:2].numel())
+        for channels in self._slices(most, budget):
             rows = self._formed(channels)
-            add_products(total, rows, rows if same else other._formed(channels))
+            add_products(total, rows, rows if same else other._formed(channels), budget)
         if self.bias:
             sums = self._sums()
-            add_products(total, sums, sums if same else other._sums())
+            add_products(total, sums, sums if same else other._sums(), budget)
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -183,15 +183,16 @@ class ConvolutionRows(GradientRows):
         work = self.layer.work
         return work.groups, *self.d.shape[:2], work.positions, work.outside
 
-    def _slices(self, rows: int) -> Iterator[slice]:
+    def _slices(self, rows: int, budget: Budget) -> Iterator[slice]:
         """Return which output channels are formed at once: of whole groups, where there are some.
 
         Args:
             rows: of the larger side.
+            budget: how much is formed at a time.
         """
         groups, outside = self.layer.groups, self.layer.work.outside
-        step = max(1, FORMED_AT_ONCE // (rows * self.layer.work.inside))
-        unit = outside if groups > 1 else min(outside, CHANNELS_TOGETHER)
+        step = max(1, budget.formed // (rows * self.layer.work.inside))
+        unit = outside if groups > 1 else min(outside, budget.channels)
         step = max(1, step // unit) * unit
         for start in range(0, groups * outside, step):
             yield slice(start, min(start + step, groups * outside))

@@ -28,7 +28,7 @@ from evalkit.linearization.per_sample import (
     vectorized_gradients,
 )
 from evalkit.linearization.recorder import LayerUse
-from evalkit.linearization.recording import HELD_AT_ONCE, Recording
+from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import (
     OutputGradients,
     joined_biases,
@@ -117,7 +117,7 @@ def layer_factors(
     batches: MicroBatches,
     cotangents: Tensor,
     route: PerSample | None,
-    numbers: int = HELD_AT_ONCE,
+    numbers: int | None = None,
 ) -> Iterator[LayerFactors | FormedRows]:
     """Yield the factors of every layer, and the rows of every parameter without, in parts.
 
@@ -130,12 +130,13 @@ def layer_factors(
             influence each other, and inputs and output gradients do not say what their gradients
             are: all rows are formed.
         numbers: in a part, at most, which takes fewer samples to the next part; a single sample's
-            are never split.
+            are never split. None for those that the budget lets be held.
     """
     scaled, scales = scaled_cotangents(cotangents, batches.dtype)
+    most = batches.budget.held if numbers is None else numbers
     scales = scales.view(scaled.shape[:2]).to(batches.dtype)
     for batch, here in zip(batches, batches.slices, strict=True):
-        part = _Part(batch.recording, scaled[:, here], scales[:, here], here.start, numbers)
+        part = _Part(batch.recording, scaled[:, here], scales[:, here], here.start, most)
         yield from part.all_formed(route) if route is not None else part.by_rules()
 
 

@@ -203,7 +203,7 @@ class Side:
         total = self.cotangents.new_zeros(self._shape(other), dtype=torch.float64)
         for name, rows in self._rows.items():  # in this order: sums depend on it in the last digit
             if name in covered and name in other._rows:
-                rows.add_inner(total, other._rows[name])
+                rows.add_inner(total, other._rows[name], self.recording.budget)
         total = total.flatten(2).flatten(0, 1)
         names = [name for name in self.recording.parameters if name not in covered]
         return total + self._formed_inner(other, names) if names else total
@@ -222,7 +222,7 @@ class Side:
                 continue
             total = self.cotangents.new_zeros(self._shape(other), dtype=torch.float64)
             if name in self._rows and name in other._rows:
-                self._rows[name].add_inner(total, other._rows[name])
+                self._rows[name].add_inner(total, other._rows[name], self.recording.budget)
             names = (name, biases[name]) if name in biases else (name,)
             found[names] = total.flatten(2).flatten(0, 1)
         return found

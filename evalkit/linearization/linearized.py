@@ -31,7 +31,6 @@ from evalkit.linearization.per_sample import (
     defining_gradients,
     vectorized_gradients,
 )
-from evalkit.linearization.recording import HELD_AT_ONCE
 
 T = TypeVar("T")
 
@@ -257,7 +256,7 @@ class Linearization(LinearMaps):
         return gram_blocks(self._batches, cotangents, self.route)
 
     def factors(
-        self, cotangents: Tensor, numbers: int = HELD_AT_ONCE
+        self, cotangents: Tensor, numbers: int | None = None
     ) -> Iterator[LayerFactors | FormedRows]:
         """Yield what each layer's block of sum_kn J^T c_kn c_kn^T J is made of, in parts.
 
@@ -267,7 +266,8 @@ class Linearization(LinearMaps):
 
         Args:
             cotangents: c, (K, N, ..., C) float64.
-            numbers: in a part, at most, unless a single sample has more.
+            numbers: in a part, at most, unless a single sample has more; None for as many as may be
+                held at once.
         """
         return layer_factors(self._batches, cotangents, self.route, numbers)
 

@@ -12,6 +12,7 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.determinism import nearly, refuse_varying_forward, repeats
 from evalkit.evaluation.forward import evaluation, taking
 from evalkit.evaluation.given import Inputs
+from evalkit.layers.budget import BUDGET, Budget
 from evalkit.linearization.recording import Recording, record
 from evalkit.linearization.sample_axis import (
     ROUNDING,
@@ -46,8 +47,10 @@ class MicroBatches:
         num_samples: N.
         size: samples in a micro-batch, None for all.
         dtype: the dtype of the evaluation.
+        budget: how much of per-sample gradients is formed at a time.
 
     Attributes:
+        budget: as given.
         slices: the samples of each micro-batch.
         logits: the logits of the whole batch, detached.
 
@@ -63,6 +66,7 @@ class MicroBatches:
         num_samples: int,
         size: int | None,
         dtype: torch.dtype | None,
+        budget: Budget = BUDGET,
     ) -> None:
         if size is not None and size < 1:
             raise EvalkitError(
@@ -74,7 +78,7 @@ class MicroBatches:
         self.slices = tuple(slice(start, min(start + step, num_samples)) for start in starts)
         self._model, self._inputs = model, inputs
         self._evaluated = taking(evaluation(model, dtype), inputs)
-        self._num_samples = num_samples
+        self._num_samples, self.budget = num_samples, budget
         self._kept: dict[int, MicroBatch] = {}
         self._first: Tensor | None = None
         if len(self.slices) == 1:
@@ -119,7 +123,9 @@ class MicroBatches:
     def in_float64(self) -> MicroBatches:
         """Return the same forward passes in float64."""
         step = self.slices[0].stop
-        return MicroBatches(self._model, self._inputs, self._num_samples, step, torch.float64)
+        return MicroBatches(
+            self._model, self._inputs, self._num_samples, step, torch.float64, self.budget
+        )
 
     def _last(self) -> MicroBatch:
         return next(reversed(self._kept.values()))
@@ -136,7 +142,7 @@ class MicroBatches:
             self._kept.clear()
             part = self.slices[index]
             samples = part.stop - part.start
-            recording = record(self._evaluated, self._part(part), samples)
+            recording = record(self._evaluated, self._part(part), samples, self.budget)
             self._kept[index] = MicroBatch(recording, Tangents(recording))
             self._refuse_change(part, recording.logits.detach())
         return self._kept[index]

@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from evalkit.evaluation.forward import differentiable
-from evalkit.linearization.recording import HELD_AT_ONCE, Recording
+from evalkit.linearization.recording import Recording
 
 
 class CannotVectorizeError(RuntimeError):
@@ -44,9 +44,9 @@ def inner_products(
     """
     same = left[1] is right[1]
     size = sum(left[0].parameters[name].numel() for name in names)
+    most = max(1, left[0].budget.held // size)
     rows, columns = (
-        torch.arange(c.shape[:2].numel(), device=c.device).split(max(1, HELD_AT_ONCE // size))
-        for _, c in (left, right)
+        torch.arange(c.shape[:2].numel(), device=c.device).split(most) for _, c in (left, right)
     )
     blocks = [[torch.empty(0)] * len(columns) for _ in rows]
     for i, first in enumerate(rows):

@@ -18,6 +18,7 @@ from evalkit.evaluation.determinism import (
 from evalkit.evaluation.failures import forward_failures
 from evalkit.evaluation.forward import Evaluation, differentiable
 from evalkit.evaluation.given import Inputs
+from evalkit.layers.budget import Budget
 from evalkit.linearization.broadcasts import Broadcast, broadcast_parameters, of_samples
 from evalkit.linearization.graph_ends import refuse_lost_gradients, refuse_without_graph
 from evalkit.linearization.recorder import (
@@ -27,9 +28,6 @@ from evalkit.linearization.recorder import (
     graph_of,
     ruled_parameters,
 )
-
-HELD_AT_ONCE = 1 << 27
-"""Numbers in per-sample gradients that are formed and held at once: 512 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class Recording:
         model: as given.
         foreign: the graph has autograd functions of the model's own.
         roughest: the precision with the fewest digits that a result has.
+        budget: how much of per-sample gradients is formed at a time.
         pass_work: multiplications of a pass through all layers with a rule, frozen ones too.
     """
 
@@ -61,6 +60,7 @@ class Recording:
     model: nn.Module
     foreign: bool
     roughest: torch.dtype
+    budget: Budget
     pass_work: int
 
     @property
@@ -77,7 +77,7 @@ class Recording:
         found = {
             name: places
             for name, places in self.broadcast_candidates.items()
-            if self.parameters[name].numel() * len(self.logits) <= HELD_AT_ONCE
+            if self.parameters[name].numel() * len(self.logits) <= self.budget.held
         }
         chosen = dict.fromkeys(place for places in found.values() for place in places)
         with differentiable():
@@ -85,13 +85,14 @@ class Recording:
         return {name: places for name, places in found.items() if alike.issuperset(places)}
 
 
-def record(evaluated: Evaluation, inputs: Inputs, samples: int) -> Recording:
+def record(evaluated: Evaluation, inputs: Inputs, samples: int, budget: Budget) -> Recording:
     """Run the forward once and keep its graph.
 
     Args:
         evaluated: the model.
         inputs: what its forward takes.
         samples: N.
+        budget: how much of per-sample gradients is formed at a time.
 
     Raises:
         EvalkitError: the forward fails or draws random numbers, or its graph hides gradients.
@@ -136,6 +137,7 @@ def record(evaluated: Evaluation, inputs: Inputs, samples: int) -> Recording:
         model,
         foreign,
         recorder.roughest or logits.dtype,
+        budget,
         recorder.pass_work,
     )
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from evalkit.doubts import MARKED
 from evalkit.errors import EvalkitError
 from evalkit.indicator import indicator
+from evalkit.layers.sketches import SIZE
 from evalkit.linearization import Linearization
 from evalkit.solvers.cg import solve_by_cg
 from evalkit.solvers.direct import solve_directly
@@ -119,7 +120,7 @@ def solve(
         damping,
         stopping,
         on_iteration,
-        preconditioner="sketch" if solver == "sketch" else preconditioner,
+        preconditioner=SIZE if solver == "sketch" else preconditioner,
         form=form,
     )
     if solver != "direct" or not found.gammas or not found.gamma_floor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
+from evalkit.layers.sketches import SketchSize
 from evalkit.linearization import Linearization
 from evalkit.reductions import norm
 from evalkit.solvers.logit_space import LogitSpace
@@ -85,16 +86,19 @@ class Sketched:
     Args:
         lin: the model and batch.
         damping: lambda.
+        size: how large the sketch is.
     """
 
     memory = None
     """The map of the residual is not symmetric: a direction is to be conjugate to all before it."""
 
-    def __init__(self, lin: Linearization, damping: float) -> None:
+    def __init__(self, lin: Linearization, damping: float, size: SketchSize) -> None:
         self._lin = lin
-        self._kernel = lin.shared("sketched kernel", lambda: sketched_kernel(lin))
-        space = lin.shared("sketched space", lambda: LogitSpace(lin, self._kernel))
-        self._solve = lin.shared(("sketched space", damping), lambda: space.preconditioner(damping))
+        self._kernel = lin.shared(("sketch", size), lambda: sketched_kernel(lin, size))
+        space = lin.shared(("sketched space", size), lambda: LogitSpace(lin, self._kernel))
+        self._solve = lin.shared(
+            ("sketched solve", size, damping), lambda: space.preconditioner(damping)
+        )
 
     def first(self) -> Search:
         """Return g itself, whose product scoring needs anyway."""

@@ -17,10 +17,10 @@ from torch import Tensor
 from evalkit.errors import EvalkitError
 from evalkit.layers.rows import GradientRows
 from evalkit.layers.sketches import (
-    COLUMNS_PER_OUTPUT,
-    INPUTS,
+    SIZE,
     SKETCHES,
     Sketch,
+    SketchSize,
     fair_width,
     input_map,
     slices,
@@ -32,7 +32,7 @@ from evalkit.linearization.ruled_rows import gradient_rows
 from evalkit.solvers.kernel import unit_cotangents
 
 
-def sketched_kernel(lin: Linearization, seed: int = 0) -> Tensor:
+def sketched_kernel(lin: Linearization, size: SketchSize = SIZE, seed: int = 0) -> Tensor:
     """Return a random matrix that is J J^T on average, (N M, N M) float64, in the logits' order.
 
     Parameters without per-sample gradients from one backward are left out, and so are those of a
@@ -41,13 +41,14 @@ def sketched_kernel(lin: Linearization, seed: int = 0) -> Tensor:
 
     Args:
         lin: the model and batch.
+        size: how large the sketch is.
         seed: the seed of the random signs.
 
     Raises:
         EvalkitError: no parameter has per-sample gradients from one backward.
     """
     units, batches = unit_cotangents(lin).to(lin.logits.dtype), lin.batches
-    sketcher = _Sketcher(units.shape[:2].numel(), seed)
+    sketcher = _Sketcher(units.shape[:2].numel(), size, seed)
     parts = [
         sketcher.columns(batch.recording, units[:, part])
         for batch, part in zip(batches, batches.slices, strict=True)
@@ -71,11 +72,12 @@ class _Sketcher:
 
     Args:
         outputs: N M.
+        size: how large the sketch is.
         seed: the seed of the random signs.
     """
 
-    def __init__(self, outputs: int, seed: int) -> None:
-        self._total = COLUMNS_PER_OUTPUT * outputs
+    def __init__(self, outputs: int, size: SketchSize, seed: int) -> None:
+        self._inputs, self._total = size.inputs, size.columns * outputs
         self._generator = torch.Generator().manual_seed(seed)
         self._sketches: dict[str, Sketch] = {}
         self._maps: dict[str | None, Tensor | None] = {}
@@ -102,9 +104,9 @@ class _Sketcher:
         """Return what the rows of a call share, inputs mapped to fewer where that saves work."""
         found, work = use.layer.positions(), use.layer.work
         if use.weight not in self._maps:
-            many = work.mapped(INPUTS)
+            many, most = work.mapped(self._inputs), self._inputs
             self._maps[use.weight] = (
-                input_map(work.inside, self._generator, found) if many else None
+                input_map(work.inside, most, self._generator, found) if many else None
             )
         omega = self._maps[use.weight]
         return found if omega is None else found @ omega
@@ -116,6 +118,7 @@ class _Sketcher:
                 "choose solver 'cg'"
             )
         self._sketches = {
-            name: SKETCHES[type(one)](one, self._generator) for name, one in rows.items()
+            name: SKETCHES[type(one)](one, self._generator, self._inputs)
+            for name, one in rows.items()
         }
         self._width = fair_width((one.size for one in self._sketches.values()), self._total)

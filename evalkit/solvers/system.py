@@ -82,6 +82,8 @@ class System:
         damping: lambda.
         stopping: when to stop.
         on_iteration: called with the iteration and its gamma.
+        period: iterations after which the residual is computed afresh, so that rounding cannot pile
+            up in its recurrence.
     """
 
     lin: Linearization
@@ -89,6 +91,7 @@ class System:
     damping: float
     stopping: Stopping
     on_iteration: OnIteration | None
+    period: int = 50
 
     def origin(self) -> Point:
         """Return x = 0."""
