@@ -106,6 +106,8 @@ class Convolution(ReplacedLayer):
 
     def weight_rows(self, d: Tensor, bias: bool = False) -> OuterProducts | ConvolutionRows:
         """Return these rows without their patches where that is faster."""
+        # As a convolution with a group for each sample; patches are as many times larger than the
+        # inputs as the kernel has places.
         if self.inputs.device.type == "cpu" and self.inputs.shape[1] >= FEWEST_CHANNELS:
             return ConvolutionRows(self, d, bias)
         return self.rows_at(self.positions(), d, bias)
@@ -115,6 +117,7 @@ class Convolution(ReplacedLayer):
         assert self.weight is not None
         x = functional.pad(self.inputs, [p for p in reversed(self.padding) for _ in range(2)])
         kernel = self.weight.shape[2:]
+        # Views, so that patches are written once, by the reshape at the end.
         for axis, size in enumerate(kernel):
             reach = (size - 1) * self.dilation[axis] + 1
             x = x.unfold(2 + axis, reach, self.stride[axis])[..., :: self.dilation[axis]]
@@ -193,6 +196,7 @@ class ConvolutionRows(GradientRows):
         groups, outside = self.layer.groups, self.layer.work.outside
         step = max(1, budget.formed // (rows * self.layer.work.inside))
         unit = outside if groups > 1 else min(outside, budget.channels)
+        # A kernel that works on some channels together takes as long for a part of them.
         step = max(1, step // unit) * unit
         for start in range(0, groups * outside, step):
             yield slice(start, min(start + step, groups * outside))
@@ -206,10 +210,13 @@ class ConvolutionRows(GradientRows):
             within = slice(channels.start // outside * width, channels.stop // outside * width)
             x, groups = x[:, within], (channels.stop - channels.start) // outside
         samples = len(x)
+        # Samples become groups of channels of a single one: a weight's gradient for each is that
+        # sample's.
         x = x.reshape(1, -1, *x.shape[2:])
         rows = []
         for d in self.d[:, :, channels]:
             one = d.reshape(1, -1, *d.shape[2:])
+            # Of a weight its gradient needs the shape alone, which takes no memory.
             like = x.new_empty(()).expand(one.shape[1], *layer.weight.shape[1:])
             found = layer.gradients(one, x, like, samples * groups, [False, True, False])[1]
             assert found is not None
@@ -236,6 +243,7 @@ def _convolution(
         values = (value,) if isinstance(value, int) else tuple(value)
         return values * dims if len(values) == 1 else values
 
+    # Torch takes a single sample without its axis too.
     if input.dim() != dims + 2:
         return None
     if isinstance(padding, str):

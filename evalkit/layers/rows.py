@@ -122,6 +122,7 @@ class OuterProducts(GradientRows):
     def add_inner(self, total: Tensor, other: Any, budget: Budget) -> None:
         """Add sum_{t,s} (a_nt . a_ms) (d_knt . d_jms) by the cheaper of two routes."""
         outer: OuterProducts = other.outer
+        # By multiplications alone, never by the machine: the last digits depend on the way.
         pairs = by_pairs(self.d.shape, outer.d.shape, self.a.shape[-1])
         same = outer is self
         for group in range(len(self.d)):
@@ -190,6 +191,7 @@ def _add_formed(
 def _formed(a: Tensor, d: Tensor) -> Tensor:
     """Return d_kn^T a_n, flat: (K N, out * in)."""
     rows = a.new_empty(*d.shape[:2], d.shape[-1], a.shape[-1])
+    # Into memory that is taken once: stacked draws would be copied.
     for draw, out in zip(d, rows, strict=True):
         torch.bmm(draw.transpose(1, 2), a, out=out)
     return rows.flatten(2).flatten(0, 1)
@@ -237,6 +239,8 @@ class Lookups(GradientRows):
         used_, counts_ = other.indices.unique(return_counts=True)
         shared = torch.isin(used, used_)
         used, pairs = used[shared], counts[shared] * counts_[torch.isin(used_, used)]
+        # Formed, an entry takes N M products of its width; by pairs of lookups, one for each pair,
+        # whose rows are gathered.
         often = budget.pair * pairs > self.d.shape[1] * other.d.shape[1]
         self._add_entries(total, other, used[often], budget)
         self._add_pairs(total, other, used[~often], budget)
@@ -284,6 +288,7 @@ class Lookups(GradientRows):
         places = torch.searchsorted(entries, self.indices.contiguous()).clamp_max(
             max(len(entries) - 1, 0)
         )
+        # searchsorted gives every index some place; those of other entries add zero there.
         found = entries[places] == self.indices if len(entries) else places < 0
         kept = self.d[..., columns].double() * found[..., None]
         offsets = torch.arange(samples, device=entries.device)[:, None] * len(entries)

@@ -82,6 +82,7 @@ class Sketch(ABC):
         if self._signs is None:
             self._signs = signs((self.size,), self._generator, formed)
         torch.mul(formed[:, :width], self._signs[:width], out=out)
+        # Omega has one sign in each row: column j takes columns j, j + width, ... of the rows.
         for start in range(width, self.size, width):
             here = slice(start, min(start + width, self.size))
             out[:, : here.stop - start].addcmul_(formed[:, here], self._signs[here])
@@ -156,6 +157,7 @@ def signs(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> T
 
 def fair_width(sizes: Iterable[int], total: int) -> int:
     """Return the width w with sum of min(size, w) just within a total: small sizes stay whole."""
+    # What the small ones leave of their share goes to those after them.
     rising = sorted(sizes)
     for place, size in enumerate(rising):
         width = total // (len(rising) - place)

@@ -51,6 +51,7 @@ def linearize(
             samples have no label, the logits are not finite, or torch is in inference mode or
             under autocast.
     """
+    # First of all: under inference mode or autocast nothing below would mean what it says.
     refuse_modes()
     meaning = likelihoods.get(likelihood)
     model = evaluated_module(model)

@@ -174,6 +174,7 @@ class _Part:
                 size = self.recording.parameters[name].numel()
                 zero = self.scales.new_zeros(()).expand(*self.scales.shape, size)
                 yield self._formed(name, slice(0, self.scales.shape[1]), zero)
+        # Bare parameters, and those of layers without a rule.
         rest = [name for name in self.recording.parameters if name not in pulled.kinds]
         yield from self._by_route(rest, vectorized_gradients)
 
@@ -184,11 +185,13 @@ class _Part:
     def _of_layer(
         self, weight: str, bias: str | None, calls: list[tuple[LayerUse, Tensor]]
     ) -> Iterator[LayerFactors]:
+        # Calls with one weight have one in and out; their positions add up, as those of one call.
         work, draws = calls[0][0].layer.work, len(self.scales)
         positions = sum(use.layer.work.positions for use, _ in calls)
         for here in self._slices(work.groups * positions * (work.inside + draws * work.outside)):
             a, d = [], []
             for use, gradients in calls:
+                # The same call on fewer samples, so that a convolution makes their patches alone.
                 layer = replace(use.layer, inputs=use.layer.inputs[here])
                 scale = self.scales[:, here].view(draws, -1, *[1] * (gradients.dim() - 2))
                 found = layer.rows_at(layer.positions(), gradients[:, here] * scale)
@@ -218,6 +221,7 @@ class _Part:
         sizes = [self.recording.parameters[name].numel() for name in names]
         draw = torch.arange(draws, device=self.scales.device)[:, None] * samples
         for here in self._slices(draws * sum(sizes)) if names else ():
+            # Row k N + n belongs to cotangent k of sample n.
             count = torch.arange(here.start, here.stop, device=self.scales.device)
             rows = (draw + count).flatten()
             try:

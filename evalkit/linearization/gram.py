@@ -156,6 +156,7 @@ def sample_gradients(batches: MicroBatches, cotangents: Tensor, route: PerSample
 
 def scaled_cotangents(cotangents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return one-sample cotangents of order one, and the scales taken out, (K N,)."""
+    # Each by its own: beside others, those of a saturated sample would underflow.
     scales = power_of_two(cotangents.flatten(2), dim=2)
     shape = (*scales.shape, *([1] * (cotangents.dim() - 2)))
     return (cotangents / scales.view(shape)).to(dtype), scales.flatten()
@@ -192,6 +193,7 @@ class Side:
 
     def _covered(self, other: Side) -> set[str]:
         """Return the parameters whose rows go together with those of another side."""
+        # Micro-batches may reach a parameter in other ways: then its gradients are formed.
         return {n for n, kind in self._kinds.items() if other._kinds.get(n) == kind}
 
     def _shape(self, other: Side) -> tuple[int, ...]:

@@ -52,6 +52,7 @@ class _Shared(cached_property[Tensor]):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         value = super().__get__(instance, owner)
         if instance is not None:
+            # Torch counts writes: another count later tells that a method changed it.
             instance.versions[self.attrname] = value._version
         return value
 
@@ -154,6 +155,8 @@ class Linearization(LinearMaps):
                 gram = gram_matrix(self._batches, cotangents, route, kept=own)
             except CannotVectorizeError:
                 continue
+            # Whether rules and vectorisation may be used shows in no model's code: their result has
+            # to have the sums that products by the graph give.
             if self._row_sums_agree(gram):
                 self._kept.keep(cotangents, own)
                 return _Routed(route, gram)
@@ -279,6 +282,7 @@ class Linearization(LinearMaps):
         """
         norms = gram.diagonal().clamp_min(0).sqrt()
         whole = float(norms.square().sum().sqrt())
+        # Entries of K are exact relative to |G_n| |G_m|. What a wrong route gives is far from that.
         tolerance = torch.finfo(self.logits.dtype).eps ** 0.6 * norms * whole
         if self.gradient_norm > 0.1 * whole:
             slopes = self.sample_dots(self.logit_gradients, self.gradient_jvp)
@@ -315,6 +319,7 @@ class Linearization(LinearMaps):
 
     def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Return ``compute()``, done once per key: how a method shares work between dampings."""
+        # All methods have one dictionary: a key begins with what only its own method says.
         if key not in self._shared:
             self._shared[key] = compute()
         value: T = self._shared[key]

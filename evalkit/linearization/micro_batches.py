@@ -82,6 +82,7 @@ class MicroBatches:
         self._kept: dict[int, MicroBatch] = {}
         self._first: Tensor | None = None
         if len(self.slices) == 1:
+            # Never run again but for this check: its graph serves every product.
             self.logits = _check(self[0], self.slices[0])
             self.refuse_other_logits()
             return
@@ -128,6 +129,7 @@ class MicroBatches:
         )
 
     def _last(self) -> MicroBatch:
+        # Whichever is at hand: parameters and their shapes are the same for all.
         return next(reversed(self._kept.values()))
 
     def __len__(self) -> int:
@@ -139,6 +141,7 @@ class MicroBatches:
     def __getitem__(self, index: int) -> MicroBatch:
         """Return a micro-batch; the last one that was asked for is at hand."""
         if index not in self._kept:
+            # Freed before the next forward runs: a graph is what takes the memory.
             self._kept.clear()
             part = self.slices[index]
             samples = part.stop - part.start
@@ -153,6 +156,7 @@ class MicroBatches:
         Raises:
             EvalkitError: they differ.
         """
+        # Products would otherwise be of another function for each micro-batch.
         if self._first is not None and not repeats(self._first[part], logits):
             inputs = self._part(part)
             refuse_varying_forward(self._model, lambda: self._evaluated.run(inputs))
@@ -172,6 +176,7 @@ class MicroBatches:
 
     def vjp(self, cotangents: Tensor, scale: Tensor) -> Tensor:
         """Return J^T c times a scale: (P,)."""
+        # Added in place, since P may be most of the memory.
         total: Tensor | None = None
         for batch, part in zip(self, self.slices, strict=True):
             pulled = batch.tangents.pull(cotangents[part], scale)
@@ -183,6 +188,7 @@ class MicroBatches:
         """Return J J^T c: like logits. With several micro-batches J^T c is formed."""
         if len(self.slices) == 1:
             return self[0].tangents.kernel_product(cotangents)
+        # J^T c sums over all samples before J is applied to any: the forwards run twice.
         pulled = self.vjp(cotangents, torch.ones((), device=cotangents.device))
         return self.jvp(self.split(pulled))
 

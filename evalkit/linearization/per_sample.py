@@ -91,6 +91,7 @@ def vectorized_gradients(
         logits = recording.call({**rest, **values}, single)
         return (logits.squeeze(0) * cotangent).sum()
 
+    # The model is given batches of one, which it is written for; only vmap knows of the others.
     axes = tree_map(lambda leaf: 0 if is_batched(leaf) else None, recording.inputs)
     arguments = tree_map(
         lambda leaf: leaf[rows % samples] if is_batched(leaf) else leaf, recording.inputs

@@ -79,6 +79,7 @@ class Recording:
             for name, places in self.broadcast_candidates.items()
             if self.parameters[name].numel() * len(self.logits) <= self.budget.held
         }
+        # One backward looks at all places; a parameter counts if all of its own pass.
         chosen = dict.fromkeys(place for places in found.values() for place in places)
         with differentiable():
             alike = of_samples(self.logits, tuple(chosen))
@@ -99,8 +100,10 @@ def record(evaluated: Evaluation, inputs: Inputs, samples: int, budget: Budget) 
     """
     model, trainable, parameters = evaluated.model, evaluated.trainable, evaluated.parameters
     call, inputs = evaluated.call, evaluated.cast(inputs)
+    # The evaluation keeps the parameters alive, so that an id stays that of one tensor.
     recorder = Recorder({id(value): name for name, value in parameters.items()}, samples)
     with differentiable(), preserved_random_state(), recorder:
+        # Dropout and the like move it; J would be that of one draw, and each forward another model.
         state = random_state()
         with forward_failures(model, inputs):
             logits = call(parameters, inputs)

@@ -40,12 +40,14 @@ def row_kinds(recording: Recording) -> dict[str, Hashable]:
     elsewhere: set[str] = set()
     for use in recording.uses:
         names = {name for name in (use.weight, use.bias) if name is not None}
+        # Without samples on axis 0 (a table that is mapped as a whole) there are no rows to tell.
         if use.layer.inputs.shape[0] != samples:
             elsewhere |= names
         for name in names:
             kinds[name].add((use.layer.kind, name == use.weight))
     found: dict[str, Hashable] = dict.fromkeys(recording.broadcast_parameters, BROADCAST)
     for name in recording.ruled - elsewhere - found.keys():
+        # Rows of several kinds, as of a tied embedding, cannot be joined: they are formed.
         if len(kinds[name]) == 1:
             found[name] = next(iter(kinds[name]))
     return found

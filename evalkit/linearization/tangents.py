@@ -41,6 +41,7 @@ class Tangents:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
+        # Apart, since a bias may be shared by other calls than its weight is.
         weights, biases = (_through_outputs(recording, role) for role in ("weight", "bias"))
         named = [u for u in recording.uses if u.weight in weights or u.bias in biases]
         self._uses = [(use, layer) for use in named if (layer := use.layer.through_outputs)]
@@ -138,6 +139,7 @@ class Tangents:
 
     def _push(self, changes: Sequence[Tensor | None]) -> Tensor:
         """Return the derivative of u -> J^T u along changes of what it pulls back to."""
+        # u -> J^T u is linear: its derivative is the same at every u, so the graph of one serves.
         u, pulled = self._graph
         pairs = [
             (root, change.to(root.dtype).expand_as(root))

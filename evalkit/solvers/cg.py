@@ -49,6 +49,7 @@ def conjugate_gradients(system: System) -> tuple[Point, Status]:
         due, small = iteration % system.period == 0, False
         if not due:
             res = system.next_residual(res, step)
+            # The one product of an iteration: J v follows from it by the recurrence of v.
             jres = space.push(res)
             square = space.norm(res, jres) ** 2
             small = system.solved(square)
@@ -81,6 +82,7 @@ def preconditioned(system: System, inverse: Given | Sketched) -> tuple[Point, St
     space, at = system.space, system.origin()
     res, found, checked = space.gradient, inverse.first(), at
     way = system.direction(found.z, found.jz)
+    # With a symmetric M the last step is enough: its recurrence keeps all others conjugate.
     ways: deque[Direction] = deque(maxlen=inverse.memory)
     falls: list[float] = []
     if at.square == 0:
@@ -96,6 +98,7 @@ def preconditioned(system: System, inverse: Given | Sketched) -> tuple[Point, St
         if not due:
             res = system.next_residual(res, step)
             falls.append(step.fall)
+            # The recurrence may have strayed: what is left is computed, and counted from here.
             if small := _stalled(system.lin, falls):
                 falls = [sum(falls)]
             else:
@@ -184,6 +187,7 @@ def _solved(
     vector = vector if space.of_cotangents else at.x
     length = math.sqrt(at.square)
     if status != "residual":
+        # Of what is returned: where x is formed, that it was made of cotangents no longer counts.
         jx = space.push(at.x) if vector is None else lin.jvp(vector).double()
         if space.of_cotangents and float(system.model(at.x, jx)[2]) < (1 - SHORT) * at.depth:
             system = replace(system, space=vectors(lin))

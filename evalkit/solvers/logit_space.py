@@ -44,6 +44,7 @@ class LogitSpace:
     def __init__(self, lin: Linearization, kernel: Tensor) -> None:
         self._lin = lin
         root = lin.likelihood.fisher_root(lin.logits, lin.targets)
+        # A root of S for each label position; B is their block diagonal, never formed.
         self._root = root.reshape(-1, *root.shape[-2:])  # (positions, C, C)
         half = self._from_left(kernel)
         self._matrix = self._from_left(half.T)
@@ -129,6 +130,7 @@ class LogitSpace:
         matrix, scale, seen = self._scaled(damping)
         undamped = matrix - torch.diag(damping / scale.square())
         factor = _shifted_factor(matrix)
+        # H (H + floor)^-1 first keeps what lies in the range of H, for the damped inverse.
         range_factor = factor if damping == 0 else _shifted_factor(undamped)
         largest = matrix.abs().sum(1).amax() if len(seen) else 1.0  # no less than h_max
 

@@ -94,6 +94,7 @@ class Sketched:
 
     def __init__(self, lin: Linearization, damping: float, size: SketchSize) -> None:
         self._lin = lin
+        # The sketch and its matrix serve every damping, the factor one.
         self._kernel = lin.shared(("sketch", size), lambda: sketched_kernel(lin, size))
         space = lin.shared(("sketched space", size), lambda: LogitSpace(lin, self._kernel))
         self._solve = lin.shared(
@@ -110,8 +111,10 @@ class Sketched:
         z = self._solve(res)
         jz = self._lin.kernel_product(z)
         estimate = (res.flatten() @ self._kernel @ res.flatten()).clamp_min(0)
+        # One read for both, so that a GPU is waited for once.
         rho, square = torch.stack([(res * jz).sum(), estimate]).tolist()
         if 0 < rho < math.inf:
             return Search(z, jz, square)
+        # The sketch misses what is left: along the residual itself it always goes down.
         product = self._lin.kernel_product(res)
         return Search(res, product, self._lin.pulled_norm(res, product) ** 2)

@@ -59,6 +59,7 @@ def sketched_kernel(lin: Linearization, size: SketchSize = SIZE, seed: int = 0) 
 def _inner(rows: Tensor) -> Tensor:
     """Return R R^T, most blocks above the diagonal copied from below it."""
     inner = rows.new_empty(len(rows), len(rows))
+    # A symmetric product in four blocks takes 5/8 of the multiplications.
     step = max(64, -(-len(rows) // 4))
     for start in range(0, len(rows), step):
         here = slice(start, min(start + step, len(rows)))
@@ -85,10 +86,12 @@ class _Sketcher:
 
     def columns(self, recording: Recording, units: Tensor) -> Tensor:
         """Return the sketched gradients of one micro-batch: (N, M, columns)."""
+        # A call's inputs serve every output: mapped once for a micro-batch.
         positions = cache(self._positions)
         columns: Tensor | None = None
         for output, cotangents in enumerate(units):
             rows = gradient_rows(recording, cotangents[None], positions)
+            # The first rows show which parameters have any, and of which kind.
             if not self._sketches:
                 self._draw(rows)
             widths = [min(sketch.size, self._width) for sketch in self._sketches.values()]
@@ -104,6 +107,7 @@ class _Sketcher:
         """Return what the rows of a call share, inputs mapped to fewer where that saves work."""
         found, work = use.layer.positions(), use.layer.work
         if use.weight not in self._maps:
+            # By weight and not by call: rows of one weight are summed over its calls.
             many, most = work.mapped(self._inputs), self._inputs
             self._maps[use.weight] = (
                 input_map(work.inside, most, self._generator, found) if many else None
@@ -121,4 +125,5 @@ class _Sketcher:
             name: SKETCHES[type(one)](one, self._generator, self._inputs)
             for name, one in rows.items()
         }
+        # Small parameters stay whole, the others share the columns that are left.
         self._width = fair_width((one.size for one in self._sketches.values()), self._total)
