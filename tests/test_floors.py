@@ -40,8 +40,7 @@ linearization.tangents
 linearization.micro_batches
 linearization.gram
 linearization.kept
-linearization.kernel linearization.linear_maps linearization.factors
-linearization.sketch
+linearization.linear_maps linearization.factors
 linearization.linearized
 linearization.entry
 linearization

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import evalkit
+from evalkit.solvers.kernel import tangent_kernel
 from tests.support.cases import CASES
 from tests.support.chosen_cases import IN_A_ROW, SOME, SPLIT
 from tests.support.dense import assert_near
@@ -31,7 +32,7 @@ def quantities(lin: evalkit.Linearization) -> dict[str, Tensor]:
         "kernel_product": lin.kernel_product(c),
         "gram": lin.gram,
         "gram_of": lin.gram_of(torch.stack([c, lin.logit_gradients])),
-        "tangent_kernel": lin.tangent_kernel,
+        "tangent_kernel": tangent_kernel(lin),
         "gradient_norms": lin.gradient_norms,
         "gamma_floor": torch.tensor(lin.gamma_floor),
     }

@@ -91,6 +91,7 @@ class LinearMaps:
         """Return F v = sum_n J_n^T S_n J_n v, the exact Fisher-vector product: (P,) -> (P,)."""
         values = self.split(vector)
         total: Tensor | None = None
+        # S_n acts on the logits of one sample: push and pull go together, a forward serves both.
         for batch, part in zip(self._batches, self._batches.slices, strict=True):
             moved = batch.tangents.push(values)
             weighted = self.likelihood.fisher_product(self.logits[part], self.targets[part], moved)
@@ -114,6 +115,7 @@ class LinearMaps:
         """
         terms = self.sample_dots(cotangents, product)
         total, magnitude = torch.stack([terms.sum(), terms.abs().sum()]).tolist()
+        # Rounding is relative to the terms: a sum of a hundredth of them has lost two digits.
         if total > 0.01 * magnitude:
             return float(total**0.5)
         return norm(self.vjp(cotangents))
@@ -137,6 +139,8 @@ class LinearMaps:
 
     def _scaled(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
         """Return cotangents of order one in the dtype of the logits, and the scale taken out."""
+        # EF's reach 1e12, and samples that are fitted have gradients that underflow in float32. A
+        # power of two rounds nothing.
         cotangents = cotangents.detach().double()
         scale = power_of_two(cotangents)
         return (cotangents / scale).to(self.logits.dtype), scale

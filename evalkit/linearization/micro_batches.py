@@ -14,6 +14,7 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.determinism import nearly, refuse_varying_forward, repeats
 from evalkit.evaluation.forward import evaluation, taking
 from evalkit.evaluation.given import Inputs
+from evalkit.layers.budget import BUDGET, Budget
 from evalkit.linearization.recording import Recording, record
 from evalkit.linearization.sample_axis import (
     ROUNDING,
@@ -49,8 +50,10 @@ class MicroBatches:
         num_samples: N.
         size: samples in a micro-batch, None for all.
         dtype: the dtype of the evaluation.
+        budget: how much of per-sample gradients is formed at a time.
 
     Attributes:
+        budget: as given.
         slices: the samples of each micro-batch.
         logits: the logits of the whole batch, detached.
 
@@ -66,6 +69,7 @@ class MicroBatches:
         num_samples: int,
         size: int | None,
         dtype: torch.dtype | None,
+        budget: Budget = BUDGET,
     ) -> None:
         if size is not None and size < 1:
             raise EvalkitError(
@@ -77,10 +81,11 @@ class MicroBatches:
         self.slices = tuple(slice(start, min(start + step, num_samples)) for start in starts)
         self._model, self._inputs = model, inputs
         self._evaluated = taking(evaluation(model, dtype), inputs)
-        self._num_samples = num_samples
+        self._num_samples, self.budget = num_samples, budget
         self._kept: dict[int, MicroBatch] = {}
         self._first: Tensor | None = None
         if len(self.slices) == 1:
+            # Never run again but for this check: its graph serves every product.
             self.logits = _check(self[0], self.slices[0])
             self.refuse_other_logits()
             return
@@ -139,9 +144,12 @@ class MicroBatches:
     def in_float64(self) -> MicroBatches:
         """Return the same forward passes in float64."""
         step = self.slices[0].stop
-        return MicroBatches(self._model, self._inputs, self._num_samples, step, torch.float64)
+        return MicroBatches(
+            self._model, self._inputs, self._num_samples, step, torch.float64, self.budget
+        )
 
     def _last(self) -> MicroBatch:
+        # Whichever is at hand: parameters and their shapes are the same for all.
         return next(reversed(self._kept.values()))
 
     def __len__(self) -> int:
@@ -153,10 +161,11 @@ class MicroBatches:
     def __getitem__(self, index: int) -> MicroBatch:
         """Return a micro-batch; the last one that was asked for is at hand."""
         if index not in self._kept:
+            # Freed before the next forward runs: a graph is what takes the memory.
             self._kept.clear()
             part = self.slices[index]
             samples = part.stop - part.start
-            recording = record(self._evaluated, self._part(part), samples)
+            recording = record(self._evaluated, self._part(part), samples, self.budget)
             self._kept[index] = MicroBatch(recording, Tangents(recording))
             self._refuse_change(part, recording.logits.detach())
         return self._kept[index]
@@ -167,6 +176,7 @@ class MicroBatches:
         Raises:
             EvalkitError: they differ.
         """
+        # Products would otherwise be of another function for each micro-batch.
         if self._first is not None and not repeats(self._first[part], logits):
             inputs = self._part(part)
             refuse_varying_forward(self._model, lambda: self._evaluated.run(inputs))
@@ -186,6 +196,7 @@ class MicroBatches:
 
     def vjp(self, cotangents: Tensor, scale: Tensor) -> Tensor:
         """Return J^T c times a scale: (P,)."""
+        # Added in place, since P may be most of the memory.
         total: Tensor | None = None
         for batch, part in zip(self, self.slices, strict=True):
             pulled = batch.tangents.pull(cotangents[part], scale)
@@ -197,6 +208,7 @@ class MicroBatches:
         """Return J J^T c: like logits. With several micro-batches J^T c is formed."""
         if len(self.slices) == 1:
             return self[0].tangents.kernel_product(cotangents)
+        # J^T c sums over all samples before J is applied to any: the forwards run twice.
         pulled = self.vjp(cotangents, torch.ones((), device=cotangents.device))
         return self.jvp(self.split(pulled))
 

@@ -72,7 +72,7 @@ def vit(samples: int, generator: torch.Generator) -> tuple[nn.Module, Any]:
     """Return ViT-B/16 with LoRA (Dosovitskiy et al., arXiv 2010.11929) and images."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    model = ViTForImageClassification(ViTConfig(num_labels=CLASSES))
+    model = ViTForImageClassification(ViTConfig.from_dict({"num_labels": CLASSES}))
     images = torch.randn(samples, 3, 224, 224, generator=generator)
     return with_lora(model, None, bias="none", kept=("classifier",)), {"pixel_values": images}
 
