@@ -18,6 +18,7 @@ from torch import Tensor
 
 from evalkit.linearization import Linearization
 from evalkit.reductions import norm
+from evalkit.solvers.kernel import sample_products
 from evalkit.updates import CotangentUpdate, Update, VectorUpdate
 from evalkit.work import TYPICAL, kernel_work, product_work
 
@@ -91,7 +92,7 @@ def _sweep_products(lin: Linearization, updates: Sequence[Update]) -> Tensor | N
     found = combination(weights.double(), HIDDEN * lin.unit)
     apart = SHARERS * len(found.chosen) * product_work(lin)
     if TYPICAL.seconds(kernel_work(lin, len(set(cotangents)))) < TYPICAL.seconds(apart):
-        known = [lin.shared(("products", c), partial(lin.sample_products, c)) for c in cotangents]
+        known = [lin.shared(("products", c), partial(sample_products, lin, c)) for c in cotangents]
         return (weights.T @ torch.cat(known)).view(-1, *lin.logits.shape)
     chosen = torch.stack([_product(lin, summed[place]) for place in found.chosen], -1)
     return (chosen @ found.factors).movedim(-1, 0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.linearization import Linearization
+from evalkit.solvers.kernel import unit_cotangents
 
 Solve = Callable[[Tensor], Tensor]
 """Maps a residual q, like logits, to B (H + lambda I)^-1 rho with q = B rho: like logits."""
@@ -43,6 +44,7 @@ class LogitSpace:
     def __init__(self, lin: Linearization, kernel: Tensor) -> None:
         self._lin = lin
         root = lin.likelihood.fisher_root(lin.logits, lin.targets)
+        # A root of S for each label position; B is their block diagonal, never formed.
         self._root = root.reshape(-1, *root.shape[-2:])  # (positions, C, C)
         half = self._from_left(kernel)
         self._matrix = self._from_left(half.T)
@@ -113,12 +115,10 @@ class LogitSpace:
 
     def _rows(self) -> Tensor:
         """Return M = B^T J, (N C, P)."""
-        logits = self._lin.logits
-        outputs = logits[0].numel()
-        units = torch.eye(outputs, dtype=torch.float64, device=logits.device)
-        units = units.view(outputs, 1, *logits.shape[1:]).expand(-1, len(logits), *logits.shape[1:])
-        rows = self._lin.sample_gradients(units).view(outputs, len(logits), -1)
-        return self._from_left(rows.transpose(0, 1).reshape(outputs * len(logits), -1))
+        units = unit_cotangents(self._lin)
+        outputs, samples = units.shape[:2]
+        rows = self._lin.sample_gradients(units).view(outputs, samples, -1)
+        return self._from_left(rows.transpose(0, 1).reshape(outputs * samples, -1))
 
     def preconditioner(self, damping: float) -> Solve:
         """Return an approximate solve, for a sketch of H in float32.
@@ -130,6 +130,7 @@ class LogitSpace:
         matrix, scale, seen = self._scaled(damping)
         undamped = matrix - torch.diag(damping / scale.square())
         factor = _shifted_factor(matrix)
+        # H (H + floor)^-1 first keeps what lies in the range of H, for the damped inverse.
         range_factor = factor if damping == 0 else _shifted_factor(undamped)
         largest = matrix.abs().sum(1).amax() if len(seen) else 1.0  # no less than h_max
 
