@@ -262,7 +262,7 @@ def test_rules_are_exact_without_their_safety_net(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check behind the rules would hide a wrong rule: right numbers by a far slower route."""
-    monkeypatch.setattr(evalkit.Linearization, "_row_sums_agree", lambda lin, gram: True)
+    monkeypatch.setattr(evalkit.Linearization, "_row_sums_agree", lambda *_: True)
     batch = CASES[name].make()
     torch.testing.assert_close(evalkit.linearize(*batch).gram, dense.dense(*batch).gram)
 
