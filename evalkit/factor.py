@@ -230,12 +230,11 @@ def _eigenvalues(matrix: Tensor, steps: np.ndarray, unit: float) -> tuple[Tensor
         unit: the rounding of the evaluation that K comes from.
     """
     least = HIDDEN * float(np.finfo(np.float64).eps) / unit
-    if not 0 < len(steps) == len(matrix) or np.min(steps) ** 2 <= least * np.max(steps) ** 2:
-        return None
-    eigenvalues, vectors = torch.linalg.eigh(matrix)
-    if eigenvalues[0] <= least * eigenvalues[-1]:
-        return None
-    return vectors.flip(1), eigenvalues.flip(0)
+    if 0 < len(steps) == len(matrix) and np.min(steps) ** 2 > least * np.max(steps) ** 2:
+        eigenvalues, vectors = torch.linalg.eigh(matrix)
+        if eigenvalues[0] > least * eigenvalues[-1]:
+            return vectors.flip(1), eigenvalues.flip(0)
+    return None
 
 
 def factorize_rows(rows: Tensor) -> GramFactor:

@@ -60,6 +60,13 @@ def test_cotangents_whose_inner_products_nobody_asked_for() -> None:
     assert_near(lin.weighted_product(terms), lin.kernel_product(summed(terms)), 1e-9)
 
 
+def test_cotangents_are_kept_once() -> None:
+    lin = evalkit.linearize(*CASES[NAMES[0]].make())
+    for _ in range(3):
+        assert lin.gram_of(lin.logit_gradients.unsqueeze(0)).isfinite().all()
+    assert len(lin._kept._kept) == 1
+
+
 def test_cotangents_that_a_caller_changed() -> None:
     lin = evalkit.linearize(*CASES[NAMES[0]].make())
     ((c, w),) = terms_of(lin)[1:]

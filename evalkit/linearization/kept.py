@@ -59,6 +59,8 @@ class KeptGradients:
         """
         if side is None or self._tangents is None or not side.by_rules:
             return
+        if any(torch.equal(one.cotangents, cotangents) for one in self._kept):
+            return
         numbers = sum(d.numel() for d in side.pulled.gradients if d is not None)
         if numbers > MOST_KEPT or not self._tangents.covered_by(side.pulled):
             return

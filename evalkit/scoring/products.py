@@ -88,8 +88,8 @@ def _sweep_products(lin: Linearization, updates: Sequence[Update]) -> Tensor | N
     for one in summed[1:]:
         if [id(term.cotangents) for term in one.terms] != [id(c) for c in cotangents]:
             return None
-    weights = torch.stack([torch.cat([t.weights for t in one.terms]) for one in summed], 1)
-    found = combination(weights.double(), HIDDEN * lin.unit)
+    weights = torch.stack([torch.cat([t.weights.double() for t in u.terms]) for u in summed], 1)
+    found = combination(weights, HIDDEN * lin.unit)
     apart = SHARERS * len(found.chosen) * product_work(lin)
     if TYPICAL.seconds(kernel_work(lin, len(set(cotangents)))) < TYPICAL.seconds(apart):
         known = [lin.shared(("products", c), partial(sample_products, lin, c)) for c in cotangents]
