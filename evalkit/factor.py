@@ -212,7 +212,8 @@ def factorize(
 def factorize_rows(rows: Tensor) -> GramFactor:
     """Factorise K = G G^T from G itself, (M, P) float64: as :func:`factorize`, with all digits.
 
-    The rows, scaled to length one, are factorised by QR with column pivoting of their transpose,
+    QR of G^T, whose digits do not depend on the lengths of the rows, leaves a triangle R. Its
+    columns, scaled to length one, are factorised by QR with column pivoting, which tells the rank,
     and the SVD of L = diag(|G_n|) R^T gives U and e = sigma^2. Directions of G down to 1e-14 of its
     rows are seen, where K = G G^T shows those down to 1e-7.
 
@@ -220,15 +221,16 @@ def factorize_rows(rows: Tensor) -> GramFactor:
         rows: G.
     """
     scale = rows.norm(dim=1)
-    unit_rows = rows / scale.where(scale > 0, 1.0)[:, None]
+    most = min(rows.shape)
+    # Pivots of all P numbers would be as many reads of G: it is made small before.
+    triangle = torch.linalg.qr(rows.T, mode="r").R / scale.where(scale > 0, 1.0)
     with _one_thread():
-        packed, pivots, *_ = dgeqp3(unit_rows.cpu().numpy().T)
-    most = min(unit_rows.shape)
+        packed, pivots, *_ = dgeqp3(triangle.cpu().numpy())
     upper = np.triu(packed[:most])
     diagonal = np.abs(np.diag(upper))
-    rounding = max(unit_rows.shape) * float(np.finfo(np.float64).eps)
+    rounding = max(rows.shape) * float(np.finfo(np.float64).eps)
     rank = int((diagonal > rounding).sum())
-    lower = np.empty((len(unit_rows), rank))
+    lower = np.empty((len(rows), rank))
     lower[pivots - 1] = upper[:rank].T
     vectors, singular, _ = torch.linalg.svd(
         scale[:, None] * torch.from_numpy(lower).to(rows.device), full_matrices=False

@@ -137,23 +137,6 @@ def side(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> 
     return Side(batches[0].recording, scaled_cotangents(cotangents, batches.dtype)[0], route)
 
 
-def sample_gradients(batches: MicroBatches, cotangents: Tensor, route: PerSample) -> Tensor:
-    """Return J_n^T c_kn, formed: (K N, P) float64; arguments as :func:`gram_matrix`."""
-    scaled, scales = scaled_cotangents(cotangents, batches.dtype)
-    draws = len(scaled)
-    parts = []
-    for batch, here in zip(batches, batches.slices, strict=True):
-        c = scaled[:, here]
-        rows = torch.arange(c.shape[:2].numel(), device=c.device)
-        names = list(batch.recording.parameters)
-        try:
-            formed = route(batch.recording, c, names, rows)
-        except CannotVectorizeError:
-            formed = defining_gradients(batch.recording, c, names, rows)
-        parts.append(torch.cat(formed, 1).double().view(draws, c.shape[1], -1))
-    return scales[:, None] * torch.cat(parts, 1).flatten(0, 1)
-
-
 def scaled_cotangents(cotangents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return one-sample cotangents of order one, and the scales taken out, (K N,)."""
     scales = power_of_two(cotangents.flatten(2), dim=2)
