@@ -44,8 +44,19 @@ class GradientRows(ABC):
 
         Args:
             total: (K, N, K', N') float64, to add to.
-            other: of K' cotangents for each of N' samples; the same object for a symmetric matrix.
+            other: of K' cotangents for each of N' samples; the same object for a symmetric matrix,
+                of which blocks below the diagonal may be left out (:func:`mirror`).
         """
+
+
+def mirror(total: Tensor) -> None:
+    """Set the blocks of a symmetric matrix below its diagonal to those above it.
+
+    Args:
+        total: (K, N, K, N); block (k, j) belongs to two of the K cotangents.
+    """
+    for k in range(len(total) - 1):
+        total[k + 1 :, :, k] = total[k, :, k + 1 :].permute(1, 2, 0)
 
 
 def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -136,7 +147,7 @@ class OuterProducts(GradientRows):
 def _add_pairs(
     total: Tensor, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], bias: bool
 ) -> None:
-    """Add the sums over pairs of positions; one half of a symmetric matrix is computed."""
+    """Add the sums over pairs of positions; of a symmetric matrix those above the diagonal."""
     (a, d), (b, e) = left, right
     same = left is right
     (draws, samples, positions, _), (draws_, samples_, positions_, _) = d.shape, e.shape
@@ -148,13 +159,14 @@ def _add_pairs(
         for k in range(draws):
             first = k if same else 0
             products = d[k, here].flatten(0, 1) @ e[first:].flatten(0, 2).T
-            products = products.view(len(spots), -1, samples_ * positions_).mul_(spots[:, None])
-            if positions * positions_ > 1:
-                shape = (-1, positions, draws_ - first, samples_, positions_)
-                products = products.view(shape).sum((1, 4))
-            total[k, here, first:] += products
-            if same and first + 1 < draws_:
-                total[first + 1 :, :, k, here] += products[:, 1:].permute(1, 2, 0)
+            products = products.view(len(spots), -1, samples_ * positions_)
+            place = total[k, here, first:]
+            if positions * positions_ == 1:  # a pass less through the matrix
+                place.addcmul_(products, spots[:, None])
+                continue
+            products.mul_(spots[:, None])
+            shape = (-1, positions, draws_ - first, samples_, positions_)
+            place += products.view(shape).sum((1, 4))
 
 
 def _add_formed(

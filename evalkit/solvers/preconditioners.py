@@ -91,7 +91,7 @@ class Sketched:
 
     def __init__(self, lin: Linearization, damping: float) -> None:
         self._lin = lin
-        space = lin.shared("sketched space", lambda: LogitSpace(lin, lin.sketched_kernel))
+        space = lin.shared("sketched space", lambda: LogitSpace.of_kernel(lin, lin.sketched_kernel))
         self._solve = lin.shared(("sketched space", damping), lambda: space.preconditioner(damping))
 
     def first(self) -> Search:
