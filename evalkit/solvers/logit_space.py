@@ -180,8 +180,8 @@ def _roots(lin: Linearization) -> Tensor:
 def _columns(lin: Linearization) -> tuple[Tensor, Tensor]:
     """Return the columns of every B_n as cotangents, and the places of their equations.
 
-    Of softmax outputs one column of each B_n is zero, another in each sample: it comes last, and
-    the cotangents that are zero in all samples are left out.
+    Of softmax outputs one column of each B_n is zero, another in each sample: it comes last.
+    Cotangents that are zero in all samples, as those of positions without a label, are left out.
 
     Returns:
         c, (K, N, ..., C) float64, and places in the order of the logits, (K N,).
@@ -190,15 +190,17 @@ def _columns(lin: Linearization) -> tuple[Tensor, Tensor]:
     root = _roots(lin).view(samples, -1, outputs, outputs)
     zero = (root == 0).all(2)  # (N, T, C)
     order = zero.int().argsort(dim=2, stable=True)
-    most = max(1, outputs - int(zero.sum(2).min()))
-    order = order[..., :most]
-    root = root.gather(3, order.unsqueeze(2).expand(-1, -1, outputs, -1))
+    root = root.gather(3, order.unsqueeze(2).expand_as(root))
     positions = root.shape[1]
-    columns = root.new_zeros(positions, most, samples, positions, outputs)
+    columns = root.new_zeros(positions, outputs, samples, positions, outputs)
     for t in range(positions):  # a cotangent is zero at all other positions
         columns[t, :, :, t] = root[:, t].movedim(2, 0)
+    columns = columns.view(-1, *lin.logits.shape)
     places = torch.arange(zero.numel(), device=zero.device).view(zero.shape).gather(2, order)
-    return columns.view(-1, *lin.logits.shape), places.permute(1, 2, 0).flatten()
+    places = places.permute(1, 2, 0).reshape(len(columns), samples)
+    seen = (columns != 0).flatten(1).any(1)
+    seen[0] = True
+    return columns[seen], places[seen].flatten()
 
 
 def _shifted_factor(matrix: Tensor) -> Tensor:
