@@ -55,7 +55,7 @@ checkpoints
 training
 study.batches study.plan study.estimate study.identity study.notes study.source_files
 study.execute study.provenance
-study.store
+study.store study.processes
 study
 testing toy callback bench
 results.intervals results.spreads results.marks
