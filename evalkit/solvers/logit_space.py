@@ -41,14 +41,18 @@ class LogitSpace:
         lin: the model and batch.
         matrix: H, or a matrix near it, of some equations.
         places: which of the N C equations these are, in the order of the logits.
+
+    Attributes:
+        matrix: H of the equations that say something.
+        places: which these are.
     """
 
     def __init__(self, lin: Linearization, matrix: Tensor, places: Tensor) -> None:
         self._lin = lin
         seen = matrix.diagonal() > 0
         whole = bool(seen.all())
-        self._matrix = matrix if whole else matrix[seen][:, seen]
-        self._seen = places if whole else places[seen]
+        self.matrix = matrix if whole else matrix[seen][:, seen]
+        self.places = places if whole else places[seen]
 
     @classmethod
     def exact(cls, lin: Linearization) -> LogitSpace:
@@ -79,12 +83,12 @@ class LogitSpace:
         Args:
             y: like logits, of a solve.
         """
-        return float(self._equations(self._lin.logit_gradients) @ self._matrix @ self._equations(y))
+        return float(self._equations(self._lin.logit_gradients) @ self.matrix @ self._equations(y))
 
     def _scaled(self, damping: float) -> tuple[Tensor, Tensor]:
         """Return H + lambda I scaled to a unit diagonal, and the scales."""
-        scale = (self._matrix.diagonal() + damping).sqrt()
-        matrix = (self._matrix / scale).div_(scale[:, None])
+        scale = (self.matrix.diagonal() + damping).sqrt()
+        matrix = (self.matrix / scale).div_(scale[:, None])
         matrix.diagonal().fill_(1.0)
         return matrix, scale
 
@@ -127,12 +131,12 @@ class LogitSpace:
     def _factorized(self) -> GramFactor:
         """Factorise H; small float64 evaluations form M itself, which keeps twice the digits."""
         lin = self._lin
-        work = len(self._seen) ** 2 * lin.num_params
+        work = len(self.places) ** 2 * lin.num_params
         if lin.logits.dtype == torch.float64 and work <= MOST_ROW_WORK:
             columns, places = _columns(lin)
-            return factorize_rows(lin.sample_gradients(columns)[torch.isin(places, self._seen)])
+            return factorize_rows(lin.sample_gradients(columns)[torch.isin(places, self.places)])
         rounding = 10 * torch.finfo(lin.logits.dtype).eps
-        return factorize(self._matrix, rounding, lin.unit, lin.num_params)
+        return factorize(self.matrix, rounding, lin.unit, lin.num_params)
 
     def preconditioner(self, damping: float) -> Solve:
         """Return an approximate solve, for a sketch of H in float32.
@@ -158,12 +162,12 @@ class LogitSpace:
     def _equations(self, values: Tensor) -> Tensor:
         """Return the right sides rho of the equations for q = B rho, like logits."""
         lin = self._lin
-        return lin.likelihood.solve_root(lin.logits, lin.targets, values).flatten()[self._seen]
+        return lin.likelihood.solve_root(lin.logits, lin.targets, values).flatten()[self.places]
 
     def _solved(self, residual: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
         root = _roots(self._lin)
         whole = root.new_zeros(residual.numel())
-        whole[self._seen] = solve(self._equations(residual))
+        whole[self.places] = solve(self._equations(residual))
         return (root @ whole.view(*root.shape[:2], 1)).view(residual.shape)
 
 

@@ -33,6 +33,9 @@ SMALL = 0.01
 FEWEST = 4
 """Units for each process, at least: to start one takes as long as a unit."""
 
+MOST = 16
+"""Processes, at most: each has intermediate results of its own."""
+
 Execute = Callable[[Unit, bool], Rows]
 """Makes the rows of a unit; whether iterations may be shown, as by one process alone."""
 
@@ -61,6 +64,11 @@ def is_small(
             return TYPICAL.seconds(product_work(lin)) < SMALL
     except EvalkitError:
         return False
+
+
+def shared_by(units: int, processes: int) -> int:
+    """Return how many processes share some units, of so many that may."""
+    return max(1, min(processes, units // FEWEST, MOST))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
 from evalkit.study.execute import Rows, execute
 from evalkit.study.notes import notes_on
 from evalkit.study.plan import Unit, cells_of, plan
-from evalkit.study.processes import FEWEST, executed, is_small, threads
+from evalkit.study.processes import executed, is_small, shared_by, threads
 from evalkit.study.provenance import describe_study
 from evalkit.study.store import open_store
 from evalkit.tasks import Task
@@ -116,7 +116,7 @@ def run_study(
         done, started = total - len(units), time.monotonic()
         show = partial(_show, on_progress, total)
         show(done, trajectory.checkpoints[0].name)
-        processes = min(processes, len(units) // FEWEST) if small else 1
+        processes = shared_by(len(units), processes) if small else 1
         by_name = {checkpoint.name: checkpoint for checkpoint in trajectory.checkpoints}
         loaded = ""
 
@@ -124,7 +124,7 @@ def run_study(
             provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
             if on_start is not None:
                 each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))
-                seconds = len(units) * each / max(1, processes)
+                seconds = len(units) * each / processes
                 on_start(Start(len(units), seconds, notes_on(provenance)))
 
         def rows_of(unit: Unit, shown: bool) -> Rows:
