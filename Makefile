@@ -9,7 +9,7 @@ GATE_RUN := runs/gate
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo example finetune test tests gate lint format types bench accuracy clean
+.PHONY: help install demo example finetune test tests gate lint format types bench gpu accuracy clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,11 @@ bench: $(INSTALLED) ## Measure the engine beside its peers: reports/benchmarks.m
 	@# It comes along unused, and one that is built for another torch breaks transformers.
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	$(BIN)/python -m tests.benchmarks --write
+
+gpu: ## Where PYTHON has the packages and an NVIDIA card: its tests, then its tables in reports/
+	$(PYTHON) -m pytest tests/test_cuda.py
+	$(PYTHON) -m tests.benchmarks --device cuda --write
+	$(PYTHON) -m tests.benchmarks.large --device cuda --micro-batch-size 0 32 --write
 
 accuracy: $(INSTALLED) ## Compare scores with exact arithmetic: reports/accuracy.md
 	$(BIN)/python -m tests.benchmarks.accuracy --write

@@ -9,7 +9,9 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from evalkit.names import base_name
+from evalkit.errors import EvalkitError
+from evalkit.given_settings import fitted
+from evalkit.names import base_name, split_method
 from evalkit.settings import MAX_ITERATIONS
 
 MARKED = 1e-3
@@ -128,11 +130,11 @@ def iteration_limit(method: str) -> float:
     Args:
         method: with settings as written.
     """
-    for setting in method.split(":")[1:]:
-        name, _, value = setting.partition("=")
-        if name == "max_iterations" and value.isdigit():
-            return float(value)
-    return MAX_ITERATIONS
+    key, settings = "max_iterations", split_method(method)[1]
+    try:
+        return float(fitted(method, {key: settings[key]}, {key: MAX_ITERATIONS})[key])
+    except (KeyError, EvalkitError):  # of another method, or in a table that others wrote
+        return MAX_ITERATIONS
 
 
 def _beside_others(rows: pd.DataFrame) -> pd.DataFrame:

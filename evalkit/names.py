@@ -12,10 +12,25 @@ _NAMES = {
 }
 
 
+def split_method(method: str) -> tuple[str, dict[str, str | None]]:
+    """Split ``"sf:labels_per_sample=4"`` into a name and its settings as they are written.
+
+    :func:`evalkit.updates.parser.parse` checks them; tables are read without that, since the
+    methods of a run need not be known where it is reported.
+
+    Returns:
+        The name, and the text of each setting, of which the last counts; None for one without "=".
+    """
+    name, *parts = method.split(":")
+    pairs = (part.partition("=") for part in parts)
+    return name, {key: value if equals else None for key, equals, value in pairs}
+
+
 def display_name(method: str) -> str:
     """Return how a method is written in figures and tables, its settings in brackets."""
-    base, *settings = method.split(":")
-    name, listed = _NAMES.get(base, base), ", ".join(settings)
+    base, settings = split_method(method)
+    name = _NAMES.get(base, base)
+    listed = ", ".join(k if value is None else f"{k}={value}" for k, value in settings.items())
     if not settings:
         return name
     return f"{name[:-1]}, {listed})" if name.endswith(")") else f"{name} ({listed})"
@@ -23,7 +38,7 @@ def display_name(method: str) -> str:
 
 def base_name(method: str) -> str:
     """Return the name of a method without its settings."""
-    return method.partition(":")[0]
+    return split_method(method)[0]
 
 
 def task_name(spec: str) -> str:

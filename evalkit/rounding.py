@@ -35,10 +35,10 @@ def fisher_trace(lin: Linearization) -> float:
     """
 
     def compute() -> float:
-        root = lin.likelihood.fisher_root(lin.logits, lin.targets)
+        traces = lin.likelihood.fisher_trace(lin.logits, lin.targets)
         norms = lin.logit_gradient_norms
         lengths = lin.gradient_norms / norms.where(norms > 0, 1.0)
-        return float(lengths.square() @ root.square().flatten(1).sum(1))
+        return float(lengths.square() @ traces)
 
     return lin.shared("trace of F", compute)
 

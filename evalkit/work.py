@@ -18,11 +18,15 @@ from functools import cache
 
 import torch
 
-from evalkit.layers.sketches import INPUTS
+from evalkit.layers.sketches import SIZE
 from evalkit.linearization import Linearization
-from evalkit.linearization.kernel import MOST_OUTPUTS
 from evalkit.linearization.ruled_rows import row_kinds
-from evalkit.linearization.sketch import COLUMNS_PER_OUTPUT, MOST_SKETCHED
+
+MOST_OUTPUTS = 4096
+"""Rows of a tangent kernel, at most: 128 MiB."""
+
+MOST_SKETCHED = 2048
+"""Those of a sketched one, at most: 512 MiB of columns in float32."""
 
 CALLS = 100
 """Small operations of torch that a product of a linearization takes whatever the model."""
@@ -195,8 +199,8 @@ def sketch_work(lin: Linearization) -> Work:
     if size > MOST_SKETCHED or 2 * covered < recording.num_params:
         return IMPOSSIBLE
     total = outputs * _pass_work(lin)
-    total += sum(use.layer.work.formed(size, INPUTS) for use in recording.uses)
-    columns = min(covered, COLUMNS_PER_OUTPUT * size)
+    total += sum(use.layer.work.formed(size, SIZE.inputs) for use in recording.uses)
+    columns = min(covered, SIZE.columns * size)
     total += 0.625 * size**2 * columns  # blocks above the diagonal are copied
     return multiplied(lin, total) + Work(calls=outputs * _calls(lin))
 

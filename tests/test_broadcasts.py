@@ -43,8 +43,8 @@ def test_an_axis_as_long_as_the_batch_is_no_sample_axis() -> None:
         F.cross_entropy(model(x)[:6], y[:6]).backward()
         optimizer.step()
     recording = evalkit.linearize(model, x, y)._batches[0].recording
-    assert "h" in recording.broadcasts
-    assert recording.shared == {}
+    assert "h" in recording.broadcast_candidates
+    assert recording.broadcast_parameters == {}
     found = evalkit.score(model, x, y, methods=METHODS).gamma
     exact = evalkit.score(model.double(), x.double(), y, methods=METHODS).gamma
     assert found.to_numpy() == pytest.approx(exact.to_numpy(), rel=1e-3)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import evalkit
-from evalkit.updates.sf import sampled_logit_gradients
 from tests.support import dense
 from tests.support.agreement import TIGHT, assert_near_in_norm, well_conditioned
 from tests.support.cases import CASES
@@ -136,7 +135,7 @@ def test_direct_updates_with_the_default_damping(name: str) -> None:
 def test_sampled_fisher_update(name: str) -> None:
     lin, expected = linearized(name), reference(name)
     for labels_per_sample, damping in ((1, 1e-2), (4, 0.5)):
-        sampled = sampled_logit_gradients(lin, 7, labels_per_sample)
+        sampled = lin.sampled_logit_gradients(7, labels_per_sample)
         assert sampled.dtype == torch.float64
         assert sampled.shape == (labels_per_sample, *expected.logits.shape)
         settings = {"seed": 7, "labels_per_sample": labels_per_sample}
@@ -173,7 +172,7 @@ def test_updates_with_more_samples_than_parameters(damping: float) -> None:
         "ef": torch.linalg.solve(matrix, expected.gradient),
         "ief": torch.linalg.solve(matrix, rows.T @ s),
         "ief-tikhonov": dense.ief_tikhonov(expected, damping),
-        "sf": dense.sf(expected, sampled_logit_gradients(lin, 0, 1), damping),
+        "sf": dense.sf(expected, lin.sampled_logit_gradients(0, 1), damping),
     }
     for method, d in wanted.items():
         actual = evalkit.update(method, lin, damping=damping, seed=0)
@@ -190,7 +189,7 @@ def test_sampled_fisher_update_with_scalar_outputs(name: str, damping: float) ->
     E = diag(mean_k e_nk^2), which is solved without cancellation.
     """
     lin, expected = linearized(name), reference(name)
-    sampled = sampled_logit_gradients(lin, 0, 1)
+    sampled = lin.sampled_logit_gradients(0, 1)
     mean_square = torch.diag(sampled.square().mean(0).flatten())
     jacobian, r = expected.jacobian[:, 0], expected.residual[:, 0]
     matrix = mean_square @ jacobian @ jacobian.T + damping * dense.identity(len(r))

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from evalkit.layers.convolution import CONVOLUTIONS, FEWEST_CHANNELS, ConvolutionRows
 from evalkit.layers.rows import GradientRows, OuterProducts
-from tests.support.blocks import shrink
+from tests.support.blocks import at_most
 from tests.support.drawn_rows import assert_inner, choose, every_route, inner, with_or_without_bias
 from tests.support.table import Draw
 
@@ -80,13 +80,13 @@ def test_inner_products(
     case: Case, route: str, bias: bool, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose(route, monkeypatch)
-    shrink(monkeypatch, elements)
+    budget = at_most(elements)
     left, rows = rows_of(case, 2, 3, bias, 0)
     right, rows_ = rows_of(case, 1, 4, bias, 1)
     assert isinstance(left, ConvolutionRows)
-    assert_inner(inner(left, left), rows, rows)
-    assert_inner(inner(left, right), rows, rows_)
-    assert_inner(inner(right, left), rows_, rows)
+    assert_inner(inner(left, left, budget), rows, rows)
+    assert_inner(inner(left, right, budget), rows, rows_)
+    assert_inner(inner(right, left, budget), rows_, rows)
 
 
 @every_case

@@ -27,7 +27,7 @@ doubts
 layers factor
 evaluation.modules evaluation.precision evaluation.given evaluation.outputs evaluation.bags
 evaluation.wrapped evaluation.substitutes evaluation.determinism
-evaluation.failures
+evaluation.failures evaluation.full_precision
 evaluation.forward
 evaluation
 linearization.broadcasts
@@ -40,8 +40,7 @@ linearization.tangents
 linearization.micro_batches
 linearization.gram
 linearization.kept
-linearization.kernel linearization.linear_maps linearization.factors
-linearization.sketch
+linearization.linear_maps linearization.factors
 linearization.linearized
 linearization.entry
 linearization

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from evalkit.layers import rows as rows_module
 from evalkit.layers.rows import Formed, Lookups, OuterProducts
 from evalkit.layers.work import pair_costs
-from tests.support.blocks import shrink
+from tests.support.blocks import at_most
 from tests.support.dense import assert_near
 from tests.support.drawn_rows import (
     ROUTES,
@@ -50,13 +51,22 @@ def test_outer_products(
     sizes: Sizes, route: str, bias: bool, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose(route, monkeypatch)
-    shrink(monkeypatch, elements)
+    budget = at_most(elements)
     left, right = outer_products(Draw(0), sizes, bias)
     rows, rows_ = explicit_outer(left), explicit_outer(right)
-    assert_inner(inner(left, right), rows, rows_)
-    assert_inner(inner(right, left), rows_, rows)
-    assert_inner(inner(left, left), rows, rows)
-    assert_inner(inner(right, right), rows_, rows_)
+    assert_inner(inner(left, right, budget), rows, rows_)
+    assert_inner(inner(right, left, budget), rows_, rows)
+    assert_inner(inner(left, left, budget), rows, rows)
+    assert_inner(inner(right, right, budget), rows_, rows_)
+
+
+@every_size
+@with_or_without_bias
+def test_outer_products_written_out(sizes: Sizes, bias: bool) -> None:
+    rows, _ = outer_products(Draw(0), sizes, bias)
+    explicit = explicit_outer(rows).unflatten(0, rows.d.shape[1:3])
+    torch.testing.assert_close(rows.formed(slice(0, 1)), explicit[:, :1])
+    torch.testing.assert_close(rows.formed(slice(1, None)), explicit[:, 1:])
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -149,16 +159,14 @@ def test_lookups(
     shape: tuple[int, int, int, int],
     shape_: tuple[int, int, int, int],
     elements: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shrink(monkeypatch, elements)
-    monkeypatch.setattr(rows_module, "PAIR_COST", cost)
+    budget = replace(at_most(elements), pair=cost)
     draw = Draw(high)
     left, right = lookups(draw, high, shape), lookups(draw, high + 1, shape_)
     rows, rows_ = explicit_lookups(left, 60), explicit_lookups(right, 60)
-    assert_inner(inner(left, right), rows, rows_)
-    assert_inner(inner(right, left), rows_, rows)
-    assert_inner(inner(left, left), rows, rows)
+    assert_inner(inner(left, right, budget), rows, rows_)
+    assert_inner(inner(right, left, budget), rows_, rows)
+    assert_inner(inner(left, left, budget), rows, rows)
 
 
 def test_lookups_of_other_entries_have_no_inner_product() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evalkit.doubts import MARKED, judge, mean_error, ratio_error
+from evalkit.doubts import MARKED, iteration_limit, judge, mean_error, ratio_error
 from evalkit.report.page import render_page
 from evalkit.report.writing import derived_of
 from evalkit.results.marks import Mark, Marks, joined, marks_of
@@ -109,6 +109,21 @@ def test_a_gradient_that_cancels_marks_every_ratio(tmp_path: Path) -> None:
     assert mark is not None
     assert "SGD, which it is relative to" in mark.meaning
     assert "every ratio" in found.sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "limit"),
+    [
+        ("ngd", 200),
+        ("ngd:max_iterations=50:solver=cg", 50),
+        ("ngd:max_iterations=50:max_iterations=7", 7),  # as the method itself takes them
+        ("ngd:max_iterations= 50", 50),
+        ("ngd:max_iterations", 200),
+        ("mine:max_iterations=\u00b2", 200),
+    ],
+)
+def test_the_limit_of_iterations_is_read_as_methods_are(method: str, limit: int) -> None:
+    assert iteration_limit(method) == limit
 
 
 def test_errors_of_means_and_ratios() -> None:

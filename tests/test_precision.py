@@ -14,7 +14,7 @@ from evalkit.checkpoints import load_into, open_trajectory
 from evalkit.doubts import MARKED
 from evalkit.study.batches import draw_batch
 from evalkit.tasks import load_task
-from evalkit.updates import compute, sf
+from evalkit.updates import compute
 from tests.support import dense
 from tests.support.cases import CASES
 from tests.support.dense import assert_near
@@ -108,7 +108,7 @@ def test_scores_of_the_natural_gradient_are_those_of_its_update(damping: float, 
 @pytest.mark.parametrize("draws", [1, 3])
 def test_sampled_fisher_with_labels_of_the_data(damping: float, wrong: int, draws: int) -> None:
     lin = evalkit.linearize(*confident(wrong))
-    r = sf.sampled_logit_gradients(lin, 0, draws)
+    r = lin.sampled_logit_gradients(0, draws)
     rows = torch.stack([_gradient(lin, draw, n) for draw in r for n in range(lin.num_samples)])
     fisher = rows.T @ rows / draws + damping * torch.eye(lin.num_params)
     expected = damping * torch.linalg.solve(fisher, lin.gradient)

@@ -12,13 +12,37 @@ import torch
 from torch import Tensor, nn
 
 import evalkit
-from evalkit.updates.sf import sampled_logit_gradients
 from tests.support import dense
 from tests.support.cases import CASES, Batch
 from tests.support.chosen_cases import some_cases
+from tests.support.dense import assert_near
+from tests.support.table import Draw
 from tests.support.vectors import cosine, random_vectors
 
 OVERPARAMETERISED = ["mlp_categorical", "mlp_bernoulli", "mlp_gaussian", "convolution_group_norm"]
+
+
+# --- the output Fisher matrix ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_trace_is_that_of_the_matrix(name: str) -> None:
+    batch = CASES[name].make()
+    lin = evalkit.linearize(*batch)
+    traces = lin.likelihood.fisher_trace(lin.logits, lin.targets)
+    roots = lin.likelihood.fisher_root(lin.logits, lin.targets)
+    assert_near(traces, roots.square().flatten(1).sum(1), 1e-12)
+    curvature = dense.dense(*batch).curvature
+    assert_near(traces, curvature.diagonal(dim1=1, dim2=2).sum(1), 1e-8)
+
+
+def test_a_vocabulary_of_thirty_thousand() -> None:
+    """A matrix of all pairs of classes has 7 GB here for each position of a sample."""
+    draw = Draw(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 30_000))
+    targets = draw.integers(30_000, 4, 2)
+    table = evalkit.score(model, draw.normal(4, 2, 4).float(), targets, damping=1e-3)
+    assert table["error"].max() < 1e-3
 
 
 # --- the indicator ---------------------------------------------------------------------------
@@ -206,12 +230,12 @@ def flow(batch: Batch, steps: int, step: float) -> Tensor:
 
 def test_sampled_logit_gradients_are_those_of_labels() -> None:
     lin = evalkit.linearize(*CASES["mlp_categorical"].make())
-    one_hot = torch.softmax(lin.logits, -1) - sampled_logit_gradients(lin, 0, 50)
+    one_hot = torch.softmax(lin.logits, -1) - lin.sampled_logit_gradients(0, 50)
     hits = one_hot.round()
     torch.testing.assert_close(one_hot, hits, rtol=0, atol=1e-12)
     assert bool((hits.sum(-1) == 1).all())
     lin = evalkit.linearize(*CASES["mlp_bernoulli"].make())
-    labels = torch.sigmoid(lin.logits) - sampled_logit_gradients(lin, 0, 50)
+    labels = torch.sigmoid(lin.logits) - lin.sampled_logit_gradients(0, 50)
     torch.testing.assert_close(labels.abs(), labels.abs().round().clamp(0, 1), rtol=0, atol=1e-12)
     assert set(labels.round().flatten().tolist()) == {0.0, 1.0}
 
@@ -219,7 +243,7 @@ def test_sampled_logit_gradients_are_those_of_labels() -> None:
 @pytest.mark.parametrize("name", ["token_labels", "token_labels_bernoulli"])
 def test_positions_without_a_label_are_not_sampled(name: str) -> None:
     batch = CASES[name].make()
-    sampled = sampled_logit_gradients(evalkit.linearize(*batch), 0, 3)
+    sampled = evalkit.linearize(*batch).sampled_logit_gradients(0, 3)
     ignored = batch.targets == -100
     assert bool((sampled[:, ignored] == 0).all())
     assert bool((sampled[:, ~ignored] != 0).any(-1).all())
@@ -237,7 +261,7 @@ def test_sampled_fisher_tends_to_the_fisher(name: str) -> None:
         """Root mean square over seeds of the relative Frobenius error."""
         squares = []
         for seed in range(8):
-            sampled = sampled_logit_gradients(lin, seed, labels_per_sample)
+            sampled = lin.sampled_logit_gradients(seed, labels_per_sample)
             difference = dense.sampled_fisher(expected, sampled) - expected.fisher
             squares.append(float((difference.norm() / expected.fisher.norm()) ** 2))
         return math.sqrt(sum(squares) / len(squares))
@@ -263,5 +287,5 @@ def test_sampled_fisher_update_tends_to_the_damped_natural_gradient() -> None:
 def test_labels_of_different_samples_are_independent() -> None:
     """Two identical samples draw their own labels."""
     lin = evalkit.linearize(*CASES["duplicate_samples"].make())
-    sampled = sampled_logit_gradients(lin, 0, 40)
+    sampled = lin.sampled_logit_gradients(0, 40)
     assert not torch.equal(sampled[:, 0], sampled[:, 3])

@@ -211,7 +211,7 @@ def test_unusable_damping_is_refused_by_each_call(damping: float) -> None:
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("sf:labels_per_sample=0", "at least 1 for method 'sf', found 0"),
+        ("sf:labels_per_sample=0", "labels_per_sample of at least 1, found 0"),
         (
             "sf:labels_per_sample=many",
             "an integer for the setting 'labels_per_sample', found 'many'",

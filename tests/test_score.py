@@ -15,7 +15,6 @@ from evalkit import EvalkitError
 from evalkit.doubts import MARKED
 from evalkit.scoring import score_linearization
 from evalkit.updates import CotangentUpdate
-from evalkit.updates.sf import sampled_logit_gradients
 from evalkit.updates.types import Term
 from tests.support import dense
 from tests.support.cases import CASES, Batch
@@ -54,8 +53,8 @@ def wanted_directions(name: str, damping: float) -> dict[str, Tensor]:
         "ef": dense.ef(expected, damping),
         "ief": dense.ief(expected, damping),
         "ief-tikhonov": dense.ief_tikhonov(expected, damping),
-        "sf": dense.sf(expected, sampled_logit_gradients(lin, 3, 1), damping),
-        "sf:labels_per_sample=4": dense.sf(expected, sampled_logit_gradients(lin, 3, 4), damping),
+        "sf": dense.sf(expected, lin.sampled_logit_gradients(3, 1), damping),
+        "sf:labels_per_sample=4": dense.sf(expected, lin.sampled_logit_gradients(3, 4), damping),
         NGD: dense.ngd(expected, damping),
     }
 

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 
 import evalkit
-import evalkit.linearization.sketch
 from evalkit.layers import sketches
 from evalkit.layers.rows import Formed, GradientRows
+from evalkit.layers.sketches import SIZE, SketchSize
 from evalkit.linearization.ruled_rows import row_kinds
+from evalkit.solvers.cg import solve_by_cg
 from evalkit.solvers.direct import solve_directly
+from evalkit.solvers.kernel import tangent_kernel
+from evalkit.solvers.sketch import sketched_kernel
+from evalkit.solvers.solved import formed
+from evalkit.solvers.stopping import Stopping
 from evalkit.work import IMPOSSIBLE, sketch_work
 from tests.support.cases import CASES
 from tests.support.chosen_cases import SECOND_ROUTE_NEEDED, some_cases, with_a_damping
@@ -27,6 +32,8 @@ from tests.support.drawn_rows import (
 from tests.support.table import Draw
 
 OUTER = Sizes(2, 1, 3, 4, 1, 1, 1, 6, 5)
+
+POOR = SketchSize(inputs=2, columns=2)
 
 
 def rows_of(kind: str) -> tuple[GradientRows, Tensor]:
@@ -43,9 +50,9 @@ def rows_of(kind: str) -> tuple[GradientRows, Tensor]:
     return outer, explicit_outer(outer)
 
 
-def sketched(rows: GradientRows, width: int | None, seed: int) -> Tensor:
+def sketched(rows: GradientRows, width: int | None, seed: int, size: SketchSize = SIZE) -> Tensor:
     """Return sketched rows, at full size for no width."""
-    sketch = sketches.SKETCHES[type(rows)](rows, torch.Generator().manual_seed(seed))
+    sketch = sketches.SKETCHES[type(rows)](rows, torch.Generator().manual_seed(seed), size.inputs)
     out = torch.empty(3, min(sketch.size, width or sketch.size), dtype=torch.float64)
     sketch.write(rows, out)
     return out
@@ -69,13 +76,10 @@ def assert_right_on_average(inner: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_inner_products_of_sketches_are_right_on_average(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inner_products_of_sketches_are_right_on_average(kind: str) -> None:
     """With entries of tables mapped to two and columns folded to nine."""
-    monkeypatch.setattr(sketches, "INPUTS", 2)
     rows, formed = rows_of(kind)
-    inner = torch.stack([(r := sketched(rows, 9, seed)) @ r.T for seed in range(2000)])
+    inner = torch.stack([(r := sketched(rows, 9, seed, POOR)) @ r.T for seed in range(2000)])
     assert_right_on_average(inner, formed @ formed.T)
 
 
@@ -88,17 +92,12 @@ def test_inner_products_of_sketches_are_right_on_average(
         "conv2d_all_at_once",
     ],
 )
-def test_sketched_kernels_are_right_on_average(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sketched_kernels_are_right_on_average(name: str) -> None:
     """With inputs mapped to two, and weights that several calls share."""
-    monkeypatch.setattr(evalkit.linearization.sketch, "COLUMNS_PER_OUTPUT", 2)
-    for module in (sketches, evalkit.linearization.sketch):
-        monkeypatch.setattr(module, "INPUTS", 2)
     lin = evalkit.linearize(*CASES[name].make())
     assert covered(lin)
-    drawn = [
-        evalkit.linearization.sketch.sketched_kernel(lin._batches, seed) for seed in range(400)
-    ]
-    assert_right_on_average(torch.stack(drawn), lin.tangent_kernel)
+    drawn = [sketched_kernel(lin, POOR, seed) for seed in range(400, 800)]
+    assert_right_on_average(torch.stack(drawn), tangent_kernel(lin))
 
 
 @pytest.mark.parametrize(
@@ -126,50 +125,37 @@ def can_be_sketched(lin: evalkit.Linearization) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in SECOND_ROUTE_NEEDED])
-def test_a_kernel_sketched_with_all_columns_is_the_kernel(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_sketched_with_all_columns_is_the_kernel(name: str) -> None:
     """Parameters without gradients from one backward are missing: the kernel is larger then."""
-    monkeypatch.setattr(evalkit.linearization.sketch, "COLUMNS_PER_OUTPUT", 10**6)
-    for module in (sketches, evalkit.linearization.sketch):
-        monkeypatch.setattr(module, "INPUTS", 10**6)
-    lin = evalkit.linearize(*CASES[name].make())
+    lin, all_columns = evalkit.linearize(*CASES[name].make()), SketchSize(10**6, 10**6)
     if covered(lin):
-        torch.testing.assert_close(lin.sketched_kernel, lin.tangent_kernel)
+        torch.testing.assert_close(sketched_kernel(lin, all_columns), tangent_kernel(lin))
     elif can_be_sketched(lin):
-        missing = torch.linalg.eigvalsh(lin.tangent_kernel - lin.sketched_kernel)
-        assert missing[0] >= -1e-9 * float(lin.tangent_kernel.diagonal().max())
+        missing = torch.linalg.eigvalsh(tangent_kernel(lin) - sketched_kernel(lin, all_columns))
+        assert missing[0] >= -1e-9 * float(tangent_kernel(lin).diagonal().max())
 
 
 @pytest.mark.parametrize(
     "name", ["mlp_categorical", "convolution_group_norm", "embedding_tied_by_function"]
 )
-def test_micro_batches_are_sketched_with_the_same_signs(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evalkit.linearization.sketch, "COLUMNS_PER_OUTPUT", 2)
-    for module in (sketches, evalkit.linearization.sketch):
-        monkeypatch.setattr(module, "INPUTS", 2)
+def test_micro_batches_are_sketched_with_the_same_signs(name: str) -> None:
     model, inputs, targets, likelihood = CASES[name].make()
     whole, parts = (
         evalkit.linearize(model, inputs, targets, likelihood, micro_batch_size=size)
         for size in (None, 2)
     )
-    torch.testing.assert_close(parts.sketched_kernel, whole.sketched_kernel)
+    torch.testing.assert_close(sketched_kernel(parts, POOR), sketched_kernel(whole, POOR))
 
 
 @with_a_damping
-def test_the_sketch_changes_no_result(
-    name: str, damping: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sketch_changes_no_result(name: str, damping: float) -> None:
     """Even a poor one: two columns per output."""
-    monkeypatch.setattr(evalkit.linearization.sketch, "COLUMNS_PER_OUTPUT", 2)
     lin = evalkit.linearize(*CASES[name].make())
     if not can_be_sketched(lin):
         return
-    found = evalkit.natural_gradient(
-        lin, damping, max_iterations=400, tolerance=1e-11, solver="sketch"
-    )
+    few = SketchSize(columns=2)
+    stopping = Stopping(max_iterations=400, tolerance=1e-11)
+    found = formed(lin, solve_by_cg(lin, damping, stopping, preconditioner=few, form=True))
     direct = solve_directly(lin, damping, tolerance=1e-9)
     assert direct.cotangents is not None
     x = lin.vjp(direct.cotangents)

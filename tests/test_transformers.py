@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import evalkit
-from evalkit.updates.sf import sampled_logit_gradients
 from tests.support import dense
 from tests.support.agreement import assert_near_in_norm, well_conditioned
 from tests.support.expected_scores import expected_row
@@ -164,7 +163,7 @@ def test_nothing_vanishes(name: str) -> None:
 def wanted_directions(name: str) -> dict[str, Tensor]:
     """Method name, settings included, to its dense direction."""
     expected, lin = reference(name), linearized(name)
-    draws = {count: sampled_logit_gradients(lin, 3, count) for count in (1, 3)}
+    draws = {count: lin.sampled_logit_gradients(3, count) for count in (1, 3)}
     natural = dense.ngd(expected, DAMPING)
     return {
         "sgd": dense.sgd(expected),

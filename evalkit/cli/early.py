@@ -13,6 +13,7 @@ from pathlib import Path
 
 import evalkit
 from evalkit.errors import EvalkitError
+from evalkit.names import base_name
 from evalkit.registry import suggest
 
 _PACKAGE = Path(evalkit.__file__).parent
@@ -55,7 +56,7 @@ def check_names(kind: str, names: Iterable[str], code: Sequence[str | None] = ()
         return
     known = registered(kind)
     for name in names:
-        base = name.split(":")[0]
+        base = base_name(name)
         if base not in known:
             raise EvalkitError(f"unknown {kind} '{base}'; {suggest(base, known)}")
 

@@ -23,6 +23,7 @@ from evalkit.evaluation.determinism import (
     preserved_random_state,
     refuse_batch_statistics,
 )
+from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs
 from evalkit.evaluation.outputs import logits_of
 from evalkit.evaluation.precision import HALF, AtLeast
@@ -43,8 +44,9 @@ def forward(model: nn.Module, inputs: Inputs) -> Tensor:
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Grad mode with what can be differentiated twice: eager code, and plain attention."""
-    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), eagerly():
+    """Grad mode in full precision with what has second derivatives: eager code, plain attention."""
+    attention = sdpa_kernel(SDPBackend.MATH)
+    with torch.inference_mode(False), torch.enable_grad(), full_precision(), attention, eagerly():
         yield
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -25,15 +23,6 @@ KINDS = ("cpu", "cuda", "mps", "xpu")
 def autocasting() -> tuple[str, ...]:
     """Return the kinds of devices for which autocast is on."""
     return tuple(kind for kind in KINDS if torch.is_autocast_enabled(kind))
-
-
-@contextmanager
-def without_autocast() -> Iterator[None]:
-    """Multiply in the precision of the factors, whatever is around."""
-    with ExitStack() as stack:
-        for kind in autocasting():
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
 
 
 def refuse_modes() -> None:

@@ -124,12 +124,22 @@ def _distances(
     return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Return what weight normalisation does; the fused kernel of a GPU has float32's digits."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
 def _recurrence(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a recurrent layer of torch without cuDNN, whose backward has no derivative."""
 
     def run(*args: Any) -> Any:
-        with torch.backends.cudnn.flags(enabled=False):
+        # Not by ``flags``, which reads and sets every other switch of cuDNN as well.
+        enabled = torch.backends.cudnn.enabled
+        torch.backends.cudnn.enabled = False
+        try:
             return function(*args)
+        finally:
+            torch.backends.cudnn.enabled = enabled
 
     return run
 
@@ -171,6 +181,7 @@ _SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     functional.hardsigmoid: _hardsigmoid,
     functional.scaled_dot_product_attention: _attention,
     torch.cdist: _distances,
+    torch._weight_norm: _weight_norm,
     **{one: _recurrence(one) for one in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
 }
 for _space in (functional, torch):

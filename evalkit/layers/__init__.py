@@ -15,6 +15,7 @@ from evalkit.layers.normalization import group_norm, layer_norm
 LAYERS: dict[Callable[..., Tensor], Callable[..., Layer | None]] = {
     functional.linear: linear,
     functional.embedding: embedding,
+    # Models call either name; the outer one is seen, not what it calls in turn.
     functional.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
     functional.group_norm: group_norm,

@@ -167,5 +167,6 @@ def _weight_gradient(layer: MovedLayer, d: Tensor) -> Tensor:
 
 def weight_calls(layers: Sequence[MovedLayer]) -> WeightCalls:
     """Return the calls that share a weight: of one kind, or of several as for a tied embedding."""
+    # A tied table is looked up in one call and multiplied in another: then gradients only add up.
     kinds = {type(layer) for layer in layers}
     return kinds.pop().together(layers) if len(kinds) == 1 else WeightCalls(layers)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from evalkit.layers.budget import Budget
 from evalkit.layers.replaced import Gradients, ReplacedLayer
 from evalkit.layers.rows import (
-    FORMED_AT_ONCE,
     Formed,
     GradientRows,
     OuterProducts,
@@ -23,9 +23,6 @@ from evalkit.layers.work import LayerWork, by_pairs
 FEWEST_CHANNELS = 8
 """Input channels from which on a convolution forms per-sample gradients faster than patches: 1 to
 10 times faster on two cores, with three channels 1.5 times slower."""
-
-CHANNELS_TOGETHER = 16
-"""Output channels that a convolution on a CPU works on together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +106,8 @@ class Convolution(ReplacedLayer):
 
     def weight_rows(self, d: Tensor, bias: bool = False) -> OuterProducts | ConvolutionRows:
         """Return these rows without their patches where that is faster."""
+        # As a convolution with a group for each sample; patches are as many times larger than the
+        # inputs as the kernel has places.
         if self.inputs.device.type == "cpu" and self.inputs.shape[1] >= FEWEST_CHANNELS:
             return ConvolutionRows(self, d, bias)
         return self.rows_at(self.positions(), d, bias)
@@ -118,6 +117,7 @@ class Convolution(ReplacedLayer):
         assert self.weight is not None
         x = functional.pad(self.inputs, [p for p in reversed(self.padding) for _ in range(2)])
         kernel = self.weight.shape[2:]
+        # Views, so that patches are written once, by the reshape at the end.
         for axis, size in enumerate(kernel):
             reach = (size - 1) * self.dilation[axis] + 1
             x = x.unfold(2 + axis, reach, self.stride[axis])[..., :: self.dilation[axis]]
@@ -158,20 +158,27 @@ class ConvolutionRows(GradientRows):
         """The same rows with their patches."""
         return self.layer.rows_at(self.layer.positions(), self.d, self.bias)
 
-    def add_inner(self, total: Tensor, other: ConvolutionRows | OuterProducts) -> None:
+    def formed(self, samples: slice) -> Tensor:
+        """Return the rows of some samples, as outer products have them."""
+        return self.outer.formed(samples)
+
+    def add_inner(
+        self, total: Tensor, other: ConvolutionRows | OuterProducts, budget: Budget
+    ) -> None:
         """Add the inner products by the cheaper of two routes."""
         if not isinstance(other, ConvolutionRows) or by_pairs(
             self._shape, other._shape, self.layer.work.inside
         ):
-            self.outer.add_inner(total, other)
+            self.outer.add_inner(total, other, budget)
             return
         same = other is self
-        for channels in self._slices(max(self.d.shape[:2].numel(), other.d.shape[:2].numel())):
+        most = max(self.d.shape[:2].numel(), other.d.shape[:2].numel())
+        for channels in self._slices(most, budget):
             rows = self._formed(channels)
-            add_products(total, rows, rows if same else other._formed(channels))
+            add_products(total, rows, rows if same else other._formed(channels), budget)
         if self.bias:
             sums = self._sums()
-            add_products(total, sums, sums if same else other._sums())
+            add_products(total, sums, sums if same else other._sums(), budget)
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -179,15 +186,17 @@ class ConvolutionRows(GradientRows):
         work = self.layer.work
         return work.groups, *self.d.shape[:2], work.positions, work.outside
 
-    def _slices(self, rows: int) -> Iterator[slice]:
+    def _slices(self, rows: int, budget: Budget) -> Iterator[slice]:
         """Return which output channels are formed at once: of whole groups, where there are some.
 
         Args:
             rows: of the larger side.
+            budget: how much is formed at a time.
         """
         groups, outside = self.layer.groups, self.layer.work.outside
-        step = max(1, FORMED_AT_ONCE // (rows * self.layer.work.inside))
-        unit = outside if groups > 1 else min(outside, CHANNELS_TOGETHER)
+        step = max(1, budget.formed // (rows * self.layer.work.inside))
+        unit = outside if groups > 1 else min(outside, budget.channels)
+        # A kernel that works on some channels together takes as long for a part of them.
         step = max(1, step // unit) * unit
         for start in range(0, groups * outside, step):
             yield slice(start, min(start + step, groups * outside))
@@ -201,10 +210,13 @@ class ConvolutionRows(GradientRows):
             within = slice(channels.start // outside * width, channels.stop // outside * width)
             x, groups = x[:, within], (channels.stop - channels.start) // outside
         samples = len(x)
+        # Samples become groups of channels of a single one: a weight's gradient for each is that
+        # sample's.
         x = x.reshape(1, -1, *x.shape[2:])
         rows = []
         for d in self.d[:, :, channels]:
             one = d.reshape(1, -1, *d.shape[2:])
+            # Of a weight its gradient needs the shape alone, which takes no memory.
             like = x.new_empty(()).expand(one.shape[1], *layer.weight.shape[1:])
             found = layer.gradients(one, x, like, samples * groups, [False, True, False])[1]
             assert found is not None
@@ -231,6 +243,7 @@ def _convolution(
         values = (value,) if isinstance(value, int) else tuple(value)
         return values * dims if len(values) == 1 else values
 
+    # Torch takes a single sample without its axis too.
     if input.dim() != dims + 2:
         return None
     if isinstance(padding, str):

@@ -26,6 +26,7 @@ class Embedding(MovedLayer):
 
     def masked(self, values: Tensor) -> Tensor:
         """Return values at the lookups, (..., *inputs, width), zero at the padding."""
+        # Torch looks the padding's row up and gives it no gradient, so that nothing may move by it.
         if self.padding is None:
             return values
         return values * (self.inputs != self.padding).unsqueeze(-1)
@@ -75,6 +76,7 @@ class LookupCalls(WeightCalls):
     def through(self, d: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return, at each lookup, the sum of d over all lookups of the same index."""
         indices = torch.cat([layer.inputs.flatten() for layer in self._lookups])
+        # J J^T d at a lookup is the sum of d over the lookups of its index: no table is formed.
         entries, places = indices.unique(return_inverse=True)
         masked = [layer.masked(x).flatten(0, -2) for layer, x in zip(self._lookups, d, strict=True)]
         sums = d[0].new_zeros(len(entries), d[0].shape[-1])
@@ -105,6 +107,7 @@ def embedding(
             "expected embeddings with plain gradients, found one with scale_grad_by_freq=True; set "
             "its scale_grad_by_freq to False, which changes no output"
         )
+    # max_norm rewrites the table within the forward; a single index has no sample axis.
     if max_norm is not None or input.dim() < 1:
         return None
     if padding_idx is not None and padding_idx < 0:

@@ -84,6 +84,7 @@ class LinearCalls(WeightCalls):
         """Return A (A^T D) or (A A^T) D, whichever takes fewer multiplications."""
         a, rows = _rows(self._inputs), _rows(d)
         (count, inside), outside = a.shape, rows.shape[-1]
+        # n^2 (in + out) multiplications with A A^T, n its rows, and 2 n in out the other way.
         if count * (inside + outside) > 2 * inside * outside:
             moved = a @ (a.T @ rows)
         else:
@@ -105,8 +106,10 @@ def _rows(values: Sequence[Tensor]) -> Tensor:
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Linear | None:
     """Return the layer of a call of ``F.linear``, whose argument names these are, or None."""
+    # A single vector has no sample axis; a weight that is one gives outputs no axis of their own.
     if input.dim() < 2 or weight.dim() != 2:
         return None
+    # A bias of another shape is broadcast over the outputs, of which its rule does not know.
     if bias is not None and bias.shape != weight.shape[:1]:
         return None
     return Linear(input.detach(), weight, bias)

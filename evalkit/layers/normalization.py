@@ -146,6 +146,7 @@ class GroupNorm(Normalization):
         """Add v_w x_hat + v_b, x_hat as scaled and shifted inputs."""
         if weight is None:
             return super().add_moved(pushed, weight, bias)
+        # In one pass over the inputs, where normalising them anew would take several.
         scale, shift = self._standardization
         weight = self._per_channel(weight)
         moved = weight * shift

@@ -109,6 +109,7 @@ def _node(value: Tensor | None) -> Tensor | None:
 
 def _wanted(values: Sequence[Tensor | None]) -> list[bool]:
     """Return which values the backward that runs is to bring gradients to."""
+    # Private, and the only way to ask: `needs_input_grad` says what could be wanted, not what is.
     will_run = torch._C._will_engine_execute_node
     return [x is not None and x.grad_fn is not None and will_run(x.grad_fn) for x in values]
 
@@ -129,6 +130,7 @@ class _Call(Function):
         values = ctx.saved_tensors
         wanted = _wanted(values)
         if torch.is_grad_enabled():
+            # Someone will differentiate this backward again (create_graph).
             return None, None, *_Pull.apply(ctx.layer, wanted, u, *values[:2])
         return None, None, *ctx.layer.pull(u, wanted)
 
@@ -151,6 +153,7 @@ class _Pull(Function):
         if all(change is None for change in v):
             return (None,) * 5
         wanted = _wanted(values)
+        # Derivatives in inputs or weight are wanted as well: by torch's own formula.
         if torch.is_grad_enabled() or any(wanted):
             return None, None, *_derivatives(ctx.layer, ctx.pulled, u, values, v)
         return None, None, ctx.layer.push_changed(*v).expand_as(u), None, None
@@ -179,6 +182,7 @@ def _derivatives(
         kept = graph and value.requires_grad
         return value.view_as(value) if kept else value.detach().requires_grad_()
 
+    # The layer runs again as torch has it, on values whose derivatives can be told apart.
     with torch.enable_grad():
         u = own(u)
         inputs, weight = owned = [None if x is None else own(x) for x in values]

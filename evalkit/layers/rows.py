@@ -14,20 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evalkit.layers.budget import Budget
 from evalkit.layers.work import by_pairs
-
-ELEMENTS_AT_ONCE = 1 << 24
-"""Float64 numbers in one intermediate array: 128 MiB."""
-
-FORMED_AT_ONCE = 6 << 20
-"""Numbers in gradients that are formed at once: 24 MiB in float32, which a process that keeps freed
-memory keeps."""
-
-PAIR_COST = 16
-"""Multiplications of a matrix product that take as long as one of two gathered rows does."""
-
-DOUBLED_AT_ONCE = 1 << 20
-"""Numbers that are brought to float64 at once: 8 MiB, so that they are multiplied from a cache."""
 
 
 class GradientRows(ABC):
@@ -39,13 +27,18 @@ class GradientRows(ABC):
         """Return the rows of a parameter that several calls use: the sums of theirs."""
 
     @abstractmethod
-    def add_inner(self, total: Tensor, other: Any) -> None:
+    def formed(self, samples: slice) -> Tensor:
+        """Return the rows of some samples as numbers: (K, n, size)."""
+
+    @abstractmethod
+    def add_inner(self, total: Tensor, other: Any, budget: Budget) -> None:
         """Add the inner products with other rows of the same parameter.
 
         Args:
             total: (K, N, K', N') float64, to add to.
             other: of K' cotangents for each of N' samples; the same object for a symmetric matrix,
                 of which blocks below the diagonal may be left out (:func:`mirror`).
+            budget: how much is formed at a time.
         """
 
 
@@ -59,16 +52,17 @@ def mirror(total: Tensor) -> None:
         total[k + 1 :, :, k] = total[k, :, k + 1 :].permute(1, 2, 0)
 
 
-def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_products(total: Tensor, left: Tensor, right: Tensor, budget: Budget) -> None:
     """Add the inner products of two sets of formed rows in float64, some columns at a time.
 
     Args:
         total: (K, N, K', N') float64, to add to.
         left: (K N, size).
         right: (K' N', size); the same object for a symmetric matrix.
+        budget: how much is formed at a time.
     """
     flat = total.view(len(left), len(right))
-    step = max(1, DOUBLED_AT_ONCE // max(flat.shape))
+    step = max(1, budget.doubled // max(flat.shape))
     for a, b in zip(left.split(step, 1), right.split(step, 1), strict=True):
         rows = a.double()
         flat.addmm_(rows, (rows if right is left else b.double()).T)
@@ -95,10 +89,11 @@ class Formed(GradientRows):
         """Return the rows of some samples: (K, n, size)."""
         return self.values[:, samples]
 
-    def add_inner(self, total: Tensor, other: Formed) -> None:
+    def add_inner(self, total: Tensor, other: Formed, budget: Budget) -> None:
         """Add the products of the values."""
         left = self.values.flatten(0, 1)
-        add_products(total, left, left if other is self else other.values.flatten(0, 1))
+        right = left if other is self else other.values.flatten(0, 1)
+        add_products(total, left, right, budget)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +123,17 @@ class OuterProducts(GradientRows):
         """Itself."""
         return self
 
-    def add_inner(self, total: Tensor, other: Any) -> None:
+    def formed(self, samples: slice) -> Tensor:
+        """Return the rows of some samples: the weight in its own order, then the bias."""
+        a, d = self.a[:, samples], self.d[:, :, samples]
+        matrices = torch.einsum("gknto,gnti->kngoi", d, a).flatten(2)
+        sums = d.sum(3).movedim(0, 2).flatten(2)
+        return torch.cat([matrices, sums], 2) if self.bias else matrices
+
+    def add_inner(self, total: Tensor, other: Any, budget: Budget) -> None:
         """Add sum_{t,s} (a_nt . a_ms) (d_knt . d_jms) by the cheaper of two routes."""
         outer: OuterProducts = other.outer
+        # By multiplications alone, never by the machine: the last digits depend on the way.
         pairs = by_pairs(self.d.shape, outer.d.shape, self.a.shape[-1])
         same = outer is self
         for group in range(len(self.d)):
@@ -139,19 +142,23 @@ class OuterProducts(GradientRows):
             if pairs:
                 left = left[0].double(), left[1].double()
                 right = left if same else (right[0].double(), right[1].double())
-                _add_pairs(total, left, right, self.bias)
+                _add_pairs(total, left, right, self.bias, budget)
             else:
-                _add_formed(total, left, right, self.bias)
+                _add_formed(total, left, right, self.bias, budget)
 
 
 def _add_pairs(
-    total: Tensor, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], bias: bool
+    total: Tensor,
+    left: tuple[Tensor, Tensor],
+    right: tuple[Tensor, Tensor],
+    bias: bool,
+    budget: Budget,
 ) -> None:
     """Add the sums over pairs of positions; of a symmetric matrix those above the diagonal."""
     (a, d), (b, e) = left, right
     same = left is right
     (draws, samples, positions, _), (draws_, samples_, positions_, _) = d.shape, e.shape
-    step = max(1, ELEMENTS_AT_ONCE // (positions * draws_ * samples_ * positions_))
+    step = max(1, budget.elements // (positions * draws_ * samples_ * positions_))
     for start in range(0, samples, step):
         here = slice(start, start + step)
         spots = a[here].flatten(0, 1) @ b.flatten(0, 1).T
@@ -170,7 +177,11 @@ def _add_pairs(
 
 
 def _add_formed(
-    total: Tensor, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], bias: bool
+    total: Tensor,
+    left: tuple[Tensor, Tensor],
+    right: tuple[Tensor, Tensor],
+    bias: bool,
+    budget: Budget,
 ) -> None:
     """Add the inner products of formed gradients, a slice of the outputs at a time.
 
@@ -179,18 +190,20 @@ def _add_formed(
     (a, d), (b, e) = left, right
     same = left is right
     most = max(d.shape[:2].numel(), e.shape[:2].numel())
-    step = max(1, FORMED_AT_ONCE // (most * a.shape[-1]))
+    step = max(1, budget.formed // (most * a.shape[-1]))
     for part, part_ in zip(d.split(step, -1), e.split(step, -1), strict=True):
         rows = _formed(a, part)
-        add_products(total, rows, rows if same else _formed(b, part_))
+        add_products(total, rows, rows if same else _formed(b, part_), budget)
     if bias:
         sums = d.double().sum(2).flatten(0, 1)
-        add_products(total, sums, sums if same else e.double().sum(2).flatten(0, 1))
+        right_sums = sums if same else e.double().sum(2).flatten(0, 1)
+        add_products(total, sums, right_sums, budget)
 
 
 def _formed(a: Tensor, d: Tensor) -> Tensor:
     """Return d_kn^T a_n, flat: (K N, out * in)."""
     rows = a.new_empty(*d.shape[:2], d.shape[-1], a.shape[-1])
+    # Into memory that is taken once: stacked draws would be copied.
     for draw, out in zip(d, rows, strict=True):
         torch.bmm(draw.transpose(1, 2), a, out=out)
     return rows.flatten(2).flatten(0, 1)
@@ -227,7 +240,7 @@ class Lookups(GradientRows):
         tables.index_add_(1, (indices + first).flatten(), d.flatten(1, 2))
         return tables.view(draws, count, -1)
 
-    def add_inner(self, total: Tensor, other: Lookups) -> None:
+    def add_inner(self, total: Tensor, other: Lookups, budget: Budget) -> None:
         """Add the inner products over the entries that both sides look up.
 
         With U entries that many samples share, K N J M U width multiplications, a slice of the
@@ -238,22 +251,24 @@ class Lookups(GradientRows):
         used_, counts_ = other.indices.unique(return_counts=True)
         shared = torch.isin(used, used_)
         used, pairs = used[shared], counts[shared] * counts_[torch.isin(used_, used)]
-        often = PAIR_COST * pairs > self.d.shape[1] * other.d.shape[1]
-        self._add_entries(total, other, used[often])
-        self._add_pairs(total, other, used[~often])
+        # Formed, an entry takes N M products of its width; by pairs of lookups, one for each pair,
+        # whose rows are gathered.
+        often = budget.pair * pairs > self.d.shape[1] * other.d.shape[1]
+        self._add_entries(total, other, used[often], budget)
+        self._add_pairs(total, other, used[~often], budget)
 
-    def _add_entries(self, total: Tensor, other: Lookups, entries: Tensor) -> None:
+    def _add_entries(self, total: Tensor, other: Lookups, entries: Tensor, budget: Budget) -> None:
         """Add the inner products over some entries from their gradients, formed."""
         if not len(entries):
             return
         flat = total.view(self.d.shape[:2].numel(), other.d.shape[:2].numel())
-        step = max(1, ELEMENTS_AT_ONCE // (max(flat.shape) * len(entries)))
+        step = max(1, budget.elements // (max(flat.shape) * len(entries)))
         for start in range(0, self.d.shape[-1], step):
             here = slice(start, start + step)
             rows = self._scattered(entries, here)
             flat.addmm_(rows, (rows if other is self else other._scattered(entries, here)).T)
 
-    def _add_pairs(self, total: Tensor, other: Lookups, entries: Tensor) -> None:
+    def _add_pairs(self, total: Tensor, other: Lookups, entries: Tensor, budget: Budget) -> None:
         """Add the inner products over some entries from the pairs of lookups that share one."""
         (left, d), (right, e) = self._lookups(entries), other._lookups(entries)
         found, order = other.indices.flatten()[right].sort()
@@ -263,7 +278,7 @@ class Lookups(GradientRows):
         samples, samples_ = self.d.shape[1], other.d.shape[1]
         sums = total.new_zeros(samples * samples_, len(d) * len(e))
         first = counts.cumsum(0) - counts
-        most = max(1, ELEMENTS_AT_ONCE // (self.d.shape[-1] * max(len(d), len(e))))
+        most = max(1, budget.elements // (self.d.shape[-1] * max(len(d), len(e))))
         for start in range(0, int(counts.sum()), most):
             pair = torch.arange(start, min(start + most, int(counts.sum())), device=found.device)
             one = torch.searchsorted(first, pair, right=True) - 1
@@ -285,6 +300,7 @@ class Lookups(GradientRows):
         places = torch.searchsorted(entries, self.indices.contiguous()).clamp_max(
             max(len(entries) - 1, 0)
         )
+        # searchsorted gives every index some place; those of other entries add zero there.
         found = entries[places] == self.indices if len(entries) else places < 0
         kept = self.d[..., columns].double() * found[..., None]
         offsets = torch.arange(samples, device=entries.device)[:, None] * len(entries)

@@ -28,6 +28,7 @@ class LayerWork:
 
     def kernel_product(self, samples: int) -> int:
         """Return those of the weight's part of J J^T c, by A (A^T D) or (A A^T) D."""
+        # As calls of one weight choose themselves (:class:`evalkit.layers.linear.LinearCalls`).
         spots = samples * self.positions
         return min(2 * self.one_pass(samples), spots**2 * self.groups * self.outside)
 
@@ -49,6 +50,7 @@ class LayerWork:
             rows: of the gradients.
             most: inputs that there are after the map.
         """
+        # Mapping the inputs itself is left out: it is done once for all outputs.
         inside = min(self.inside, most) if self.mapped(most) else self.inside
         return rows * self.groups * self.positions * inside * self.outside
 
@@ -81,6 +83,7 @@ def pair_costs(left: Sequence[int], right: Sequence[int], inside: int) -> tuple[
     _, draws_, samples_, positions_, _ = right
     rows, rows_ = draws * samples, draws_ * samples_
     spots = samples * positions * samples_ * positions_
+    # Pairs cost nothing to make; formed rows are made once on each side, and meet in every pair.
     pairs = spots * (inside + draws * draws_ * width)
     formed = (rows * positions + rows_ * positions_ + rows * rows_) * width * inside
     return groups * pairs, groups * formed

@@ -51,6 +51,10 @@ class Likelihood(ABC):
         """Return u_n^T S_n u_n, never negative: (N,)."""
 
     @abstractmethod
+    def fisher_trace(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return tr S_n, without a matrix: (N,)."""
+
+    @abstractmethod
     def fisher_root(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return B_n with S_n = B_n B_n^T, a block for each position: (N, ..., C, C).
 

@@ -57,6 +57,9 @@ class Bernoulli(Likelihood):
     def fisher_quadratic(self, logits: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
         return sum_positions(vectors.double() * self.fisher_product(logits, targets, vectors))
 
+    def fisher_trace(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return sum_positions(self._root(logits, targets).square())
+
     def fisher_root(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return diag(sqrt(p (1 - p))): (N, ..., C, C)."""
         return torch.diag_embed(self._root(logits, targets))

@@ -96,6 +96,12 @@ class Categorical(Likelihood):
         p, centred = _centred(logits, targets, vectors)
         return sum_positions((p * centred.square()).sum(-1))
 
+    def fisher_trace(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return sum_c p_c (1 - p_c) with 1 - p_k of the most likely class k as a sum: (N,)."""
+        q, _, root = self._roots(logits, targets)
+        p = q.square()
+        return sum_positions((p * (1 - p + root.square())).sum(-1))
+
     def fisher_root(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return B with S = B B^T and no column for the most likely class k: (N, ..., C, C).
 

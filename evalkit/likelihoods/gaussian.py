@@ -34,6 +34,9 @@ class Gaussian(Likelihood):
     def fisher_quadratic(self, logits: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
         return sum_positions(vectors.double().square())
 
+    def fisher_trace(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return sum_positions(torch.ones_like(logits, dtype=torch.float64))
+
     def fisher_root(self, logits: Tensor, targets: Tensor) -> Tensor:
         return torch.diag_embed(torch.ones_like(logits, dtype=torch.float64))
 

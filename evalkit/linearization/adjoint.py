@@ -73,6 +73,7 @@ def compare(
     moved = [(a, b.expand_as(a)) for a, b in zip(pulled, v, strict=True) if b is not None]
     right = [_dot(a, b) for a, b in moved]
     lengths = [_length([root.detach() for root in pulled]), _length([b for _, b in moved])]
+    # All numbers are read at once, so that a GPU is waited for once.
     known = torch.stack([*(x for pair in (*left, *right) for x in pair), *lengths]).tolist()
     values = list(zip(known[:-2:2], known[1:-2:2], strict=True))
     total = sum(x for x, _ in values[: len(left)]) - sum(x for x, _ in values[len(left) :])
@@ -152,6 +153,8 @@ def refuse_opaque_backward(recording: Recording, found: str = "") -> NoReturn:
         if not broken and not _differentiable_twice(call, recording.roughest):
             broken.append(call)
 
+    # The forward runs once more, watched: every module's own J v and J^T u are compared, and the
+    # first that do not agree name the layer.
     with differentiable(), watched(recording.model, after):
         recording.call(recording.parameters, recording.inputs)
     functions = functions_between(broken[0].outputs, broken[0].inputs) if broken else ()
@@ -182,8 +185,10 @@ def _differentiable_twice(call: ModuleCall, roughest: torch.dtype) -> bool:
         u = [torch.randn(x.shape, generator=generator).to(x).requires_grad_() for x in outputs]
         pulled = torch.autograd.grad(outputs, places, u, create_graph=True, allow_unused=True)
         reached = [x for x in pulled if x is not None]
+        # Along J^T u itself, <v, J^T u> is a length: no part of it cancels another.
         v = [x.detach() / x.detach().norm().clamp_min(1e-30) for x in reached]
         live = [i for i, x in enumerate(reached) if x.requires_grad]
+        # A gradient that is not zero and has no graph came from a kernel that torch cannot see.
         if not live:
             return not any(bool(x.any()) for x in reached)
         products = torch.autograd.grad(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+# Calls that return copies of their operand, and calls that copy an operand on the way.
 _COPYING = ("expand", "expand_as", "broadcast_to", "repeat")
 _ELEMENTWISE = ("add", "sub", "mul", "div", "true_divide")
 _FUNCTIONS = {
@@ -56,6 +57,7 @@ def broadcast_call(
         What the call returns and its broadcasts; None where it is no such call.
     """
     name = _FUNCTIONS.get(func)
+    # With one sample, every axis of length 1 looks like the sample axis.
     if name is None or samples < 2 or not args or not torch.is_grad_enabled():
         return None
     if name in _COPYING:
@@ -71,6 +73,7 @@ def _copied(
         return None
     value = value.view(value.shape)  # a node of its own, for a parameter too
     output = func(value, *args[1:], **kwargs)
+    # A new axis in front, or one of length 1 that grew to N, and no other that grew.
     alike = output.dim() > value.dim() or (value.dim() > 0 and value.shape[0] == 1)
     found = alike and output.shape[0] == samples and output.numel() == samples * value.numel()
     return output, (_broadcast(value, output),) if found else ()
@@ -89,6 +92,7 @@ def _met(
     for place, operand in enumerate(operands):
         padded = (*[1] * (len(shape) - operand.dim()), *operand.shape)
         if padded[0] == 1 and operand.requires_grad:
+            # A view has a node of its own, which is where the short way to the parameters starts.
             value = operand.view(operand.shape)
             operands[place] = value.reshape(padded).expand(samples, *padded[1:])
             found.append(_broadcast(value, operands[place]))
@@ -102,7 +106,7 @@ def _broadcast(value: Tensor, copies: Tensor) -> Broadcast:
     return Broadcast(get_gradient_edge(value), value.shape, get_gradient_edge(copies))
 
 
-def shared_parameters(
+def broadcast_parameters(
     users: Mapping[Any, Sequence[Any]],
     accumulators: Mapping[str, Any],
     broadcasts: Sequence[Broadcast],
@@ -117,7 +121,8 @@ def shared_parameters(
     places: dict[Any, list[Broadcast]] = {}
     for broadcast in broadcasts:
         places.setdefault(broadcast.copies.node, []).append(broadcast)
-    shared = {}
+    found = {}
+    # From the parameter towards the logits: each way has to end at a place where it is broadcast.
     for name, start in accumulators.items() if broadcasts else ():
         reached: dict[Broadcast, None] = {}
         seen, pending, outside = {start}, [start], False
@@ -125,14 +130,15 @@ def shared_parameters(
             for user in users[pending.pop()]:
                 if user in places:
                     reached |= dict.fromkeys(places[user])
+                # The logits themselves: this way meets the batch unseen, so the rows are not known.
                 elif not users[user]:
                     outside = True
                 elif user not in seen:
                     seen.add(user)
                     pending.append(user)
         if reached and not outside:
-            shared[name] = tuple(reached)
-    return shared
+            found[name] = tuple(reached)
+    return found
 
 
 def of_samples(logits: Tensor, broadcasts: Sequence[Broadcast]) -> frozenset[Broadcast]:

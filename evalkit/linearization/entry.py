@@ -10,6 +10,7 @@ from evalkit.evaluation.failures import forward_failures
 from evalkit.evaluation.given import Inputs, check_batch, given_inputs, given_targets
 from evalkit.evaluation.precision import refuse_modes
 from evalkit.evaluation.wrapped import evaluated_module
+from evalkit.layers.budget import BUDGET, Budget
 from evalkit.linearization.linearized import Linearization
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.next_token import warn_of_labels
@@ -23,6 +24,7 @@ def linearize(
     likelihood: str = "categorical",
     micro_batch_size: int | None = None,
     dtype: str | torch.dtype | None = None,
+    budget: Budget = BUDGET,
 ) -> Linearization:
     """Run the forward once and return everything linear at this model and batch.
 
@@ -42,12 +44,14 @@ def linearize(
             of the whole batch.
         dtype: ``"float32"`` or ``"float64"``, of the whole evaluation; None keeps the model's, with
             half precision evaluated in float32.
+        budget: how much of per-sample gradients is formed at a time.
 
     Raises:
         EvalkitError: the inputs do not fit together, the forward fails or is not deterministic,
             samples have no label, the logits are not finite, or torch is in inference mode or
             under autocast.
     """
+    # First of all: under inference mode or autocast nothing below would mean what it says.
     refuse_modes()
     meaning = likelihoods.get(likelihood)
     model = evaluated_module(model)
@@ -56,5 +60,5 @@ def linearize(
     warn_of_labels(model, given, targets)
     precision = None if (name := check_dtype(dtype)) is None else getattr(torch, name)
     with forward_failures(model, given):
-        batches = MicroBatches(model, given, num_samples, micro_batch_size, precision)
+        batches = MicroBatches(model, given, num_samples, micro_batch_size, precision, budget)
     return Linearization(batches, meaning, targets)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from evalkit.layers.rows import Formed, GradientRows, Lookups, OuterProducts
+from evalkit.layers.rows import GradientRows, OuterProducts
 from evalkit.linearization.gram import scaled_cotangents
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import (
@@ -28,7 +28,7 @@ from evalkit.linearization.per_sample import (
     vectorized_gradients,
 )
 from evalkit.linearization.recorder import LayerUse
-from evalkit.linearization.recording import HELD_AT_ONCE, Recording
+from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import (
     OutputGradients,
     joined_biases,
@@ -117,7 +117,7 @@ def layer_factors(
     batches: MicroBatches,
     cotangents: Tensor,
     route: PerSample | None,
-    numbers: int = HELD_AT_ONCE,
+    numbers: int | None = None,
 ) -> Iterator[LayerFactors | FormedRows]:
     """Yield the factors of every layer, and the rows of every parameter without, in parts.
 
@@ -130,12 +130,13 @@ def layer_factors(
             influence each other, and inputs and output gradients do not say what their gradients
             are: all rows are formed.
         numbers: in a part, at most, which takes fewer samples to the next part; a single sample's
-            are never split.
+            are never split. None for those that the budget lets be held.
     """
     scaled, scales = scaled_cotangents(cotangents, batches.dtype)
+    most = batches.budget.held if numbers is None else numbers
     scales = scales.view(scaled.shape[:2]).to(batches.dtype)
     for batch, here in zip(batches, batches.slices, strict=True):
-        part = _Part(batch.recording, scaled[:, here], scales[:, here], here.start, numbers)
+        part = _Part(batch.recording, scaled[:, here], scales[:, here], here.start, most)
         yield from part.all_formed(route) if route is not None else part.by_rules()
 
 
@@ -190,6 +191,7 @@ class _Part:
                 size = self.recording.parameters[name].numel()
                 zero = self.scales.new_zeros(()).expand(*self.scales.shape, size)
                 yield self._formed(name, slice(0, self.scales.shape[1]), zero)
+        # Bare parameters, and those of layers without a rule.
         rest = [name for name in self.recording.parameters if name not in pulled.kinds]
         yield from self._by_route(rest, vectorized_gradients)
 
@@ -200,11 +202,13 @@ class _Part:
     def _of_layer(
         self, weight: str, bias: str | None, calls: list[tuple[LayerUse, Tensor]]
     ) -> Iterator[LayerFactors]:
+        # Calls with one weight have one in and out; their positions add up, as those of one call.
         work, draws = calls[0][0].layer.work, len(self.scales)
         positions = sum(use.layer.work.positions for use, _ in calls)
         for here in self._slices(work.groups * positions * (work.inside + draws * work.outside)):
             a, d = [], []
             for use, gradients in calls:
+                # The same call on fewer samples, so that a convolution makes their patches alone.
                 layer = replace(use.layer, inputs=use.layer.inputs[here])
                 scale = self.scales[:, here].view(draws, -1, *[1] * (gradients.dim() - 2))
                 found = layer.rows_at(layer.positions(), gradients[:, here] * scale)
@@ -226,7 +230,6 @@ class _Part:
     def _of_rows(self, name: str, rows: GradientRows) -> Iterator[FormedRows]:
         draws = len(self.scales)
         for here in self._slices(draws * self.recording.parameters[name].numel()):
-            assert isinstance(rows, Formed | Lookups)
             formed = rows.formed(here).to(self.cotangents)
             yield self._formed(name, here, formed * self.scales[:, here, None])
 
@@ -235,6 +238,7 @@ class _Part:
         sizes = [self.recording.parameters[name].numel() for name in names]
         draw = torch.arange(draws, device=self.scales.device)[:, None] * samples
         for here in self._slices(draws * sum(sizes)) if names else ():
+            # Row k N + n belongs to cotangent k of sample n.
             count = torch.arange(here.start, here.stop, device=self.scales.device)
             rows = (draw + count).flatten()
             try:

@@ -142,6 +142,7 @@ def side(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> 
 
 def scaled_cotangents(cotangents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return one-sample cotangents of order one, and the scales taken out, (K N,)."""
+    # Each by its own: beside others, those of a saturated sample would underflow.
     scales = power_of_two(cotangents.flatten(2), dim=2)
     shape = (*scales.shape, *([1] * (cotangents.dim() - 2)))
     return (cotangents / scales.view(shape)).to(dtype), scales.flatten()
@@ -178,6 +179,7 @@ class Side:
 
     def _covered(self, other: Side) -> set[str]:
         """Return the parameters whose rows go together with those of another side."""
+        # Micro-batches may reach a parameter in other ways: then its gradients are formed.
         return {n for n, kind in self._kinds.items() if other._kinds.get(n) == kind}
 
     def _shape(self, other: Side) -> tuple[int, ...]:
@@ -189,7 +191,7 @@ class Side:
         total = self.cotangents.new_zeros(self._shape(other), dtype=torch.float64)
         for name, rows in self._rows.items():  # in this order: sums depend on it in the last digit
             if name in covered and name in other._rows:
-                rows.add_inner(total, other._rows[name])
+                rows.add_inner(total, other._rows[name], self.recording.budget)
         if other is self:
             mirror(total)
         total = total.flatten(2).flatten(0, 1)
@@ -210,7 +212,7 @@ class Side:
                 continue
             total = self.cotangents.new_zeros(self._shape(other), dtype=torch.float64)
             if name in self._rows and name in other._rows:
-                self._rows[name].add_inner(total, other._rows[name])
+                self._rows[name].add_inner(total, other._rows[name], self.recording.budget)
             if other is self:
                 mirror(total)
             names = (name, biases[name]) if name in biases else (name,)

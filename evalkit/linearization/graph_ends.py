@@ -70,6 +70,8 @@ def refuse_lost_gradients(
             "would be lost; pass use_reentrant=False to torch.utils.checkpoint (Hugging Face: "
             "gradient_checkpointing_kwargs={'use_reentrant': False}), or switch checkpointing off"
         )
+    # Gradients of its arguments an autograd function returns. What else its forward took while
+    # gradients were off, it can only reach by a backward of its own.
     if foreign and hidden - _given_to(foreign, graph, parameters):
         _refuse_another_backward(model, parameters, call)
     return bool(foreign)
@@ -92,6 +94,7 @@ def refuse_without_graph(model: nn.Module, run: Callable[[], object]) -> NoRetur
         started[call.name] = torch.is_grad_enabled()
 
     def after(call: ModuleCall) -> None:
+        # The module that takes something with a graph and returns nothing with one has ended it.
         taken = (*call.inputs, *call.module.parameters())
         depends = any(value.requires_grad for value in taken)
         if started[call.name] and depends and not any(x.requires_grad for x in call.outputs):

@@ -86,6 +86,7 @@ class KeptGradients:
         """Return kept output gradients of cotangents, with the weights that they have in a sum."""
         for kept in self._kept:
             for draw, known in enumerate(kept.cotangents):
+                # By value: a method may make its cotangents anew for every damping.
                 if torch.equal(known, cotangents):
                     return kept.pulled, draw, weights * kept.scales[draw]
         return None

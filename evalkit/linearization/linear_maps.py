@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import describe
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.micro_batches import MicroBatches
@@ -56,6 +57,7 @@ class LinearMaps:
         """The trainable parameters by name, in the order of ``model.named_parameters()``."""
         return self._batches.parameters
 
+    @full_precision()
     def jvp(self, vector: Tensor) -> Tensor:
         """Return J v: (P,) -> like logits. About one backward.
 
@@ -64,6 +66,7 @@ class LinearMaps:
         """
         return self._batches.jvp(self.split(vector))
 
+    @full_precision()
     def vjp(self, cotangents: Tensor) -> Tensor:
         """Return sum_n J_n^T c_n: like logits -> (P,). One backward.
 
@@ -73,6 +76,7 @@ class LinearMaps:
         scaled, scale = self._scaled(self._checked(cotangents))
         return self._batches.vjp(scaled, scale)
 
+    @full_precision()
     def kernel_product(self, cotangents: Tensor) -> Tensor:
         """Return J J^T c, the tangent kernel applied to c: like logits -> like logits, float64.
 
@@ -82,10 +86,12 @@ class LinearMaps:
         scaled, scale = self._scaled(self._checked(cotangents))
         return self._batches.kernel_product(scaled).double() * scale
 
+    @full_precision()
     def fvp(self, vector: Tensor) -> Tensor:
         """Return F v = sum_n J_n^T S_n J_n v, the exact Fisher-vector product: (P,) -> (P,)."""
         values = self.split(vector)
         total: Tensor | None = None
+        # S_n acts on the logits of one sample: push and pull go together, a forward serves both.
         for batch, part in zip(self._batches, self._batches.slices, strict=True):
             moved = batch.tangents.push(values)
             weighted = self.likelihood.fisher_product(self.logits[part], self.targets[part], moved)
@@ -109,6 +115,7 @@ class LinearMaps:
         """
         terms = self.sample_dots(cotangents, product)
         total, magnitude = torch.stack([terms.sum(), terms.abs().sum()]).tolist()
+        # Rounding is relative to the terms: a sum of a hundredth of them has lost two digits.
         if total > 0.01 * magnitude:
             return float(total**0.5)
         return norm(self.vjp(cotangents))
@@ -132,6 +139,8 @@ class LinearMaps:
 
     def _scaled(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
         """Return cotangents of order one in the dtype of the logits, and the scale taken out."""
+        # EF's reach 1e12, and samples that are fitted have gradients that underflow in float32. A
+        # power of two rounds nothing.
         cotangents = cotangents.detach().double()
         scale = power_of_two(cotangents)
         return (cotangents / scale).to(self.logits.dtype), scale

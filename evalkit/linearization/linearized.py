@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from evalkit.errors import EvalkitError
+from evalkit.evaluation.full_precision import full_precision
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.factors import (
@@ -26,11 +28,6 @@ from evalkit.linearization.gram import (
     side,
 )
 from evalkit.linearization.kept import KeptGradients
-from evalkit.linearization.kernel import (
-    sample_products,
-    tangent_kernel,
-    unit_side,
-)
 from evalkit.linearization.linear_maps import LinearMaps
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import (
@@ -38,8 +35,6 @@ from evalkit.linearization.per_sample import (
     PerSample,
     defining_gradients,
 )
-from evalkit.linearization.recording import HELD_AT_ONCE
-from evalkit.linearization.sketch import sketched_kernel
 
 T = TypeVar("T")
 
@@ -61,6 +56,7 @@ class _Shared(cached_property[Tensor]):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         value = super().__get__(instance, owner)
         if instance is not None:
+            # Torch counts writes: another count later tells that a method changed it.
             instance.versions[self.attrname] = value._version
         return value
 
@@ -99,6 +95,31 @@ class Linearization(LinearMaps):
         """r_n = d l_n / d z_n: like logits, float64."""
         return self.likelihood.logit_gradients(self.logits, self.targets)
 
+    def sampled_logit_gradients(self, seed: int = 0, labels_per_sample: int = 1) -> Tensor:
+        """Return the logit gradients for labels drawn from the model: (K, N, ..., C) float64.
+
+        Every method that draws labels takes them from here, so that those with one seed approximate
+        the same matrix, sum_kn J^T c_kn c_kn^T J / K.
+
+        Args:
+            seed: the seed of the generator that draws the labels.
+            labels_per_sample: K.
+
+        Raises:
+            EvalkitError: no label is to be drawn.
+        """
+        if labels_per_sample < 1:
+            raise EvalkitError(
+                f"expected labels_per_sample of at least 1, found {labels_per_sample}; draw one "
+                "label or more"
+            )
+        generator, meaning = torch.Generator().manual_seed(seed), self.likelihood
+        drawn = (
+            meaning.sample_targets(self.logits, self.targets, generator)
+            for _ in range(labels_per_sample)
+        )
+        return torch.stack([meaning.logit_gradients(self.logits, labels) for labels in drawn])
+
     @_Shared
     def losses(self) -> Tensor:
         """l_n, summed over a sample's positions: (N,) float64."""
@@ -114,31 +135,10 @@ class Linearization(LinearMaps):
         """|g|."""
         return self.pulled_norm(self.logit_gradients, self.gradient_jvp)
 
-    @_Shared
-    def tangent_kernel(self) -> Tensor:
-        """J J^T, (N M, N M) float64 for M outputs per sample, in the order of the logits."""
-        return tangent_kernel(self._batches, self.route)
-
-    @_Shared
-    def sketched_kernel(self) -> Tensor:
-        """A random matrix that is J J^T on average, (N M, N M) float64: a preconditioner."""
-        return sketched_kernel(self._batches)
-
     @property
     def batches(self) -> MicroBatches:
         """The forward passes and what was recorded of them, from which work is foreseen."""
         return self._batches
-
-    def sample_products(self, cotangents: Tensor) -> Tensor:
-        """Return J J_n^T c_n for every one-sample cotangent: (N, N M) float64.
-
-        M is the number of outputs of a sample.
-
-        Args:
-            cotangents: c, (N, ..., C) float64.
-        """
-        units = self.shared("unit rows", lambda: unit_side(self._batches, self.route))
-        return sample_products(self._batches, cotangents.unsqueeze(0), self.route, units)
 
     @_Shared
     def gradient_jvp(self) -> Tensor:
@@ -146,6 +146,7 @@ class Linearization(LinearMaps):
         return self.kernel_product(self.logit_gradients)
 
     @cached_property
+    @full_precision()
     def _routed(self) -> _Routed:
         """The fastest route whose Gram matrix has the row sums that it must have.
 
@@ -154,11 +155,15 @@ class Linearization(LinearMaps):
         """
         cotangents = self.logit_gradients.unsqueeze(0)
         for route in ROUTES[:-1]:
+            if route is not None and not self._batches.runs_alone():
+                continue
             try:
                 own = side(self._batches, cotangents, route)
                 gram = gram_matrix(self._batches, cotangents, route, kept=own)
             except CannotVectorizeError:
                 continue
+            # Whether rules and vectorisation may be used shows in no model's code: their result has
+            # to have the sums that products by the graph give.
             if self._row_sums_agree(gram):
                 self._kept.keep(cotangents, own)
                 return _Routed(route, gram)
@@ -199,6 +204,7 @@ class Linearization(LinearMaps):
         gram = self.gram if known else self.gram_of(cotangents)
         return factorize(gram, unit=self.unit, columns=self.num_params)
 
+    @full_precision()
     def sample_gradients(self, cotangents: Tensor) -> Tensor:
         """Return J_n^T c_kn, formed: (K N, P) float64; row k N + n belongs to cotangent k.
 
@@ -222,6 +228,7 @@ class Linearization(LinearMaps):
         """Return the same model and batch linearised in float64: about three times the work."""
         return Linearization(self._batches.in_float64(), self.likelihood, self._given)
 
+    @full_precision()
     def gram_of(self, cotangents: Tensor) -> Tensor:
         """Return the inner products of J_n^T c_kn for K cotangents per sample.
 
@@ -235,6 +242,7 @@ class Linearization(LinearMaps):
         self._kept.keep(cotangents, own)
         return gram_matrix(self._batches, cotangents, self.route, kept=own)
 
+    @full_precision()
     def weighted_product(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Return J d for d = sum_n J_n^T w_n c_n over terms (c, w): like logits, float64.
 
@@ -249,6 +257,7 @@ class Linearization(LinearMaps):
         shape = (-1, *[1] * (self.logits.dim() - 1))
         return self.kernel_product(torch.stack([w.view(shape) * c for c, w in terms]).sum(0))
 
+    @full_precision()
     def gram_blocks(self, cotangents: Tensor) -> dict[tuple[str, ...], Tensor]:
         """Return the part of each layer in :meth:`gram_of`, by the names of its parameters.
 
@@ -261,7 +270,7 @@ class Linearization(LinearMaps):
         return gram_blocks(self._batches, cotangents, self.route)
 
     def factors(
-        self, cotangents: Tensor, numbers: int = HELD_AT_ONCE
+        self, cotangents: Tensor, numbers: int | None = None
     ) -> Iterator[LayerFactors | FormedRows]:
         """Yield what each layer's block of sum_kn J^T c_kn c_kn^T J is made of, in parts.
 
@@ -271,7 +280,8 @@ class Linearization(LinearMaps):
 
         Args:
             cotangents: c, (K, N, ..., C) float64.
-            numbers: in a part, at most, unless a single sample has more.
+            numbers: in a part, at most, unless a single sample has more; None for as many as may be
+                held at once.
         """
         return layer_factors(self._batches, cotangents, self.route, numbers)
 
@@ -283,6 +293,7 @@ class Linearization(LinearMaps):
         """
         norms = gram.diagonal().clamp_min(0).sqrt()
         whole = float(norms.square().sum().sqrt())
+        # Entries of K are exact relative to |G_n| |G_m|. What a wrong route gives is far from that.
         tolerance = torch.finfo(self.logits.dtype).eps ** 0.6 * norms * whole
         if self.gradient_norm > 0.1 * whole:
             slopes = self.sample_dots(self.logit_gradients, self.gradient_jvp)
@@ -319,6 +330,7 @@ class Linearization(LinearMaps):
 
     def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Return ``compute()``, done once per key: how a method shares work between dampings."""
+        # All methods have one dictionary: a key begins with what only its own method says.
         if key not in self._shared:
             self._shared[key] = compute()
         value: T = self._shared[key]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.determinism import nearly, refuse_varying_forward, repeats
 from evalkit.evaluation.forward import evaluation, taking
 from evalkit.evaluation.given import Inputs
+from evalkit.layers.budget import BUDGET, Budget
 from evalkit.linearization.recording import Recording, record
 from evalkit.linearization.sample_axis import (
     ROUNDING,
     dependent_samples,
+    long_leaves,
     part_of,
     refuse_if_varying,
     refuse_infinite_logits,
@@ -46,8 +50,10 @@ class MicroBatches:
         num_samples: N.
         size: samples in a micro-batch, None for all.
         dtype: the dtype of the evaluation.
+        budget: how much of per-sample gradients is formed at a time.
 
     Attributes:
+        budget: as given.
         slices: the samples of each micro-batch.
         logits: the logits of the whole batch, detached.
 
@@ -63,6 +69,7 @@ class MicroBatches:
         num_samples: int,
         size: int | None,
         dtype: torch.dtype | None,
+        budget: Budget = BUDGET,
     ) -> None:
         if size is not None and size < 1:
             raise EvalkitError(
@@ -74,10 +81,11 @@ class MicroBatches:
         self.slices = tuple(slice(start, min(start + step, num_samples)) for start in starts)
         self._model, self._inputs = model, inputs
         self._evaluated = taking(evaluation(model, dtype), inputs)
-        self._num_samples = num_samples
+        self._num_samples, self.budget = num_samples, budget
         self._kept: dict[int, MicroBatch] = {}
         self._first: Tensor | None = None
         if len(self.slices) == 1:
+            # Never run again but for this check: its graph serves every product.
             self.logits = _check(self[0], self.slices[0])
             self.refuse_other_logits()
             return
@@ -106,6 +114,23 @@ class MicroBatches:
             refuse_if_varying(self._model, self._evaluated.run, part)
             raise dependent_samples("logits of a sample that depend on its micro-batch")
 
+    def runs_alone(self) -> bool:
+        """Return whether a sample can be run by itself, as far as that has to be tried beforehand.
+
+        On a GPU it has: an index out of range, as one into the batch then is, ends all that the
+        process can do there. A copy of the model tries it on the CPU.
+        """
+        if self.logits.device.type == "cpu":
+            return True
+        try:
+            model = copy.deepcopy(self._model).cpu()
+            inputs = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, self._inputs)
+            one = part_of(inputs, long_leaves(inputs, self._num_samples), [0])
+            evaluation(model, self.dtype).run(one)
+        except Exception:  # whatever the model's code raises
+            return False
+        return True
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the logits."""
@@ -119,9 +144,12 @@ class MicroBatches:
     def in_float64(self) -> MicroBatches:
         """Return the same forward passes in float64."""
         step = self.slices[0].stop
-        return MicroBatches(self._model, self._inputs, self._num_samples, step, torch.float64)
+        return MicroBatches(
+            self._model, self._inputs, self._num_samples, step, torch.float64, self.budget
+        )
 
     def _last(self) -> MicroBatch:
+        # Whichever is at hand: parameters and their shapes are the same for all.
         return next(reversed(self._kept.values()))
 
     def __len__(self) -> int:
@@ -133,10 +161,11 @@ class MicroBatches:
     def __getitem__(self, index: int) -> MicroBatch:
         """Return a micro-batch; the last one that was asked for is at hand."""
         if index not in self._kept:
+            # Freed before the next forward runs: a graph is what takes the memory.
             self._kept.clear()
             part = self.slices[index]
             samples = part.stop - part.start
-            recording = record(self._evaluated, self._part(part), samples)
+            recording = record(self._evaluated, self._part(part), samples, self.budget)
             self._kept[index] = MicroBatch(recording, Tangents(recording))
             self._refuse_change(part, recording.logits.detach())
         return self._kept[index]
@@ -147,6 +176,7 @@ class MicroBatches:
         Raises:
             EvalkitError: they differ.
         """
+        # Products would otherwise be of another function for each micro-batch.
         if self._first is not None and not repeats(self._first[part], logits):
             inputs = self._part(part)
             refuse_varying_forward(self._model, lambda: self._evaluated.run(inputs))
@@ -166,6 +196,7 @@ class MicroBatches:
 
     def vjp(self, cotangents: Tensor, scale: Tensor) -> Tensor:
         """Return J^T c times a scale: (P,)."""
+        # Added in place, since P may be most of the memory.
         total: Tensor | None = None
         for batch, part in zip(self, self.slices, strict=True):
             pulled = batch.tangents.pull(cotangents[part], scale)
@@ -177,6 +208,7 @@ class MicroBatches:
         """Return J J^T c: like logits. With several micro-batches J^T c is formed."""
         if len(self.slices) == 1:
             return self[0].tangents.kernel_product(cotangents)
+        # J^T c sums over all samples before J is applied to any: the forwards run twice.
         pulled = self.vjp(cotangents, torch.ones((), device=cotangents.device))
         return self.jvp(self.split(pulled))
 

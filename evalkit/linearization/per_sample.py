@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from evalkit.evaluation.forward import differentiable
-from evalkit.linearization.recording import HELD_AT_ONCE, Recording
+from evalkit.linearization.recording import Recording
 
 
 class CannotVectorizeError(RuntimeError):
@@ -44,9 +44,9 @@ def inner_products(
     """
     same = left[1] is right[1]
     size = sum(left[0].parameters[name].numel() for name in names)
+    most = max(1, left[0].budget.held // size)
     rows, columns = (
-        torch.arange(c.shape[:2].numel(), device=c.device).split(max(1, HELD_AT_ONCE // size))
-        for _, c in (left, right)
+        torch.arange(c.shape[:2].numel(), device=c.device).split(most) for _, c in (left, right)
     )
     blocks = [[torch.empty(0)] * len(columns) for _ in rows]
     for i, first in enumerate(rows):
@@ -91,6 +91,7 @@ def vectorized_gradients(
         logits = recording.call({**rest, **values}, single)
         return (logits.squeeze(0) * cotangent).sum()
 
+    # The model is given batches of one, which it is written for; only vmap knows of the others.
     axes = tree_map(lambda leaf: 0 if is_batched(leaf) else None, recording.inputs)
     arguments = tree_map(
         lambda leaf: leaf[rows % samples] if is_batched(leaf) else leaf, recording.inputs

@@ -79,12 +79,15 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         layer = self._layer(func, args, kwargs) if func in LAYERS else None
         output = None
+        # With a backward of the layer's own where there is one, otherwise as the model has it.
         if layer is not None and _replaceable(layer):
             output = layer.replaced(kwargs["input"] if "input" in kwargs else args[0])
         if output is None:
             output = self._run(func, args, kwargs)
         self._note_precision(output)
         used = [self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if self._known(leaf)]
+        # The graph does not show such a use, but an autograd function of the model's may answer for
+        # it in a backward of its own (``graph_ends``).
         if used and not torch.is_grad_enabled():
             self.hidden.update(used)
         if used and any(
@@ -139,8 +142,10 @@ class Recorder(TorchFunctionMode):
         except TypeError:  # torch says better what is wrong with the call
             return None
         inputs = kwargs.get("input", args[0] if args else None)
+        # A parameter in the place of the inputs is not what the layer is affine in.
         if layer is None or self._known(inputs):
             return None
+        # One tensor in both roles has two rules at once.
         if layer.weight is not None and layer.weight is layer.bias:
             return None
         self.pass_work += layer.work.one_pass(len(layer.inputs))
@@ -190,6 +195,7 @@ class Graph:
 
 def graph_of(logits: Tensor) -> Graph:
     """Return the graph of the logits."""
+    # Torch keeps edges from users to what they use; here they are turned around.
     users: dict[Any, list[Any]] = {logits.grad_fn: []}
     accumulators: dict[int, Any] = {}
     pending = [logits.grad_fn]
@@ -221,10 +227,12 @@ def ruled_parameters(
     recorded = {use.outputs.node for use in recorder.uses}
     calls = Counter[str]()
     for use in recorder.uses:
+        # Inputs that were overwritten after the call are no longer what the rule needs.
         if use.outputs.node in users and use.layer.inputs._version == use.version:
             calls.update(name for name in (use.weight, use.bias) if name)
 
     def count(node: Any) -> int:
+        # What only passes a parameter on (a view, a transposition) is no use: those behind it are.
         total, pending = 0, [node]
         while pending:
             for user in users[pending.pop()]:
@@ -234,6 +242,7 @@ def ruled_parameters(
                     total += 1
         return total
 
+    # As many uses in the graph as recorded calls: none was missed.
     found = graph.accumulators_of(parameters)
     reached = {name for name, node in found.items() if count(node) == calls[name]}
     weights, biases = ({getattr(u, role) for u in recorder.uses} for role in ("weight", "bias"))

@@ -18,7 +18,8 @@ from evalkit.evaluation.determinism import (
 from evalkit.evaluation.failures import forward_failures
 from evalkit.evaluation.forward import Evaluation, differentiable
 from evalkit.evaluation.given import Inputs
-from evalkit.linearization.broadcasts import Broadcast, of_samples, shared_parameters
+from evalkit.layers.budget import Budget
+from evalkit.linearization.broadcasts import Broadcast, broadcast_parameters, of_samples
 from evalkit.linearization.graph_ends import refuse_lost_gradients, refuse_without_graph
 from evalkit.linearization.recorder import (
     Graph,
@@ -27,9 +28,6 @@ from evalkit.linearization.recorder import (
     graph_of,
     ruled_parameters,
 )
-
-HELD_AT_ONCE = 1 << 27
-"""Numbers in per-sample gradients that are formed and held at once: 512 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +39,14 @@ class Recording:
         parameters: the trainable parameters by name, in the order of ``named_parameters``.
         uses: the calls of layers with a rule that a trainable parameter took part in.
         ruled: names of the parameters whose every use is one of these calls.
-        broadcasts: where parameters that reach the logits only through values without a sample
-            axis meet the batch, by name, if axis 0 is the sample axis there.
+        broadcast_candidates: where parameters that reach the logits only through values without a
+            sample axis meet the batch, by name, if axis 0 is the sample axis there.
         call: maps (parameters by name, inputs) to logits: the same forward again.
         inputs: the inputs of this pass.
         model: as given.
         foreign: the graph has autograd functions of the model's own.
         roughest: the precision with the fewest digits that a result has.
+        budget: how much of per-sample gradients is formed at a time.
         pass_work: multiplications of a pass through all layers with a rule, frozen ones too.
     """
 
@@ -55,12 +54,13 @@ class Recording:
     parameters: dict[str, Tensor]
     uses: tuple[LayerUse, ...]
     ruled: frozenset[str]
-    broadcasts: dict[str, tuple[Broadcast, ...]]
+    broadcast_candidates: dict[str, tuple[Broadcast, ...]]
     call: Callable[[dict[str, Tensor], Inputs], Tensor]
     inputs: Inputs
     model: nn.Module
     foreign: bool
     roughest: torch.dtype
+    budget: Budget
     pass_work: int
 
     @property
@@ -69,37 +69,41 @@ class Recording:
         return sum(value.numel() for value in self.parameters.values())
 
     @cached_property
-    def shared(self) -> dict[str, tuple[Broadcast, ...]]:
+    def broadcast_parameters(self) -> dict[str, tuple[Broadcast, ...]]:
         """Where the parameters that act on every sample alike meet the batch, by name.
 
         A parameter whose per-sample gradients take more memory than is spent at once is left out.
         """
         found = {
             name: places
-            for name, places in self.broadcasts.items()
-            if self.parameters[name].numel() * len(self.logits) <= HELD_AT_ONCE
+            for name, places in self.broadcast_candidates.items()
+            if self.parameters[name].numel() * len(self.logits) <= self.budget.held
         }
+        # One backward looks at all places; a parameter counts if all of its own pass.
         chosen = dict.fromkeys(place for places in found.values() for place in places)
         with differentiable():
             alike = of_samples(self.logits, tuple(chosen))
         return {name: places for name, places in found.items() if alike.issuperset(places)}
 
 
-def record(evaluated: Evaluation, inputs: Inputs, samples: int) -> Recording:
+def record(evaluated: Evaluation, inputs: Inputs, samples: int, budget: Budget) -> Recording:
     """Run the forward once and keep its graph.
 
     Args:
         evaluated: the model.
         inputs: what its forward takes.
         samples: N.
+        budget: how much of per-sample gradients is formed at a time.
 
     Raises:
         EvalkitError: the forward fails or draws random numbers, or its graph hides gradients.
     """
     model, trainable, parameters = evaluated.model, evaluated.trainable, evaluated.parameters
     call, inputs = evaluated.call, evaluated.cast(inputs)
+    # The evaluation keeps the parameters alive, so that an id stays that of one tensor.
     recorder = Recorder({id(value): name for name, value in parameters.items()}, samples)
     with differentiable(), preserved_random_state(), recorder:
+        # Dropout and the like move it; J would be that of one draw, and each forward another model.
         state = random_state()
         with forward_failures(model, inputs):
             logits = call(parameters, inputs)
@@ -124,18 +128,19 @@ def record(evaluated: Evaluation, inputs: Inputs, samples: int) -> Recording:
         )
     ruled = ruled_parameters(graph, parameters, recorder)
     reached = graph.accumulators_of(parameters)
-    broadcasts = shared_parameters(graph.users, reached, recorder.broadcasts)
+    candidates = broadcast_parameters(graph.users, reached, recorder.broadcasts)
     return Recording(
         logits,
         parameters,
         tuple(recorder.uses),
         ruled,
-        broadcasts,
+        candidates,
         call,
         inputs,
         model,
         foreign,
         recorder.roughest or logits.dtype,
+        budget,
         recorder.pass_work,
     )
 

@@ -24,7 +24,7 @@ from evalkit.linearization.broadcasts import Broadcast
 from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import Recording
 
-SHARED = "shared"
+BROADCAST = "broadcast"
 """The kind of rows of a parameter that acts on every sample alike."""
 
 
@@ -40,12 +40,14 @@ def row_kinds(recording: Recording) -> dict[str, Hashable]:
     elsewhere: set[str] = set()
     for use in recording.uses:
         names = {name for name in (use.weight, use.bias) if name is not None}
+        # Without samples on axis 0 (a table that is mapped as a whole) there are no rows to tell.
         if use.layer.inputs.shape[0] != samples:
             elsewhere |= names
         for name in names:
             kinds[name].add((use.layer.kind, name == use.weight))
-    found: dict[str, Hashable] = dict.fromkeys(recording.shared, SHARED)
+    found: dict[str, Hashable] = dict.fromkeys(recording.broadcast_parameters, BROADCAST)
     for name in recording.ruled - elsewhere - found.keys():
+        # Rows of several kinds, as of a tied embedding, cannot be joined: they are formed.
         if len(kinds[name]) == 1:
             found[name] = next(iter(kinds[name]))
     return found
@@ -73,7 +75,7 @@ class OutputGradients:
     @cached_property
     def names(self) -> frozenset[str]:
         """The parameters with the rule of a layer."""
-        return frozenset(name for name, kind in self.kinds.items() if kind != SHARED)
+        return frozenset(name for name, kind in self.kinds.items() if kind != BROADCAST)
 
     @cached_property
     def together(self) -> frozenset[str]:
@@ -89,9 +91,11 @@ def output_gradients(recording: Recording, cotangents: Tensor) -> OutputGradient
         cotangents: c, (K, N, ..., C): K cotangents per sample, in the dtype of the logits.
     """
     kinds = row_kinds(recording)
-    names = {name for name, kind in kinds.items() if kind != SHARED}
+    names = {name for name, kind in kinds.items() if kind != BROADCAST}
     uses = tuple(use for use in recording.uses if {use.weight, use.bias} & names)
-    broadcasts = tuple(dict.fromkeys(b for found in recording.shared.values() for b in found))
+    broadcasts = tuple(
+        dict.fromkeys(b for found in recording.broadcast_parameters.values() for b in found)
+    )
     edges = [*(use.outputs for use in uses), *(broadcast.copies for broadcast in broadcasts)]
     if not edges:
         return OutputGradients(kinds, (), (), (), ())
@@ -159,7 +163,7 @@ def rows_of(
         if use.bias is not None and use.bias in wanted and use.bias not in pulled.together:
             parts[use.bias].append(use.layer.bias_rows(d))
     rows = {name: type(found[0]).joined(found) for name, found in parts.items()}
-    return rows | _shared_rows(recording, pulled.broadcasts, pulled.copies, shape)
+    return rows | _broadcast_rows(recording, pulled.broadcasts, pulled.copies, shape)
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:
@@ -167,7 +171,7 @@ def _stacked(parts: Sequence[Tensor]) -> Tensor:
     return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(list(parts))
 
 
-def _shared_rows(
+def _broadcast_rows(
     recording: Recording,
     broadcasts: Sequence[Broadcast],
     gradients: Sequence[Tensor | None],
@@ -186,7 +190,7 @@ def _shared_rows(
         for broadcast, d in zip(broadcasts, gradients, strict=True)
         if d is not None
     ]
-    names = list(recording.shared) if reached else []
+    names = list(recording.broadcast_parameters) if reached else []
     if not names:
         return {}
     values = [broadcast.value for broadcast, _ in reached]
@@ -223,7 +227,7 @@ def _pulled_rows(
 
 def joined_biases(recording: Recording) -> dict[str, str]:
     """Return the biases whose rows are part of their weight's, by the weight's name."""
-    names = frozenset(name for name, kind in row_kinds(recording).items() if kind != SHARED)
+    names = frozenset(name for name, kind in row_kinds(recording).items() if kind != BROADCAST)
     uses = [use for use in recording.uses if {use.weight, use.bias} & names]
     together = _biases_with_weights(uses, names)
     return {

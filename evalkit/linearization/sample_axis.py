@@ -82,6 +82,7 @@ def split_leaves(evaluated: Evaluation, inputs: Inputs, samples: int) -> tuple[i
         rows = part_of(inputs, candidates, [0])
         refuse_if_varying(evaluated.model, evaluated.run, rows)
         raise dependent_samples(reason)
+    # Choices that agree differ in tensors that do not matter for the logits.
     if any(not nearly(logits, found[0][1], ROUNDING) for _, logits in found[1:]):
         raise EvalkitError(
             f"expected one way to tell which inputs have a sample axis, found {len(candidates)} "
@@ -108,6 +109,7 @@ def _refuse_failing_forward(evaluated: Evaluation, inputs: Inputs) -> None:
 
 def _choices(candidates: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """Return choices of what to split, all first."""
+    # As a rule every tensor as long as the batch is of samples.
     yield candidates
     if len(candidates) <= MOST_CANDIDATES:
         for count in range(len(candidates) - 1, 0, -1):
@@ -125,6 +127,7 @@ def _two_samples(run: Run, inputs: Inputs, split: Sequence[int], samples: int) -
     """
     ends = [0, samples - 1]
     try:
+        # What is split wrongly fails for two samples or for one, or gives them other logits.
         together = run(part_of(inputs, split, ends))
         alone = [run(part_of(inputs, split, [row])) for row in ends]
     except EvalkitError:

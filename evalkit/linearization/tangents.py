@@ -41,6 +41,7 @@ class Tangents:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
+        # Apart, since a bias may be shared by other calls than its weight is.
         weights, biases = (_through_outputs(recording, role) for role in ("weight", "bias"))
         named = [u for u in recording.uses if u.weight in weights or u.bias in biases]
         self._uses = [(use, layer) for use in named if (layer := use.layer.through_outputs)]
@@ -138,6 +139,7 @@ class Tangents:
 
     def _push(self, changes: Sequence[Tensor | None]) -> Tensor:
         """Return the derivative of u -> J^T u along changes of what it pulls back to."""
+        # u -> J^T u is linear: its derivative is the same at every u, so the graph of one serves.
         u, pulled = self._graph
         pairs = [
             (root, change.to(root.dtype).expand_as(root))
@@ -229,14 +231,14 @@ class Tangents:
         """Return the gradients of parameters behind values that every sample gets alike."""
         if not copies:
             return {}
-        shared = self._recording.shared
-        parameters = [self._recording.parameters[name] for name in shared]
+        behind = self._recording.broadcast_parameters
+        parameters = [self._recording.parameters[name] for name in behind]
         values: list[Any] = [broadcast.value for broadcast, _ in copies]
         with differentiating(self._recording, False):
             found = torch.autograd.grad(
                 values, parameters, [d for _, d in copies], retain_graph=True, allow_unused=True
             )
-        pairs = zip(shared, found, strict=True)
+        pairs = zip(behind, found, strict=True)
         return {name: value.detach() for name, value in pairs if value is not None}
 
     def _through(self, d: Sequence[Tensor], others: Sequence[Tensor | None]) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.evaluation.failures import memory_failures
+from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs
-from evalkit.evaluation.precision import without_autocast
 from evalkit.linearization import linearize
 from evalkit.scoring.rows import score_linearization
 from evalkit.settings import (
@@ -64,7 +64,7 @@ def score(
     """
     names, dampings = check_request(methods, damping)
     seed = check_seed(seed)
-    with memory_failures(), without_autocast():
+    with memory_failures(), full_precision():
         lin = linearize(model, inputs, targets, likelihood, micro_batch_size, dtype)
         rows = score_linearization(lin, names, dampings, seed, again=dtype is None)
         return frame_of(rows, Score)

@@ -19,6 +19,7 @@ from evalkit.linearization import Linearization
 from evalkit.reductions import norm
 from evalkit.scoring.accuracy import score_error
 from evalkit.scoring.metrics import efficiency
+from evalkit.solvers.kernel import sample_products
 from evalkit.storage.rows import Score
 from evalkit.updates import CotangentUpdate, Update, VectorUpdate, compute
 from evalkit.work import TYPICAL, kernel_work, product_work
@@ -146,7 +147,7 @@ def _term_products(lin: Linearization, updates: Sequence[Update]) -> dict[Tensor
         return {}
     if TYPICAL.seconds(kernel_work(lin, len(fixed))) >= several * product:
         return {}
-    return {c: lin.shared(("products", c), partial(lin.sample_products, c)) for c in fixed}
+    return {c: lin.shared(("products", c), partial(sample_products, lin, c)) for c in fixed}
 
 
 def _row(

@@ -1,4 +1,10 @@
-"""Solvers of (F + lambda I) x = g: one algorithm a file, one record for what they return."""
+"""Solvers of (F + lambda I) x = g: one algorithm a file, one record for what they return.
+
+``cg`` steps through a ``system`` whose vectors are kept in one of two ``spaces``, with or without
+one of the ``preconditioners``, until ``stopping`` ends it. ``direct`` solves in ``logit_space``,
+made of the tangent ``kernel``, as a preconditioner is of its ``sketch``. ``solved`` is what
+they return, ``choice`` takes the one that costs least.
+"""
 
 from evalkit.solvers.choice import CHOICES, Choice, natural_gradient, solve
 from evalkit.solvers.solved import NaturalGradient, Solved

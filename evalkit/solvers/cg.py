@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import torch
 
+from evalkit.layers.sketches import SketchSize
 from evalkit.linearization import Linearization
 from evalkit.settings import check_damping
 from evalkit.solvers.preconditioners import Given, Preconditioner, Sketched
@@ -18,9 +18,6 @@ from evalkit.solvers.solved import SHORT, Solved, Solver, Status
 from evalkit.solvers.spaces import cotangents, vectors
 from evalkit.solvers.stopping import Stopping
 from evalkit.solvers.system import Direction, OnIteration, Point, System
-
-REPLACEMENT_PERIOD = 50
-"""Iterations after which the residual is computed afresh, so that rounding cannot pile up."""
 
 DELAY = 4
 """Steps whose gain stands for the error before them."""
@@ -49,9 +46,10 @@ def conjugate_gradients(system: System) -> tuple[Point, Status]:
         at, before = step.to, square
         if system.near_floor(at):
             return at, "floor"
-        due, small = iteration % REPLACEMENT_PERIOD == 0, False
+        due, small = iteration % system.period == 0, False
         if not due:
             res = system.next_residual(res, step)
+            # The one product of an iteration: J v follows from it by the recurrence of v.
             jres = space.push(res)
             square = space.norm(res, jres) ** 2
             small = system.solved(square)
@@ -84,6 +82,7 @@ def preconditioned(system: System, inverse: Given | Sketched) -> tuple[Point, St
     space, at = system.space, system.origin()
     res, found, checked = space.gradient, inverse.first(), at
     way = system.direction(found.z, found.jz)
+    # With a symmetric M the last step is enough: its recurrence keeps all others conjugate.
     ways: deque[Direction] = deque(maxlen=inverse.memory)
     falls: list[float] = []
     if at.square == 0:
@@ -95,10 +94,11 @@ def preconditioned(system: System, inverse: Given | Sketched) -> tuple[Point, St
         at = step.to
         if system.near_floor(at):
             return at, "floor"
-        due, small = iteration % REPLACEMENT_PERIOD == 0, False
+        due, small = iteration % system.period == 0, False
         if not due:
             res = system.next_residual(res, step)
             falls.append(step.fall)
+            # The recurrence may have strayed: what is left is computed, and counted from here.
             if small := _stalled(system.lin, falls):
                 falls = [sum(falls)]
             else:
@@ -142,7 +142,7 @@ def solve_by_cg(
     damping: float,
     stopping: Stopping,
     on_iteration: OnIteration | None = None,
-    preconditioner: Preconditioner | Literal["sketch"] | None = None,
+    preconditioner: Preconditioner | SketchSize | None = None,
     form: bool = False,
 ) -> Solved:
     """Solve (F + lambda I) x = g by linear CG.
@@ -153,8 +153,9 @@ def solve_by_cg(
         stopping: when to stop.
         on_iteration: called with the iteration and its gamma.
         preconditioner: maps a residual, (P,), to M^-1 res, (P,), with M^-1 symmetric and positive
-            definite; or ``"sketch"`` for :class:`evalkit.solvers.preconditioners.Sketched`. Without
-            one and with a sketch, no vector of P numbers is formed as long as rounding allows.
+            definite; or the size of a sketch (:class:`evalkit.solvers.preconditioners.Sketched`).
+            Without one and with a sketch, no vector of P numbers is formed as long as rounding
+            allows.
         form: form the solution in any case.
 
     Raises:
@@ -164,8 +165,8 @@ def solve_by_cg(
     system = System(lin, cotangents(lin), damping, stopping, on_iteration)
     if preconditioner is None:
         return _solved(system, conjugate_gradients, "cg", form)
-    if preconditioner == "sketch":
-        by_sketch = partial(preconditioned, inverse=Sketched(lin, damping))
+    if isinstance(preconditioner, SketchSize):
+        by_sketch = partial(preconditioned, inverse=Sketched(lin, damping, preconditioner))
         return _solved(system, by_sketch, "sketch", form)
     system = replace(system, space=vectors(lin))
     return _solved(system, partial(preconditioned, inverse=Given(lin, preconditioner)), "cg", form)
@@ -186,6 +187,7 @@ def _solved(
     vector = vector if space.of_cotangents else at.x
     length = math.sqrt(at.square)
     if status != "residual":
+        # Of what is returned: where x is formed, that it was made of cotangents no longer counts.
         jx = space.push(at.x) if vector is None else lin.jvp(vector).double()
         if space.of_cotangents and float(system.model(at.x, jx)[2]) < (1 - SHORT) * at.depth:
             system = replace(system, space=vectors(lin))

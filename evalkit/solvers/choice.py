@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from evalkit.doubts import MARKED
 from evalkit.errors import EvalkitError
 from evalkit.indicator import indicator
+from evalkit.layers.sketches import SIZE
 from evalkit.linearization import Linearization
 from evalkit.solvers.cg import solve_by_cg
 from evalkit.solvers.direct import solve_directly
@@ -119,7 +120,7 @@ def solve(
         damping,
         stopping,
         on_iteration,
-        preconditioner="sketch" if solver == "sketch" else preconditioner,
+        preconditioner=SIZE if solver == "sketch" else preconditioner,
         form=form,
     )
     if solver != "direct" or not found.gammas or not found.gamma_floor:
@@ -144,10 +145,13 @@ def cheapest(lin: Linearization, stopping: Stopping, rates: Rates | None = None)
     most = stopping.max_iterations
     slow = SLOWER_THAN_PREDICTED * expected_iterations(lin, stopping.error)
     if stopping.error < (REACHED * lin.unit) ** 2:
+        # It would meet rounding before the tolerance, and go on.
         slow = most
+    # The first step is along g, as without a sketch.
     fast = 1 + math.log(1 / stopping.error) / math.log(GAIN_WITH_SKETCH)
     factor, solve = factor_work(lin), solve_work(lin)
     iteration = product_work(lin) + Work(calls=ITERATION_CALLS)
+    # Work to set a solver up, and what each iteration or solve adds.
     works: dict[Solver, Work] = {
         "cg": min(slow, most) * iteration,
         "sketch": sketch_work(lin) + factor + min(fast, most) * (iteration + solve),
@@ -176,6 +180,7 @@ def expected_iterations(lin: Linearization, error: float) -> float:
     if lin.gradient_norm == 0 or gamma == 0:
         return 0.0
     ratio = lin.gamma_floor / gamma
+    # sqrt(e_1) <= (kappa - 1) / (kappa + 1), solved for 1 / sqrt(kappa).
     first = math.sqrt(max(0.0, 1 - ratio**2))
     inverse_root = math.sqrt((1 - first) / (1 + first))  # of kappa
     gain = 4 * math.atanh(min(inverse_root, 1 - 1e-16))  # of the bound's logarithm, an iteration

@@ -77,6 +77,7 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
     x = torch.zeros_like(lin.gradient)
     best = start = _Candidate(y, x, 0.0, r, lin.gradient_norm)
     enough, iterations, open_part, deepest = tolerance * lin.gradient_norm, 0, 0.0, 0.0
+    # Eigenvalues take far longer: they are asked where Cholesky's solution does not hold up.
     for way in (space.by_cholesky, space.by_eigenvalues):
         solve = way(damping)
         if solve is None:
@@ -88,8 +89,10 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         deepest = max(deepest, depth)
         if way == space.by_eigenvalues:
             open_part = space.unresolved(damping)
+        # Solved, or as deep as the matrix has it: then rounding of J^T y took nothing away.
         if best.length <= enough or best.depth >= (1 - SHORT) * depth:
             break
+    # The best step along g costs nothing to compare with, and no solution may be less deep.
     along_g, slope = (float(term) for term in indicator_terms(lin, lin.gradient_jvp))
     if best.depth * (along_g + damping * slope) < slope**2:
         return None
@@ -154,6 +157,7 @@ def _scaled(lin: Linearization, damping: float, y: Tensor) -> _Candidate | None:
     """Return the multiple of x = J^T y that is deepest, None where none leads down."""
     x = lin.vjp(y)
     jx = lin.jvp(x).double()
+    # Both through the model's graph, which knows nothing of the matrix that y came from.
     quadratic, slope = (float(term) for term in indicator_terms(lin, jx))
     curvature = quadratic + damping * norm(x) ** 2
     if not (slope > 0 and curvature > 0):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from evalkit.evaluation.full_precision import full_precision
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.linearization import Linearization
 from evalkit.linearization.gram import gram_matrix
@@ -55,6 +56,7 @@ class LogitSpace:
         self.places = places if whole else places[seen]
 
     @classmethod
+    @full_precision()
     def exact(cls, lin: Linearization) -> LogitSpace:
         """Return the space with H itself: the Gram matrix of J_n^T c for the columns c of B_n."""
         columns, places = _columns(lin)
@@ -148,6 +150,7 @@ class LogitSpace:
         matrix, scale = self._scaled(damping)
         undamped = matrix - torch.diag(damping / scale.square())
         factor = _shifted_factor(matrix)
+        # H (H + floor)^-1 first keeps what lies in the range of H, for the damped inverse.
         range_factor = factor if damping == 0 else _shifted_factor(undamped)
         largest = matrix.abs().sum(1).amax() if len(scale) else 1.0  # no less than h_max
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
+from evalkit.layers.sketches import SketchSize
 from evalkit.linearization import Linearization
 from evalkit.reductions import norm
 from evalkit.solvers.logit_space import LogitSpace
+from evalkit.solvers.sketch import sketched_kernel
 
 Preconditioner = Callable[[Tensor], Tensor]
 """Maps a residual, (P,), to M^-1 res, (P,)."""
@@ -84,15 +86,22 @@ class Sketched:
     Args:
         lin: the model and batch.
         damping: lambda.
+        size: how large the sketch is.
     """
 
     memory = None
     """The map of the residual is not symmetric: a direction is to be conjugate to all before it."""
 
-    def __init__(self, lin: Linearization, damping: float) -> None:
+    def __init__(self, lin: Linearization, damping: float, size: SketchSize) -> None:
         self._lin = lin
-        space = lin.shared("sketched space", lambda: LogitSpace.of_kernel(lin, lin.sketched_kernel))
-        self._solve = lin.shared(("sketched space", damping), lambda: space.preconditioner(damping))
+        # The sketch and its matrix serve every damping, the factor one.
+        self._kernel = lin.shared(("sketch", size), lambda: sketched_kernel(lin, size))
+        space = lin.shared(
+            ("sketched space", size), lambda: LogitSpace.of_kernel(lin, self._kernel)
+        )
+        self._solve = lin.shared(
+            ("sketched solve", size, damping), lambda: space.preconditioner(damping)
+        )
 
     def first(self) -> Search:
         """Return g itself, whose product scoring needs anyway."""
@@ -103,9 +112,11 @@ class Sketched:
         """Return the solution with the sketch, or the residual where that is no descent."""
         z = self._solve(res)
         jz = self._lin.kernel_product(z)
-        estimate = (res.flatten() @ self._lin.sketched_kernel @ res.flatten()).clamp_min(0)
+        estimate = (res.flatten() @ self._kernel @ res.flatten()).clamp_min(0)
+        # One read for both, so that a GPU is waited for once.
         rho, square = torch.stack([(res * jz).sum(), estimate]).tolist()
         if 0 < rho < math.inf:
             return Search(z, jz, square)
+        # The sketch misses what is left: along the residual itself it always goes down.
         product = self._lin.kernel_product(res)
         return Search(res, product, self._lin.pulled_norm(res, product) ** 2)

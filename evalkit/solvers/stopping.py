@@ -50,6 +50,7 @@ class Stopping:
     @property
     def error(self) -> float:
         """The relative error of 1 / gamma^2 that is near enough."""
+        # What is missed of the quadratic model goes with the square of the residual.
         error = self.tolerance**2
         if self.floor_tolerance > 0:
             error = max(error, 1 - (1 + self.floor_tolerance) ** -2)

@@ -82,6 +82,8 @@ class System:
         damping: lambda.
         stopping: when to stop.
         on_iteration: called with the iteration and its gamma.
+        period: iterations after which the residual is computed afresh, so that rounding cannot pile
+            up in its recurrence.
     """
 
     lin: Linearization
@@ -89,6 +91,7 @@ class System:
     damping: float
     stopping: Stopping
     on_iteration: OnIteration | None
+    period: int = 50
 
     def origin(self) -> Point:
         """Return x = 0."""
@@ -123,6 +126,7 @@ class System:
         """Return a direction without its parts along others, in the inner product of A."""
         v, jv = to.v, to.jv
         for one in others:
+            # v^T F s = (J v) . (S J s): in logit space, whatever P is.
             inner = (jv * one.sjv).sum() + self.damping * self.space.inner(one.v, v, jv)
             part = inner / one.curvature
             v, jv = v - part * one.v, jv - part * one.jv
@@ -142,6 +146,7 @@ class System:
         """
         alpha = descent / way.curvature
         x, jx = at.x + alpha * way.v, at.jx + alpha * way.jv
+        # Curvature below zero is rounding, depth that falls too: exact steps have neither.
         decisive = torch.stack([way.curvature, alpha, *self.model(x, jx)])
         curvature, far, quadratic, slope, depth = decisive.tolist()
         if not 0 < curvature < math.inf or depth < (1 - rounding(self.lin)) * at.depth:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from evalkit import likelihoods
 from evalkit.linearization import Linearization
+from evalkit.names import base_name
 
 _PRODUCTS_OF_A_BATCH = 3.7
 _PRODUCTS = {"sgd": 0.5, "ngd": 25.0}
@@ -25,7 +26,7 @@ def cell_seconds(products: float, methods: Sequence[str], dampings: int) -> floa
         methods: names, with settings if wanted.
         dampings: how many each is scored at.
     """
-    names = [name.split(":")[0] for name in methods]
+    names = [base_name(method) for method in methods]
     each = sum(_PRODUCTS.get(name, _PRODUCTS_OF_ANOTHER) for name in names)
     shared = _PRODUCTS_OF_A_BATCH + each * (1 + 0.1 * (dampings - 1))
     return products * shared + _OWN_SECONDS * sum(name != "sgd" for name in names)

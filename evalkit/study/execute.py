@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs
-from evalkit.evaluation.precision import without_autocast
 from evalkit.linearization import Linearization, linearize
 from evalkit.scoring import score_linearization
 from evalkit.scoring.metrics import batch_metrics
@@ -63,7 +63,7 @@ def execute(
     cell = unit.cell
     place = f"checkpoint '{cell.checkpoint}', batch {cell.batch}"
     try:
-        with user_code(f"the scoring of task '{task}'"), without_autocast():
+        with user_code(f"the scoring of task '{task}'"), full_precision():
             digest = data_hash(*batch)
             lin = linearize(model, *batch, likelihood, settings.micro_batch_size, settings.dtype)
             if on_gradient is not None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from evalkit.errors import EvalkitError
 from evalkit.given_settings import defaults_of, fitted
+from evalkit.names import split_method
 from evalkit.updates.registry import Method, registered
 
 GIVEN = ("seed", "on_iteration")
@@ -14,24 +15,21 @@ GIVEN = ("seed", "on_iteration")
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """Split ``"sf:labels_per_sample=4"`` into a method's name and its settings.
+    """Return the name of a method and its settings, from ``"sf:labels_per_sample=4"``.
 
     Raises:
         EvalkitError: the method or a setting is unknown, or a setting is not name=value.
     """
     if not isinstance(text, str):
         raise EvalkitError(f"expected the name of a method, found {text!r}; pass a string")
-    name, *parts = text.split(":")
+    name, settings = split_method(text)
     registered(name)
-    settings: dict[str, Any] = {}
-    for part in parts:
-        key, equals, value = part.partition("=")
-        if not equals:
+    for key, value in settings.items():
+        if value is None:
             raise EvalkitError(
-                f"expected settings as name=value in method '{text}', found '{part}'; write "
+                f"expected settings as name=value in method '{text}', found '{key}'; write "
                 f"'{name}:setting=value'"
             )
-        settings[key] = value
     return name, checked_settings(name, settings)
 
 

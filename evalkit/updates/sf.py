@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor
 from evalkit.linearization import Linearization
 from evalkit.rounding import gradient_noise
@@ -123,33 +122,8 @@ def _rounding(
     return Rounding(moved=moved, slope=turned + summed)
 
 
-def sampled_logit_gradients(lin: Linearization, seed: int, labels_per_sample: int) -> Tensor:
-    """Return the logit gradients for labels drawn from the model: (K, N, ..., C) float64.
-
-    Args:
-        lin: the model and batch.
-        seed: the seed of the generator that draws the labels.
-        labels_per_sample: K.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    likelihood = lin.likelihood
-    return torch.stack(
-        [
-            likelihood.logit_gradients(
-                lin.logits, likelihood.sample_targets(lin.logits, lin.targets, generator)
-            )
-            for _ in range(labels_per_sample)
-        ]
-    )
-
-
 def _draw(lin: Linearization, seed: int, labels_per_sample: int) -> _Sample:
-    if labels_per_sample < 1:
-        raise EvalkitError(
-            f"expected labels_per_sample of at least 1 for method 'sf', found {labels_per_sample}; "
-            "draw one label or more"
-        )
-    r = sampled_logit_gradients(lin, seed, labels_per_sample)
+    r = lin.sampled_logit_gradients(seed, labels_per_sample)
     factor = lin.factor_of(r)
     # A sample's rows share its model: rounding moves them alike.
     relative = gradient_noise(lin) / lin.gradient_norms.where(lin.gradient_norms > 0, 1.0)

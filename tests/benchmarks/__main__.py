@@ -34,8 +34,7 @@ def main() -> None:
     for problem in chosen:
         print(f"measuring {problem.name} ...", flush=True)
         rows += measure(problem, arguments.device)
-        if arguments.device == "cpu":
-            memories.append(memory(problem))
+        memories.append(memory(problem, arguments.device))
         print(*rows[-8:], *memories[-1:], sep="\n", flush=True)
     where = machine(arguments.device, "curvlinops-for-pytorch")
     text = as_markdown(rows, memories, verdicts(rows, memories), where)

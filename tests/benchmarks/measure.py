@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import evalkit
+from evalkit.bench.memory import peak_mebibytes
 from evalkit.bench.timing import Work, seconds
 from evalkit.machine import keep_freed_memory
 from tests.benchmarks.peers import Curvlinops, scores_with_gradients_formed
@@ -74,7 +76,8 @@ def find(name: str) -> Problem:
 
 def measure(problem: Problem, device: str) -> list[Row]:
     """Return the rows of one problem, measured in processes of their own."""
-    products = [in_fresh_process(_products, problem.name, device) for _ in range(PROCESSES)]
+    processes = PROCESSES if device == "cpu" else 1
+    products = [in_fresh_process(_products, problem.name, device) for _ in range(processes)]
     return _product_rows(problem.name, products) + in_fresh_process(_others, problem.name, device)
 
 
@@ -146,6 +149,8 @@ def _others(name: str, device: str) -> list[Row]:
             training_step(model, inputs, targets)
 
         costs = in_steps(work, step, REPETITIONS)
+        if device != "cpu":  # where a first call is mostly the choice and loading of kernels
+            scores_with_gradients_formed(model, inputs, targets)
         formed = in_steps_once(lambda: scores_with_gradients_formed(model, inputs, targets), step)
     row = lambda *values: Row(problem.name, *values)  # noqa: E731
     gamma = evalkit.gamma(lin, found.solution)  # a direct solve has no iterates
@@ -219,10 +224,23 @@ def _linearize(problem: Problem, device: str) -> Row:
     return Row(problem.name, "J v", costs["ours"], "torch.func.linearize", costs["peer"], note)
 
 
-def memory(problem: Problem) -> Memory:
+def memory(problem: Problem, device: str) -> Memory:
     """Return the memory of the four scores."""
+    if device != "cpu":
+        return in_fresh_process(_memory_of_gpu, problem.name, device)
     ours = peak_megabytes(_load, problem.name, evalkit.score)
     return Memory(problem.name, ours, peak_megabytes(_load, problem.name, _formed_scores))
+
+
+def _memory_of_gpu(name: str, device: str) -> Memory:
+    _prepare()
+    batch = find(name).make(device)
+
+    def peak(work: Callable[..., object]) -> float:
+        work(*batch)  # libraries take their workspaces at a first call
+        return (peak_mebibytes(partial(work, *batch), torch.device(device)) or 0.0) * 2**20 / 1e6
+
+    return Memory(name, peak(evalkit.score), peak(_formed_scores))
 
 
 def _load(name: str) -> tuple[nn.Module, Tensor, Tensor]:

@@ -44,13 +44,14 @@ def agrees(lin: evalkit.Linearization, expected: dense.Dense) -> None:
     """Every product and both kinds of Gram matrices are those of the reference."""
     v = random_vector(expected.num_params)
     c = random_vector(expected.logits.numel()).reshape(expected.logits.shape)
+    own_v, own_c = v.to(lin.logits.device), c.to(lin.logits.device)
     assert_near(lin.logits, expected.logits)
-    assert_near(lin.vjp(c), expected.vjp(c))
-    assert_near(lin.jvp(v), expected.jvp(v))
-    assert_near(lin.fvp(v), expected.fisher @ v)
-    assert_near(lin.kernel_product(c), expected.jvp(expected.vjp(c)))
+    assert_near(lin.vjp(own_c), expected.vjp(c))
+    assert_near(lin.jvp(own_v), expected.jvp(v))
+    assert_near(lin.fvp(own_v), expected.fisher @ v)
+    assert_near(lin.kernel_product(own_c), expected.jvp(expected.vjp(c)))
     assert_near(lin.gram, expected.gram)
-    assert_near(lin.gram_of(c.unsqueeze(0)), expected_gram(expected, c))
+    assert_near(lin.gram_of(own_c.unsqueeze(0)), expected_gram(expected, c))
 
 
 def expected_gram(expected: dense.Dense, c: Tensor) -> Tensor:

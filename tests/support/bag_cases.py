@@ -80,7 +80,7 @@ def bags_one_after_the_other(draw):
 @layer_case(vectorized=False)
 def bags_with_weights_and_a_last_offset(draw):
     def rule(net, x, weights, offsets):
-        ends = torch.cat([offsets, torch.tensor([len(x)])])
+        ends = torch.cat([offsets, offsets.new_tensor([len(x)])])
         return net.out(torch.tanh(net.bag(x, ends, weights)))
 
     model = Net(

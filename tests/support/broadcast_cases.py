@@ -89,7 +89,7 @@ def relative_positions(draw):
     distance = torch.arange(4)[:, None] - torch.arange(4) + 3
 
     def mix(net, x):
-        bias = net.table(distance).permute(2, 0, 1).unsqueeze(0)
+        bias = net.table(distance.to(x.device)).permute(2, 0, 1).unsqueeze(0)
         heads = x[:, None].expand(-1, 2, -1, -1)
         return (((heads @ heads.mT) + bias).softmax(-1) @ heads).sum(1)
 

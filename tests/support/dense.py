@@ -213,6 +213,7 @@ def ngd(reference: Dense, damping: float) -> Tensor:
 
 
 def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
-    """Every entry within the tolerance, relative to itself and to the largest entry."""
+    """Every entry within the tolerance, relative to itself and to the largest; any device."""
+    found = found.to(expected.device)
     scale = float(expected.abs().max()) if expected.numel() else 0.0
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * scale)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import evalkit.layers.work
+from evalkit.layers.budget import BUDGET, Budget
 from evalkit.layers.rows import Formed, GradientRows, Lookups, OuterProducts, mirror
 from tests.support.table import Draw
 
@@ -74,12 +75,12 @@ def sizes_of(rows: GradientRows) -> tuple[int, int]:
     return values.shape[0], values.shape[1]
 
 
-def inner(left: GradientRows, right: GradientRows) -> Tensor:
+def inner(left: GradientRows, right: GradientRows, budget: Budget = BUDGET) -> Tensor:
     """What ``add_inner`` adds to numbers that are there already: (K N, K' N')."""
     (k, n), (j, m) = sizes_of(left), sizes_of(right)
     before = Draw(9).normal(k, n, j, m)
     total = before.clone()
-    left.add_inner(total, right)
+    left.add_inner(total, right, budget)
     total -= before
     if left is right:
         mirror(total)

@@ -97,7 +97,9 @@ def embedding_of_positions(draw):
     """Looked up once for the whole batch, from a range that is no longer than a sample."""
     model = Net(
         lambda net, x: net.out(
-            torch.tanh(net.norm(net.tokens(x) + net.positions(torch.arange(x.shape[1])))).mean(1)
+            torch.tanh(
+                net.norm(net.tokens(x) + net.positions(torch.arange(x.shape[1], device=x.device)))
+            ).mean(1)
         ),
         tokens=nn.Embedding(6, 4),
         positions=nn.Embedding(3, 4),

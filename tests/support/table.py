@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from tests.support.dense import to_dtype
 
@@ -53,6 +55,12 @@ class Batch(NamedTuple):
     inputs: Any
     targets: Tensor
     likelihood: str
+
+    def on(self, device: str) -> Batch:
+        """The same on a device, the model a copy."""
+        inputs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, self.inputs)
+        model = copy.deepcopy(self.model).to(device)
+        return Batch(model, inputs, self.targets.to(device), self.likelihood)
 
 
 class Draw:

@@ -195,7 +195,7 @@ def contrastive_pairs(draw):
 @case()
 def samples_routed_to_experts(draw):
     def rule(net, x):
-        hidden = torch.zeros(len(x), 5, dtype=x.dtype)
+        hidden = x.new_zeros(len(x), 5)
         to_left = x[:, 0] > x[:, 0].median()
         hidden = hidden.index_put((to_left,), net.left(x[to_left]))
         return net.out(torch.tanh(hidden.index_put((~to_left,), net.right(x[~to_left]))))

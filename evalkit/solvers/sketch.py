@@ -15,29 +15,26 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.full_precision import full_precision
 from evalkit.layers.rows import GradientRows
 from evalkit.layers.sketches import (
-    INPUTS,
+    SIZE,
     SKETCHES,
     Sketch,
+    SketchSize,
     fair_width,
     input_map,
     slices,
 )
-from evalkit.linearization.kernel import unit_cotangents
-from evalkit.linearization.micro_batches import MicroBatches
+from evalkit.linearization import Linearization
 from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import gradient_rows
-
-COLUMNS_PER_OUTPUT = 48
-"""Columns over N M: an error of 0.14, with which each iteration of CG gains about a digit."""
-
-MOST_SKETCHED = 2048
-"""N M, at most: 512 MiB of columns in float32."""
+from evalkit.solvers.kernel import unit_cotangents
 
 
-def sketched_kernel(batches: MicroBatches, seed: int = 0) -> Tensor:
+@full_precision()
+def sketched_kernel(lin: Linearization, size: SketchSize = SIZE, seed: int = 0) -> Tensor:
     """Return a random matrix that is J J^T on average, (N M, N M) float64, in the logits' order.
 
     Parameters without per-sample gradients from one backward are left out, and so are those of a
@@ -45,14 +42,15 @@ def sketched_kernel(batches: MicroBatches, seed: int = 0) -> Tensor:
     outputs, whose gradients are formed with few inputs and folded to few columns.
 
     Args:
-        batches: the forward passes.
+        lin: the model and batch.
+        size: how large the sketch is.
         seed: the seed of the random signs.
 
     Raises:
         EvalkitError: no parameter has per-sample gradients from one backward.
     """
-    units = unit_cotangents(batches).to(batches.dtype)
-    sketcher = _Sketcher(units.shape[:2].numel(), seed)
+    units, batches = unit_cotangents(lin).to(lin.logits.dtype), lin.batches
+    sketcher = _Sketcher(units.shape[:2].numel(), size, seed)
     parts = [
         sketcher.columns(batch.recording, units[:, part])
         for batch, part in zip(batches, batches.slices, strict=True)
@@ -63,6 +61,7 @@ def sketched_kernel(batches: MicroBatches, seed: int = 0) -> Tensor:
 def _inner(rows: Tensor) -> Tensor:
     """Return R R^T, most blocks above the diagonal copied from below it."""
     inner = rows.new_empty(len(rows), len(rows))
+    # A symmetric product in four blocks takes 5/8 of the multiplications.
     step = max(64, -(-len(rows) // 4))
     for start in range(0, len(rows), step):
         here = slice(start, min(start + step, len(rows)))
@@ -76,11 +75,12 @@ class _Sketcher:
 
     Args:
         outputs: N M.
+        size: how large the sketch is.
         seed: the seed of the random signs.
     """
 
-    def __init__(self, outputs: int, seed: int) -> None:
-        self._total = COLUMNS_PER_OUTPUT * outputs
+    def __init__(self, outputs: int, size: SketchSize, seed: int) -> None:
+        self._inputs, self._total = size.inputs, size.columns * outputs
         self._generator = torch.Generator().manual_seed(seed)
         self._sketches: dict[str, Sketch] = {}
         self._maps: dict[str | None, Tensor | None] = {}
@@ -88,10 +88,12 @@ class _Sketcher:
 
     def columns(self, recording: Recording, units: Tensor) -> Tensor:
         """Return the sketched gradients of one micro-batch: (N, M, columns)."""
+        # A call's inputs serve every output: mapped once for a micro-batch.
         positions = cache(self._positions)
         columns: Tensor | None = None
         for output, cotangents in enumerate(units):
             rows = gradient_rows(recording, cotangents[None], positions)
+            # The first rows show which parameters have any, and of which kind.
             if not self._sketches:
                 self._draw(rows)
             widths = [min(sketch.size, self._width) for sketch in self._sketches.values()]
@@ -107,9 +109,10 @@ class _Sketcher:
         """Return what the rows of a call share, inputs mapped to fewer where that saves work."""
         found, work = use.layer.positions(), use.layer.work
         if use.weight not in self._maps:
-            many = work.mapped(INPUTS)
+            # By weight and not by call: rows of one weight are summed over its calls.
+            many, most = work.mapped(self._inputs), self._inputs
             self._maps[use.weight] = (
-                input_map(work.inside, self._generator, found) if many else None
+                input_map(work.inside, most, self._generator, found) if many else None
             )
         omega = self._maps[use.weight]
         return found if omega is None else found @ omega
@@ -121,6 +124,8 @@ class _Sketcher:
                 "choose solver 'cg'"
             )
         self._sketches = {
-            name: SKETCHES[type(one)](one, self._generator) for name, one in rows.items()
+            name: SKETCHES[type(one)](one, self._generator, self._inputs)
+            for name, one in rows.items()
         }
+        # Small parameters stay whole, the others share the columns that are left.
         self._width = fair_width((one.size for one in self._sketches.values()), self._total)

@@ -1,0 +1,54 @@
+"""The tangent kernel J J^T as a matrix over all outputs of a batch, and columns of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evalkit.evaluation.full_precision import full_precision
+from evalkit.linearization import Linearization
+from evalkit.linearization.gram import gram_matrix, side
+
+
+@full_precision()
+def tangent_kernel(lin: Linearization) -> Tensor:
+    """Return J J^T, (N M, N M) float64, for M outputs per sample, in the order of the logits.
+
+    It is the Gram matrix of J_n^T e_m for the unit vectors e_m of one sample's outputs. It is
+    formed once for all dampings, and is not to be changed in place.
+    """
+
+    def formed() -> Tensor:
+        units = unit_cotangents(lin)
+        outputs, samples = units.shape[:2]
+        # Rows of Gram matrices have the cotangent outside the sample, logits have it inside.
+        matrix = gram_matrix(lin.batches, units, lin.route).view(outputs, samples, outputs, samples)
+        return matrix.permute(1, 0, 3, 2).reshape(outputs * samples, -1)
+
+    return lin.shared("tangent kernel", formed)
+
+
+@full_precision()
+def sample_products(lin: Linearization, cotangents: Tensor) -> Tensor:
+    """Return J J_n^T c_n for every one-sample cotangent: (N, N M) float64.
+
+    M is the number of outputs of a sample.
+
+    Args:
+        lin: the model and batch.
+        cotangents: c, (N, ..., C) float64.
+    """
+    units = unit_cotangents(lin)
+    outputs, samples = units.shape[:2]
+    # What the unit cotangents pull back to serves every other set of cotangents.
+    kept = lin.shared("unit rows", lambda: side(lin.batches, units, lin.route))
+    matrix = gram_matrix(lin.batches, cotangents.unsqueeze(0), lin.route, units, kept)
+    return matrix.view(-1, outputs, samples).transpose(1, 2).flatten(1)
+
+
+def unit_cotangents(lin: Linearization) -> Tensor:
+    """Return the unit vectors of each sample's outputs as cotangents: (M, N, ..., C) float64."""
+    samples, *shape = lin.logits.shape
+    outputs = lin.logits[0].numel()
+    units = torch.eye(outputs, dtype=torch.float64, device=lin.logits.device)
+    return units.view(outputs, 1, *shape).expand(-1, samples, *[-1] * len(shape))
