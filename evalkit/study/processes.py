@@ -6,12 +6,13 @@ rows depend on the unit alone, so that they are the same to the last digit howev
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from signal import SIG_IGN, SIGINT, signal
 
 import torch
@@ -103,6 +104,8 @@ def executed(
     if processes < 2:
         yield alone
         return
+    with suppress(ImportError):  # torch's first gradient does, which takes each process a second
+        importlib.import_module("torch.fx.experimental.symbolic_shapes")
     pool = ProcessPoolExecutor(
         processes, multiprocessing.get_context("fork"), _begin, initargs=(execute,)
     )
