@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.linalg import qr
 from scipy.linalg.lapack import dgeqp3, dpstrf
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
@@ -261,3 +262,18 @@ def factorize_rows(rows: Tensor) -> GramFactor:
         complete=rank == most,
         certain=rank == most or (rank > 0 and diagonal[rank - 1] > CLEAR_GAP * rounding),
     )
+
+
+def row_basis(rows: Tensor) -> Tensor:
+    """Return orthonormal rows that span those of G, by QR with pivoting: (rank, P) float64.
+
+    Args:
+        rows: G, (M, P) float64; their lengths do not matter.
+    """
+    scale = rows.norm(dim=1)
+    unit_rows = rows / scale.where(scale > 0, 1.0)[:, None]
+    with _one_thread():
+        q, upper, _ = qr(unit_rows.cpu().numpy().T, mode="economic", pivoting=True)
+    rounding = max(unit_rows.shape) * float(np.finfo(np.float64).eps)
+    rank = int((np.abs(np.diag(upper)) > rounding).sum())
+    return torch.from_numpy(np.ascontiguousarray(q[:, :rank].T)).to(rows.device)

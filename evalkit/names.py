@@ -7,6 +7,10 @@ _NAMES = {
     "ef": "EF",
     "ief": "iEF",
     "ief-tikhonov": "iEF (Tikhonov)",
+    "fgn": "FGN",
+    "fgn-tikhonov": "FGN (Tikhonov)",
+    "polyak": "Polyak",
+    "best-weights": "best weights",
     "sf": "SF",
     "ngd": "NGD",
 }

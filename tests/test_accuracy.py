@@ -195,6 +195,10 @@ def test_float32_scores_are_near_float64_scores(name: str) -> None:
         "ef": dense.ef(expected, damping),
         "ief": dense.ief(expected, damping),
         "ief-tikhonov": dense.ief_tikhonov(expected, damping),
+        "fgn": dense.fgn(expected, damping),
+        "fgn-tikhonov": dense.fgn_tikhonov(expected, damping),
+        "polyak": dense.polyak(expected, damping),
+        "best-weights": dense.best_weights(expected),
         "sf": dense.sf(expected, lin.sampled_logit_gradients(0, 1), damping),
         "ngd": dense.ngd(expected, damping),
     }

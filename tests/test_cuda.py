@@ -25,7 +25,7 @@ from tests.support.table import Batch, Draw, Net, initialise
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is found")
 
-METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "sf")
+METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "fgn", "polyak", "best-weights", "sf")
 SOLVERS = ("ngd:solver=cg", "ngd:solver=direct", "ngd:solver=sketch")
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints" / "digits-mlp"
 

@@ -318,15 +318,19 @@ class Linearization(LinearMaps):
         """|r_n|, over all positions of a sample: (N,) float64."""
         return self.sample_dots(self.logit_gradients, self.logit_gradients).sqrt()
 
+    @_Shared
+    def floor_terms(self) -> Tensor:
+        """f_n = r_n^T S_n^+ r_n, what a sample adds to the floor: (N,) float64."""
+        return self.likelihood.floor_terms(self.logits, self.targets)
+
     @cached_property
     def gamma_floor(self) -> float:
-        """(sum_n r_n^T S_n^+ r_n)^(-1/2), which no direction's gamma is below.
+        """(sum_n f_n)^(-1/2), which no direction's gamma is below.
 
         By Cauchy-Schwarz, |d^T g| = |sum_n r_n^T J_n d| <= sqrt(sum r^T S^+ r) sqrt(d^T F d), with
         equality for the exact natural gradient when the stacked J has full row rank.
         """
-        total = self.likelihood.floor_terms(self.logits, self.targets).sum()
-        return float(total**-0.5)
+        return float(self.floor_terms.sum() ** -0.5)
 
     def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Return ``compute()``, done once per key: how a method shares work between dampings."""

@@ -46,6 +46,27 @@ def damped_sum(
     )
 
 
+def tikhonov_sum(lin: Linearization, name: str, h: Tensor, damping: float) -> CotangentUpdate:
+    """Return d = (F_h + lambda I)^-1 g with F_h = G^T diag(h)^-2 G, as an update.
+
+    Equal to G^T (G G^T + lambda diag(h)^2)^-1 h^2. With K = diag(h)^-1 G G^T diag(h)^-1 that is
+    G^T diag(h)^-1 (K + lambda I)^-1 h, which one factorisation of K solves for every lambda.
+    Samples with h_n = 0 have no gradient and take no part.
+
+    Args:
+        lin: the model and batch.
+        name: the method's, under which the factor is shared.
+        h: the lengths that per-sample gradients are divided by, (N,).
+        damping: lambda >= 0.
+    """
+    inverse = h.reciprocal().where(h > 0, 0.0)
+    shape = (-1,) + (1,) * (lin.logits.dim() - 1)
+    factor = lin.shared(
+        name, lambda: lin.factor_of((inverse.view(shape) * lin.logit_gradients).unsqueeze(0))
+    )
+    return damped_sum(lin, factor, h, damping, scales=inverse)
+
+
 def _slope_noise(
     factor: GramFactor, weights: Tensor, ones: Tensor, damping: float, noise: Tensor, unit: float
 ) -> float:

@@ -69,8 +69,7 @@ class Dense:
     @property
     def gamma_floor(self) -> float:
         """(sum_n r_n^T S_n^+ r_n)^(-1/2)."""
-        inverse = torch.linalg.pinv(self.curvature, rtol=1e-12, hermitian=True)
-        return float(torch.einsum("ne,nef,nf->", self.residual, inverse, self.residual) ** -0.5)
+        return float(floor_terms(self).sum() ** -0.5)
 
     def jvp(self, v: Tensor) -> Tensor:
         return (self.jacobian @ v).reshape(self.logits.shape)
@@ -189,6 +188,38 @@ def ief_tikhonov(reference: Dense, damping: float) -> Tensor:
     s = reference.residual.square().sum(1)
     matrix = reference.sample_gradients.T @ torch.diag(1 / s) @ reference.sample_gradients
     return torch.linalg.solve(matrix + damping * identity(len(matrix)), reference.gradient)
+
+
+def floor_terms(reference: Dense) -> Tensor:
+    """f_n = r_n^T S_n^+ r_n."""
+    inverse = torch.linalg.pinv(reference.curvature, rtol=1e-12, hermitian=True)
+    return torch.einsum("ne,nef,nf->n", reference.residual, inverse, reference.residual)
+
+
+def fgn(reference: Dense, damping: float) -> Tensor:
+    """G^T (G G^T + lambda I)^-1 f."""
+    damped = reference.gram + damping * identity(reference.num_samples)
+    return reference.sample_gradients.T @ torch.linalg.solve(damped, floor_terms(reference))
+
+
+def fgn_tikhonov(reference: Dense, damping: float) -> Tensor:
+    """(G^T diag(f)^-1 G + lambda I)^-1 g."""
+    f = floor_terms(reference)
+    matrix = reference.sample_gradients.T @ torch.diag(1 / f) @ reference.sample_gradients
+    return torch.linalg.solve(matrix + damping * identity(len(matrix)), reference.gradient)
+
+
+def polyak(reference: Dense, damping: float) -> Tensor:
+    """G^T (G G^T + lambda I)^-1 l."""
+    damped = reference.gram + damping * identity(reference.num_samples)
+    return reference.sample_gradients.T @ torch.linalg.solve(damped, reference.losses)
+
+
+def best_weights(reference: Dense) -> Tensor:
+    """G^T alpha with G F G^T alpha = G g, the pseudo-inverse taken."""
+    rows = reference.sample_gradients
+    inverse = torch.linalg.pinv(rows @ reference.fisher @ rows.T, rtol=1e-12, hermitian=True)
+    return rows.T @ (inverse @ (rows @ reference.gradient))
 
 
 def sampled_fisher(reference: Dense, sampled: Tensor) -> Tensor:
