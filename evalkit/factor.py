@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,17 +23,31 @@ HIDDEN = 1e3
 CONSISTENT = 1e-8
 """Part of a right side outside of the range of K that counts as rounding."""
 
+FEW_ROWS = 512
+"""Rows up to which one thread factorises a matrix."""
 
 _THREADS = ThreadpoolController()
 
 
-def _one_thread() -> AbstractContextManager[object]:
+@contextmanager
+def _one_thread(rows: int) -> Iterator[None]:
     """Keep LAPACK to one thread: SciPy and torch have threads that wait for each other's cores.
 
     Those of one library go on looking for work for a while after it has returned, on the cores that
-    the other's then need. That costs more than several threads gain on matrices of this size.
+    the other's then need. That costs more than several threads gain on matrices of this size; on
+    small ones those of torch, too, wait for each other more than they work.
+
+    Args:
+        rows: M.
     """
-    return _THREADS.limit(limits=1, user_api="blas")
+    threads = torch.get_num_threads()
+    wanted = 1 if rows <= FEW_ROWS else threads
+    with _THREADS.limit(limits=1, user_api="blas"):
+        torch.set_num_threads(wanted)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -191,13 +206,13 @@ def factorize(
     safe = np.where(scale > 0, scale, 1.0)
     correlation = matrix / safe / safe[:, None]
     rounding = len(matrix) * float(np.finfo(np.float64).eps)
-    with _one_thread():
+    with _one_thread(len(matrix)):
         lower, pivots, rank, _ = dpstrf(correlation, tol=max(tolerance, rounding), lower=1)
-    cholesky = np.empty((len(matrix), rank))
-    cholesky[pivots - 1] = np.tril(lower)[:, :rank]
-    steps = scale[pivots - 1][:rank] * np.diag(lower)[:rank]
-    whole = gram.detach().cpu()
-    found = _eigenvalues(whole, steps, unit) or _singular_values(scale[:, None] * cholesky)
+        cholesky = np.empty((len(matrix), rank))
+        cholesky[pivots - 1] = np.tril(lower)[:, :rank]
+        steps = scale[pivots - 1][:rank] * np.diag(lower)[:rank]
+        whole = gram.detach().cpu()
+        found = _eigenvalues(whole, steps, unit) or _singular_values(scale[:, None] * cholesky)
     vectors, eigenvalues = (one.to(gram.device) for one in found)
     largest = float(scale.max(initial=0.0))
     complete = rank >= min(len(matrix), columns)
@@ -241,7 +256,8 @@ def _eigenvalues(matrix: Tensor, steps: np.ndarray, unit: float) -> tuple[Tensor
 def factorize_rows(rows: Tensor) -> GramFactor:
     """Factorise K = G G^T from G itself, (M, P) float64: as :func:`factorize`, with all digits.
 
-    The rows, scaled to length one, are factorised by QR with column pivoting of their transpose,
+    QR of G^T, whose digits do not depend on the lengths of the rows, leaves a triangle R. Its
+    columns, scaled to length one, are factorised by QR with column pivoting, which tells the rank,
     and the SVD of L = diag(|G_n|) R^T gives U and e = sigma^2. Directions of G down to 1e-14 of its
     rows are seen, where K = G G^T shows those down to 1e-7.
 
@@ -249,19 +265,20 @@ def factorize_rows(rows: Tensor) -> GramFactor:
         rows: G.
     """
     scale = rows.norm(dim=1)
-    unit_rows = rows / scale.where(scale > 0, 1.0)[:, None]
-    with _one_thread():
-        packed, pivots, *_ = dgeqp3(unit_rows.cpu().numpy().T)
-    most = min(unit_rows.shape)
-    upper = np.triu(packed[:most])
-    diagonal = np.abs(np.diag(upper))
-    rounding = max(unit_rows.shape) * float(np.finfo(np.float64).eps)
-    rank = int((diagonal > rounding).sum())
-    lower = np.empty((len(unit_rows), rank))
-    lower[pivots - 1] = upper[:rank].T
-    vectors, singular, _ = torch.linalg.svd(
-        scale[:, None] * torch.from_numpy(lower).to(rows.device), full_matrices=False
-    )
+    most = min(rows.shape)
+    rounding = max(rows.shape) * float(np.finfo(np.float64).eps)
+    with _one_thread(len(rows)):
+        # Pivots of all P numbers would be as many reads of G: it is made small before.
+        triangle = torch.linalg.qr(rows.T, mode="r").R / scale.where(scale > 0, 1.0)
+        packed, pivots, *_ = dgeqp3(triangle.cpu().numpy())
+        upper = np.triu(packed[:most])
+        diagonal = np.abs(np.diag(upper))
+        rank = int((diagonal > rounding).sum())
+        lower = np.empty((len(rows), rank))
+        lower[pivots - 1] = upper[:rank].T
+        vectors, singular, _ = torch.linalg.svd(
+            scale[:, None] * torch.from_numpy(lower).to(rows.device), full_matrices=False
+        )
     keep = singular > 0
     largest = float(scale.max()) if len(scale) else 0.0
     return GramFactor(

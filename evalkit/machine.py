@@ -51,6 +51,16 @@ def let_threads_sleep() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def own_processes() -> int:
+    """Return how many processes a command may use, as many as it has cores.
+
+    It may where the process is its own, so that torch is not loaded yet, and can be forked.
+    """
+    if "torch" in sys.modules or sys.platform != "linux":
+        return 1
+    return len(os.sched_getaffinity(0))
+
+
 def keep_freed_memory() -> None:
     """Let this process keep memory that it has freed, where the C library is glibc.
 

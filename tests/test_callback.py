@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -263,14 +260,3 @@ def test_only_the_first_process_scores(tmp_path: Path) -> None:
     for event in (callback.on_train_begin, callback.on_save, callback.on_train_end):
         event(made.args, state, None, **kwargs)
     assert not (tmp_path / "run").exists()
-
-
-def test_transformers_is_asked_for_in_a_sentence_and_only_here() -> None:
-    code = (
-        "import sys, json; sys.modules['transformers'] = None\n"
-        "import evalkit, evalkit.study.running\n"
-        "try:\n    import evalkit.callback\n"
-        "except evalkit.EvalkitError as error: print(json.dumps(str(error)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install '.[hf]' in the clone of evalkit" in json.loads(done.stdout)

@@ -212,25 +212,6 @@ def test_names_are_checked_without_torch_as_they_are_with_it() -> None:
         check_names("method", ["sgd", "mine:a=1"], [None, "digits-mlp"])
 
 
-def test_a_typing_error_is_found_before_torch_is_loaded() -> None:
-    bad = (
-        ["score", str(BUNDLED), "--methods", "sgd,iefs"],
-        ["score", "no-such-folder"],
-        ["score", str(BUNDLED), "--dtype", "float12"],
-        ["score", str(BUNDLED), "--damping", "1", "--damping", "2"],
-        ["cost", "digits-mlp", "--methods", "iefs"],
-        ["train", "digits-mlp", "--optimizer", "adamx", "--out", "new"],
-        ["report", "no-such-run"],
-    )
-    code = (
-        "import sys; from evalkit.cli import main\n"
-        f"assert [main(one) for one in {bad!r}] == [2] * {len(bad)}\n"
-        "sys.exit('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 def test_lines_of_progress_where_there_is_no_terminal() -> None:
     now, lines = [0.0], []
     shown = Lines(lines.append, clock=lambda: now[0], every=30)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -183,14 +182,3 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert lines[-1].startswith("evalkit: error: ")
     assert hint in lines[-1]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_help_does_not_import_torch() -> None:
-    code = (
-        "import sys; from evalkit.cli import main; "
-        "[main([*command, '--help']) for command in ([], ['toy'], ['cost'])]; "
-        "sys.exit('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Examples:") == 3

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +52,7 @@ checkpoints
 training
 study.batches study.plan study.estimate study.identity study.notes study.source_files
 study.execute study.provenance
-study.store
+study.store study.processes
 study
 testing toy callback bench
 results.intervals results.spreads results.marks
@@ -65,39 +63,6 @@ gate report
 cli
 """
 FLOOR = {name: height for height, line in enumerate(FLOORS.split("\n")) for name in line.split()}
-WITHOUT_TORCH = (
-    "errors",
-    "version",
-    "extras",
-    "doubts",
-    "machine",
-    "names",
-    "registry",
-    "settings",
-    "overlap",
-    "toy_tables",
-    "storage.files",
-    "storage.json_files",
-    "storage.rows",
-    "storage.columns",
-    "storage.tables",
-    "storage.run_folder",
-    "storage.lost_rows",
-    "study.identity",
-    "study.notes",
-    "study.source_files",
-    "tasks.bundled",
-    "results.intervals",
-    "results.spreads",
-    "results.marks",
-    "results.summaries",
-    "results.pairs",
-    "results.sweeps",
-    "figures",
-    "gate",
-    "report.page",
-    "report.writing",
-)
 
 
 def modules() -> list[Path]:
@@ -143,18 +108,6 @@ def test_a_module_imports_only_from_floors_below_its_own(path: Path) -> None:
 
 def test_every_floor_exists() -> None:
     assert set(FLOOR) == {home(path) for path in modules()}
-
-
-def test_tables_figures_lists_and_help_do_not_import_torch() -> None:
-    imports = "; ".join(f"import evalkit.{name}" for name in WITHOUT_TORCH)
-    code = (
-        f"import sys; {imports}; from evalkit.cli import main; "
-        "main(['score', '--help']); main(['list']); "
-        "sys.exit('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Examples:" in done.stdout
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -13,6 +13,7 @@ import evalkit
 from evalkit.solvers.cg import conjugate_gradients
 from evalkit.solvers.direct import solve_directly
 from evalkit.solvers.kernel import tangent_kernel
+from evalkit.solvers.logit_space import LogitSpace
 from evalkit.solvers.spaces import cotangents
 from evalkit.solvers.stopping import Stopping
 from evalkit.solvers.system import System
@@ -92,6 +93,20 @@ def test_tangent_kernel_changes_no_result(name: str) -> None:
     c = torch.stack([lin.logit_gradients, lin.logit_gradients.flip(0)])
     torch.testing.assert_close(other.kernel_product(c[1]), lin.kernel_product(c[1]))
     torch.testing.assert_close(other.gram_of(c), lin.gram_of(c))
+
+
+@some_cases
+def test_the_matrix_of_logit_space_is_that_of_the_tangent_kernel(name: str) -> None:
+    """B^T (J J^T) B, without the equations that say nothing."""
+    lin = evalkit.linearize(*CASES[name].make())
+    exact, whole = LogitSpace.exact(lin), LogitSpace.of_kernel(lin, tangent_kernel(lin))
+    order = exact.places.argsort()
+    assert torch.equal(exact.places[order], whole.places)
+    torch.testing.assert_close(exact.matrix[order][:, order], whole.matrix)
+    y = lin.logit_gradients.flip(0)
+    product = lin.logit_gradients.flatten() @ tangent_kernel(lin)
+    seen = exact.by_eigenvalues(1e-3)(y)  # in the range of B
+    assert exact.depth(seen) == pytest.approx(float(product @ seen.flatten()), rel=1e-9, abs=1e-12)
 
 
 @some_cases

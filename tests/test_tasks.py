@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 import evalkit
 from evalkit.errors import EvalkitError
-from evalkit.tasks import Recipe, Samples, Task, load_task, register, task_names
+from evalkit.tasks import Recipe, Samples, Task, digits_mlp, load_task, register, task_names
 from evalkit.training import optimizers
 
 USER_FILE = """
@@ -282,6 +283,16 @@ def test_models_are_seeded_and_the_ambient_generator_is_not() -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_digits_are_those_of_scikit_learn_without_its_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bunch = load_digits()
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # cannot be imported
+    pixels, labels = digits_mlp._table()
+    assert (pixels == bunch.data).all()
+    assert (labels == bunch.target).all()
 
 
 def test_registration_wants_a_new_name() -> None:

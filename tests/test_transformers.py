@@ -16,7 +16,7 @@ import evalkit
 from tests.support import dense
 from tests.support.agreement import assert_near_in_norm, well_conditioned
 from tests.support.expected_scores import expected_row
-from tests.support.left_alone import state
+from tests.support.left_alone import state_of_model, state_of_process
 from tests.support.table import Batch
 
 pytest.importorskip("transformers")
@@ -45,9 +45,15 @@ every_text = pytest.mark.parametrize(
 
 
 @functools.cache
+def built(name: str) -> tuple[Batch, list[object]]:
+    """The case in the precision that checkpoints come in, and how its model was at first."""
+    batch = TRANSFORMERS[name].make(torch.float32)
+    return batch, model_and_settings(batch.model)
+
+
 def batch_of(name: str) -> Batch:
-    """The case in the precision that checkpoints come in."""
-    return TRANSFORMERS[name].make(torch.float32)
+    """The case, which all tests share."""
+    return built(name)[0]
 
 
 class InDouble(TorchFunctionMode):
@@ -85,7 +91,10 @@ def table(name: str) -> pd.DataFrame:
 
 def scored(batch: Batch, methods: tuple[str, ...] = METHODS, **settings: Any) -> pd.DataFrame:
     settings = {"damping": DAMPING, "seed": 3, "dtype": "float64"} | settings
-    return evalkit.score(*batch, methods=methods, **settings)
+    before = state_of_process()
+    found = evalkit.score(*batch, methods=methods, **settings)
+    assert state_of_process() == before
+    return found
 
 
 def one_a_product(name: str) -> tuple[str, ...]:
@@ -260,21 +269,19 @@ def test_output_of_a_tokenizer_is_taken_as_it_is(name: str) -> None:
 # --- what is left alone ----------------------------------------------------------------------
 
 
-def configuration(model: nn.Module) -> list[object]:
-    """The settings of every part that has some, the kind of attention among them."""
+def model_and_settings(model: nn.Module) -> list[object]:
+    """What must stay of a model, the settings of its parts and their kind of attention included."""
     parts = [part.config for part in model.modules() if hasattr(part, "config")]
-    return [(part._attn_implementation, deepcopy(part.to_dict())) for part in parts]
+    settings = [(part._attn_implementation, deepcopy(part.to_dict())) for part in parts]
+    values = {key: value.tolist() for key, value in model.state_dict().items()}
+    return [state_of_model(model), settings, list(values), values]
 
 
 @every_transformer
 def test_model_is_left_alone(name: str) -> None:
-    batch = TRANSFORMERS[name].make(torch.float32)
-    values = {key: value.clone() for key, value in batch.model.state_dict().items()}
-    before = state(batch.model), configuration(batch.model)
-    scored(batch, (*one_a_product(name), "ngd:solver=cg:max_iterations=3"))
+    """By whatever the tests before this one have done with it, and by these two at least."""
+    batch, before = built(name)
+    table(name)
     scored(batch, ("sgd", "ief"), micro_batch_size=3, dtype=None)
-    assert (state(batch.model), configuration(batch.model)) == before
-    after = batch.model.state_dict()
-    assert list(after) == list(values)
-    assert all(torch.equal(after[key], value) for key, value in values.items())
+    assert model_and_settings(batch.model) == before
     assert not batch.model.training

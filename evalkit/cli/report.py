@@ -43,20 +43,22 @@ def command(
 
     Several RUNs are drawn as lines of the same figures, a panel per pair of methods.
     """
-    from evalkit.figures.layouts import chosen_layouts
-    from evalkit.report.writing import report_run, report_runs
     from evalkit.results.pairs import parse_pair
     from evalkit.storage.lost_rows import lost_rows
     from evalkit.storage.run_folder import read_run
 
-    layouts = chosen_layouts(style)
     chosen = [parse_pair(pair) for pair in pairs or ()]
+    found = [read_run(run) for run in runs]  # before what draws is loaded, which takes a second
+    from evalkit.figures.layouts import chosen_layouts
+    from evalkit.report.writing import report_run, report_runs
+
+    layouts = chosen_layouts(style)
     if len(runs) == 1 and folder is None:
         report = report_run(runs[0], chosen, layouts, in_options)
     else:
         report = report_runs(runs, chosen, layouts, folder)
-    for run in runs:
-        remark("warning", lost_rows(read_run(run)))
+    for read in found:
+        remark("warning", lost_rows(read))
     for line in report.statements:
         say(line)
     say(f"Report: {report.place.resolve()}")

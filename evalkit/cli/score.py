@@ -19,6 +19,7 @@ from evalkit.cli.options import (
     Number,
 )
 from evalkit.cli.wording import in_options
+from evalkit.machine import own_processes
 from evalkit.settings import Settings
 
 
@@ -139,6 +140,7 @@ def _score(
     settings: Settings,
     run: Path,
 ) -> None:
+    processes = own_processes()  # before torch is loaded
     from evalkit.checkpoints import open_trajectory, trajectory_task
     from evalkit.cli.progress import duration, shown_progress
     from evalkit.study.running import Progress, Start, run_study
@@ -164,7 +166,7 @@ def _score(
                 "the time of one product"
             )
 
-        run_study(trajectory, task, settings, run, show, begin)
+        run_study(trajectory, task, settings, run, show, begin, processes)
 
 
 def _print_table(run: Path) -> None:

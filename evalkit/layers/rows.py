@@ -37,9 +37,20 @@ class GradientRows(ABC):
 
         Args:
             total: (K, N, K', N') float64, to add to.
-            other: of K' cotangents for each of N' samples; the same object for a symmetric matrix.
+            other: of K' cotangents for each of N' samples; the same object for a symmetric matrix,
+                of which blocks below the diagonal may be left out (:func:`mirror`).
             budget: how much is formed at a time.
         """
+
+
+def mirror(total: Tensor) -> None:
+    """Set the blocks of a symmetric matrix below its diagonal to those above it.
+
+    Args:
+        total: (K, N, K, N); block (k, j) belongs to two of the K cotangents.
+    """
+    for k in range(len(total) - 1):
+        total[k + 1 :, :, k] = total[k, :, k + 1 :].permute(1, 2, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +143,7 @@ def _add_pairs(
     budget: Budget,
     spots: Tensor | None,
 ) -> None:
-    """Add the sums over pairs of positions; one half of a symmetric matrix is computed.
+    """Add the sums over pairs of positions; of a symmetric matrix those above the diagonal.
 
     Args:
         total: (K, N, K', N') float64, to add to.
@@ -159,13 +170,14 @@ def _add_pairs(
             rows = d[k, here].flatten(0, 1)
             alone = whole and first + 1 == draws
             products = inner_products(rows, rows if alone else e[first:].flatten(0, 2))
-            products = products.view(len(near), -1, samples_ * positions_).mul_(near[:, None])
-            if positions * positions_ > 1:
-                shape = (-1, positions, draws_ - first, samples_, positions_)
-                products = products.view(shape).sum((1, 4))
-            total[k, here, first:] += products
-            if same and first + 1 < draws_:
-                total[first + 1 :, :, k, here] += products[:, 1:].permute(1, 2, 0)
+            products = products.view(len(near), -1, samples_ * positions_)
+            place = total[k, here, first:]
+            if positions * positions_ == 1:  # a pass less through the matrix
+                place.addcmul_(products, near[:, None])
+                continue
+            products.mul_(near[:, None])
+            shape = (-1, positions, draws_ - first, samples_, positions_)
+            place += products.view(shape).sum((1, 4))
 
 
 def _add_formed(

@@ -140,6 +140,23 @@ def layer_factors(
         yield from part.all_formed(route) if route is not None else part.by_rules()
 
 
+def sample_gradients(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> Tensor:
+    """Return J_n^T c_kn, formed: (K N, P) float64; arguments as :func:`layer_factors`."""
+    parameters = batches[0].recording.parameters
+    sizes = [value.numel() for value in parameters.values()]
+    rows = torch.empty(*cotangents.shape[:2], sum(sizes)).to(cotangents)
+    places = dict(zip(parameters, rows.split(sizes, 2), strict=True))
+    for part in layer_factors(batches, cotangents, route):
+        if isinstance(part, FormedRows):
+            places[part.name][:, part.samples] = part.rows
+            continue
+        formed, inside = part.rows, part.shape[1:].numel()
+        places[part.weight][:, part.samples] = formed[..., :inside].flatten(2)
+        if part.bias is not None:
+            places[part.bias][:, part.samples] = formed[..., inside].flatten(2)
+    return rows.flatten(0, 1)
+
+
 @dataclass(frozen=True, eq=False)
 class _Part:
     """A micro-batch.

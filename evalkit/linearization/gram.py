@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from evalkit.layers.rows import GradientRows
+from evalkit.layers.rows import GradientRows, mirror
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import (
     CannotVectorizeError,
@@ -67,22 +67,25 @@ def gram_matrix(
         scaled_, columns = scaled, rows
     else:
         scaled_, columns = scaled_cotangents(others, batches.dtype)
+    if len(batches.slices) == 1:
+        left = (others is None and kept) or Side(batches[0].recording, scaled, route)
+        right = left if others is None else kept or Side(left.recording, scaled_, route)
+        return left.inner(right).mul_(rows[:, None]).mul_(columns)
     draws, samples = scaled.shape[:2]
     shape = (draws, samples, len(scaled_), samples)
     gram = torch.empty(shape, dtype=torch.float64, device=scaled.device)
     for i, here in enumerate(batches.slices):
-        own = kept if others is None else None
-        left = own or Side(batches[i].recording, scaled[:, here], route)
+        left = Side(batches[i].recording, scaled[:, here], route)
         first = i if others is None else 0
         for j, there in enumerate(batches.slices[first:], start=first):
-            same = others is None and j == i
             other = left.recording if j == i else batches[j].recording
-            right = left if same else kept or Side(other, scaled_[:, there], route)
+            same = others is None and j == i
+            right = left if same else Side(other, scaled_[:, there], route)
             block = left.inner(right).view(draws, here.stop - here.start, len(scaled_), -1)
             gram[:, here, :, there] = block
             if others is None:
                 gram[:, there, :, here] = block.permute(2, 3, 0, 1)
-    return rows[:, None] * gram.view(len(rows), len(columns)) * columns
+    return gram.view(len(rows), len(columns)).mul_(rows[:, None]).mul_(columns)
 
 
 def gram_blocks(
@@ -137,23 +140,6 @@ def side(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> 
     return Side(batches[0].recording, scaled_cotangents(cotangents, batches.dtype)[0], route)
 
 
-def sample_gradients(batches: MicroBatches, cotangents: Tensor, route: PerSample) -> Tensor:
-    """Return J_n^T c_kn, formed: (K N, P) float64; arguments as :func:`gram_matrix`."""
-    scaled, scales = scaled_cotangents(cotangents, batches.dtype)
-    draws = len(scaled)
-    parts = []
-    for batch, here in zip(batches, batches.slices, strict=True):
-        c = scaled[:, here]
-        rows = torch.arange(c.shape[:2].numel(), device=c.device)
-        names = list(batch.recording.parameters)
-        try:
-            formed = route(batch.recording, c, names, rows)
-        except CannotVectorizeError:
-            formed = defining_gradients(batch.recording, c, names, rows)
-        parts.append(torch.cat(formed, 1).double().view(draws, c.shape[1], -1))
-    return scales[:, None] * torch.cat(parts, 1).flatten(0, 1)
-
-
 def scaled_cotangents(cotangents: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return one-sample cotangents of order one, and the scales taken out, (K N,)."""
     # Each by its own: beside others, those of a saturated sample would underflow.
@@ -206,6 +192,8 @@ class Side:
         for name, rows in self._rows.items():  # in this order: sums depend on it in the last digit
             if name in covered and name in other._rows:
                 rows.add_inner(total, other._rows[name], self.recording.budget)
+        if other is self:
+            mirror(total)
         total = total.flatten(2).flatten(0, 1)
         names = [name for name in self.recording.parameters if name not in covered]
         return total + self._formed_inner(other, names) if names else total
@@ -225,6 +213,8 @@ class Side:
             total = self.cotangents.new_zeros(self._shape(other), dtype=torch.float64)
             if name in self._rows and name in other._rows:
                 self._rows[name].add_inner(total, other._rows[name], self.recording.budget)
+            if other is self:
+                mirror(total)
             names = (name, biases[name]) if name in biases else (name,)
             found[names] = total.flatten(2).flatten(0, 1)
         return found

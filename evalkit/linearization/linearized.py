@@ -15,12 +15,16 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
-from evalkit.linearization.factors import FormedRows, LayerFactors, layer_factors
+from evalkit.linearization.factors import (
+    FormedRows,
+    LayerFactors,
+    layer_factors,
+    sample_gradients,
+)
 from evalkit.linearization.gram import (
     ROUTES,
     gram_blocks,
     gram_matrix,
-    sample_gradients,
     side,
 )
 from evalkit.linearization.kept import KeptGradients
@@ -30,7 +34,6 @@ from evalkit.linearization.per_sample import (
     CannotVectorizeError,
     PerSample,
     defining_gradients,
-    vectorized_gradients,
 )
 
 T = TypeVar("T")
@@ -220,7 +223,7 @@ class Linearization(LinearMaps):
         Args:
             cotangents: c, (K, N, ..., C) float64.
         """
-        rows = sample_gradients(self._batches, cotangents, self.route or vectorized_gradients)
+        rows = sample_gradients(self._batches, cotangents, self.route)
         # One sample at a time, a model may do something else than in the batch.
         along = torch.cat([self.sample_dots(draw, self.gradient_jvp) for draw in cotangents])
         wrong = (rows @ self.gradient.double() - along).abs()

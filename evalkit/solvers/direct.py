@@ -13,7 +13,6 @@ from evalkit.indicator import indicator_terms
 from evalkit.linearization import Linearization
 from evalkit.reductions import norm
 from evalkit.settings import check_damping
-from evalkit.solvers.kernel import tangent_kernel
 from evalkit.solvers.logit_space import LogitSpace, Solve
 from evalkit.solvers.solved import SHORT, Solved, rounding
 
@@ -62,7 +61,7 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
     rounding; the eigenvalues, which take longer, then tell which.
 
     Args:
-        lin: the model and batch; J J^T and H are computed once for all dampings.
+        lin: the model and batch; H is computed once for all dampings.
         damping: lambda >= 0; 0 gives the pseudo-inverse.
         tolerance: converged when |g - (F + lambda I) x| <= tolerance |g|.
 
@@ -73,8 +72,7 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         EvalkitError: the damping is out of range.
     """
     damping = check_damping(damping)
-    kernel = tangent_kernel(lin)
-    space = lin.shared("logit space", lambda: LogitSpace(lin, kernel))
+    space = lin.shared("logit space", lambda: LogitSpace.exact(lin))
     y, r = torch.zeros_like(lin.logit_gradients), lin.logit_gradients
     x = torch.zeros_like(lin.gradient)
     best = start = _Candidate(y, x, 0.0, r, lin.gradient_norm)
@@ -87,7 +85,7 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
         found, count = _refined(lin, damping, solve, start, enough)
         iterations += count
         best = found if found.better(best, rounding(lin)) else best
-        depth = float(r.flatten() @ kernel @ solve(r).flatten())
+        depth = space.depth(solve(r))
         deepest = max(deepest, depth)
         if way == space.by_eigenvalues:
             open_part = space.unresolved(damping)

@@ -96,7 +96,9 @@ class Sketched:
         self._lin = lin
         # The sketch and its matrix serve every damping, the factor one.
         self._kernel = lin.shared(("sketch", size), lambda: sketched_kernel(lin, size))
-        space = lin.shared(("sketched space", size), lambda: LogitSpace(lin, self._kernel))
+        space = lin.shared(
+            ("sketched space", size), lambda: LogitSpace.of_kernel(lin, self._kernel)
+        )
         self._solve = lin.shared(
             ("sketched solve", size, damping), lambda: space.preconditioner(damping)
         )

@@ -6,7 +6,8 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -16,6 +17,9 @@ from evalkit.errors import EvalkitError, shortened
 from evalkit.storage.json_files import is_unicode
 
 _FLAGS = {"True": True, "False": False}
+
+Table = Mapping[Any, Any]
+"""Columns by name, each a sequence of values: a data frame, or lists, which take less time."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,12 @@ class Column:
             raise ValueError(text)
         return value
 
+    def text(self, value: Any) -> str:
+        """Return what stands for a value: floats in full precision, nothing for a missing one."""
+        if value is None or value is pd.NA or value != value:
+            return ""
+        return str(value) if self.kind is str else repr(self.kind(value))
+
     @property
     def expected(self) -> str:
         """What an error sentence expects in it."""
@@ -94,6 +104,7 @@ class Source:
         return EvalkitError(f"expected {expected}, found {found}; {self.advice}")
 
 
+@cache
 def columns_of(*rows: type) -> tuple[Column, ...]:
     """Return the columns that the fields of dataclasses are, in their order."""
     found = []
@@ -106,21 +117,20 @@ def columns_of(*rows: type) -> tuple[Column, ...]:
     return tuple(found)
 
 
-def frame_of(rows: Iterable[Any], kind: type) -> pd.DataFrame:
-    """Return rows as a table.
+def table_of(rows: Sequence[Any], kind: type) -> dict[str, list[Any]]:
+    """Return rows as columns.
 
     Args:
         rows: the rows of one dataclass.
         kind: that dataclass.
     """
-    columns = columns_of(kind)
-    values = list(zip(*map(astuple, rows), strict=True)) or [()] * len(columns)
-    return pd.DataFrame(
-        {
-            column.name: pd.Series(part, dtype=column.dtype)
-            for column, part in zip(columns, values, strict=True)
-        }
-    )
+    return {c.name: [getattr(row, c.name) for row in rows] for c in columns_of(kind)}
+
+
+def frame_of(rows: Iterable[Any], kind: type) -> pd.DataFrame:
+    """Return rows as a data frame; arguments as :func:`table_of`."""
+    table = table_of(list(rows), kind)
+    return pd.DataFrame({c.name: pd.Series(table[c.name], dtype=c.dtype) for c in columns_of(kind)})
 
 
 def csv_line(fields: Sequence[str]) -> str:
@@ -130,30 +140,24 @@ def csv_line(fields: Sequence[str]) -> str:
     return line.getvalue()
 
 
-def csv_rows(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
-    """Return the rows as lines of CSV: floats in full precision, missing values empty.
+def csv_rows(table: Table, columns: Sequence[Column]) -> str:
+    """Return the rows as lines of CSV; columns that the table lacks are empty.
 
     Raises:
         EvalkitError: a text does not fit into a line.
     """
-    typed = pd.DataFrame({column.name: _typed(frame, column) for column in columns})
-    for column in columns:
+    count = max((len(table[name]) for name in table), default=0)
+    texts = [
+        list(map(column.text, table[column.name])) if column.name in table else [""] * count
+        for column in columns
+    ]
+    for column, values in zip(columns, texts, strict=True):
         if column.kind is str:
-            for text in typed[column.name].unique():
+            for text in set(values):
                 check_name(column.name, text)
-    return typed.to_csv(index=False, header=False, lineterminator="\n")
-
-
-def _typed(frame: pd.DataFrame, column: Column) -> pd.Series:
-    """Return a column in its type; one that the frame lacks is empty."""
-    if column.name not in frame:
-        return pd.Series("" if column.kind is str else math.nan, frame.index)
-    values = frame[column.name]
-    if column.kind is str:
-        return values.fillna("").astype(str)
-    if column.kind is bool:
-        return values.astype("boolean")
-    return pd.to_numeric(values).astype("Int64" if column.kind is int else "float64")
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(zip(*texts, strict=True))
+    return lines.getvalue()
 
 
 def check_name(kind: str, text: str) -> None:

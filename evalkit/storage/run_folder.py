@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from evalkit.errors import EvalkitError
+from evalkit.storage.columns import Table
 from evalkit.storage.files import make_folder, unwritable, write_atomically
 from evalkit.storage.json_files import parse_object, printable
 from evalkit.storage.tables import (
@@ -87,7 +88,7 @@ def update_provenance(folder: str | os.PathLike[str], **changes: Any) -> None:
 
 
 def append_rows(
-    folder: str | os.PathLike[str], scores: pd.DataFrame, batches: pd.DataFrame
+    folder: str | os.PathLike[str], scores: Table, batches: Table | None = None
 ) -> None:
     """Append the rows of whole cells: scores first, then the batch rows that finish them.
 
@@ -96,13 +97,13 @@ def append_rows(
     Args:
         folder: a RUN.
         scores: columns as the fields of ``Cell`` and ``Score``.
-        batches: columns as the fields of ``Cell`` and ``Batch``.
+        batches: columns as the fields of ``Cell`` and ``Batch``; None where they are there.
 
     Raises:
         EvalkitError: other columns, a line break in a name, or a file that cannot be written.
     """
-    frames = {SCORES_FILE: scores, BATCHES_FILE: batches}
-    texts = {name: csv_rows(frame, name) for name, frame in frames.items()}
+    tables = {SCORES_FILE: scores} | ({} if batches is None else {BATCHES_FILE: batches})
+    texts = {name: csv_rows(table, name) for name, table in tables.items()}
     for name, text in texts.items():
         path = Path(folder) / name
         try:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from evalkit.errors import EvalkitError
 from evalkit.storage import columns, rows
-from evalkit.storage.columns import Source, columns_of, csv_line, parse_csv
+from evalkit.storage.columns import Source, Table, columns_of, csv_line, parse_csv
 from evalkit.storage.files import check_regular
 
 SCORES_FILE = "scores.csv"
@@ -36,24 +36,24 @@ def csv_head(name: str) -> str:
     return csv_line(names_of(name))
 
 
-def csv_rows(frame: pd.DataFrame, name: str) -> str:
+def csv_rows(table: Table, name: str) -> str:
     """Return the rows of a table as text.
 
     Args:
-        frame: the columns of the table, in any order; those that earlier tables lack may lack.
+        table: the columns of the table, in any order; those that earlier tables lack may lack.
         name: the name of the file.
 
     Raises:
         EvalkitError: other columns, or a text that does not fit into a line.
     """
     later = {column.name for column in TABLES[name] if column.later}
-    difference = set(frame.columns) ^ set(names_of(name))
-    if difference - (later - set(frame.columns)):
+    difference = set(table) ^ set(names_of(name))
+    if difference - (later - set(table)):
         raise EvalkitError(
             f"expected the columns of {name}, found a difference in "
             f"{', '.join(sorted(difference))}; give exactly: {', '.join(names_of(name))}"
         )
-    return columns.csv_rows(frame, TABLES[name])
+    return columns.csv_rows(table, TABLES[name])
 
 
 def read_text(path: Path) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError
@@ -16,7 +15,7 @@ from evalkit.linearization import Linearization, linearize
 from evalkit.scoring import score_linearization
 from evalkit.scoring.metrics import batch_metrics
 from evalkit.settings import Settings
-from evalkit.storage.columns import frame_of
+from evalkit.storage.columns import Table, table_of
 from evalkit.storage.rows import Batch, Cell, Score
 from evalkit.study.batches import batch_seed, data_hash
 from evalkit.study.plan import Unit
@@ -32,8 +31,8 @@ class Rows:
         batches: one row, of what no method changes.
     """
 
-    scores: pd.DataFrame
-    batches: pd.DataFrame
+    scores: Table
+    batches: Table
 
 
 def execute(
@@ -97,7 +96,6 @@ def _blocks(
     return [(methods, list(dampings)) for dampings, methods in blocks.items()]
 
 
-def _keyed(cell: Cell, rows: Sequence[Any], kind: type) -> pd.DataFrame:
+def _keyed(cell: Cell, rows: Sequence[Any], kind: type) -> Table:
     """Return rows as a table, behind the columns of their cell."""
-    keys = frame_of([cell] * len(rows), Cell)
-    return pd.concat([keys, frame_of(rows, kind)], axis="columns")
+    return {**table_of([cell] * len(rows), Cell), **table_of(rows, kind)}

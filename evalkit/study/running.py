@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from evalkit.checkpoints import Trajectory, load_into, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
 from evalkit.linearization import Linearization
@@ -22,9 +24,10 @@ from evalkit.storage.columns import check_name
 from evalkit.storage.files import check_writable
 from evalkit.study.batches import check_device, samples_to_score, take_batch
 from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
-from evalkit.study.execute import execute
+from evalkit.study.execute import Rows, execute
 from evalkit.study.notes import notes_on
-from evalkit.study.plan import cells_of, plan
+from evalkit.study.plan import Unit, cells_of, plan
+from evalkit.study.processes import executed, is_small, shared_by, threads
 from evalkit.study.provenance import describe_study
 from evalkit.study.store import open_store
 from evalkit.tasks import Task
@@ -69,6 +72,7 @@ def run_study(
     folder: str | Path,
     on_progress: Callable[[Progress], None] | None = None,
     on_start: Callable[[Start], None] | None = None,
+    processes: int = 1,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
 
@@ -85,6 +89,8 @@ def run_study(
         on_progress: called when the study starts, at every iteration of a solver and after every
             cell.
         on_start: called once, before the first score, unless there is nothing to score.
+        processes: that a small model is scored in, at most. More than one are forks of this one,
+            which has taken no gradient so far.
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
@@ -98,42 +104,52 @@ def run_study(
     model = model_for(trajectory, task, settings.seed).eval().to(device)
     samples = task.fit_labels(samples, model)
     verify_trajectory(trajectory, model)
-    provenance = describe_study(trajectory, task, settings, model, len(samples))
-    store = open_store(Path(folder), provenance, task, samples, settings)
-    units = plan(cells_of(trajectory.checkpoints, settings.batches), settings, store.finished)
-    if units:
-        check_writable(folder)
-    total = len(trajectory.checkpoints) * settings.batches
-    started = time.monotonic()
+    small = torch.get_num_threads() > 1 and is_small(model, samples, task.likelihood, settings)
+    with threads(1 if small else torch.get_num_threads()):
+        provenance = describe_study(trajectory, task, settings, model, len(samples))
+        store = open_store(Path(folder), provenance, task, samples, settings)
+        cells = cells_of(trajectory.checkpoints, settings.batches)
+        units = plan(cells, settings, store.finished)
+        if units:
+            check_writable(folder)
+        total = len(trajectory.checkpoints) * settings.batches
+        done, started = total - len(units), time.monotonic()
+        show = partial(_show, on_progress, total)
+        show(done, trajectory.checkpoints[0].name)
+        processes = shared_by(len(units), processes) if small else 1
+        by_name = {checkpoint.name: checkpoint for checkpoint in trajectory.checkpoints}
+        loaded = ""
 
-    def begin(lin: Linearization) -> None:
-        provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
-        if on_start is not None:
-            each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))
-            on_start(Start(len(units), len(units) * each, notes_on(provenance)))
+        def begin(lin: Linearization) -> None:
+            provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
+            if on_start is not None:
+                each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))
+                seconds = len(units) * each / processes
+                on_start(Start(len(units), seconds, notes_on(provenance)))
 
-    show = partial(_show, on_progress, total)
-    show(total - len(units), trajectory.checkpoints[0].name)
-    by_name = {checkpoint.name: checkpoint for checkpoint in trajectory.checkpoints}
-    loaded = None
-    for done, unit in enumerate(units, start=total - len(units)):
-        name = unit.cell.checkpoint
-        if name != loaded:
-            load_into(model, by_name[name])
-            loaded = name
-        rows = execute(
-            model,
-            take_batch(samples, settings, unit.cell.batch),
-            task.likelihood,
-            settings,
-            unit,
-            task.name,
-            partial(_iterated, show, done, name),
-            begin if unit is units[0] else None,
-        )
-        store.put(unit, rows)
-        show(done + 1, name)
-    store.close(time.monotonic() - started)
+        def rows_of(unit: Unit, shown: bool) -> Rows:
+            nonlocal loaded
+            name = unit.cell.checkpoint
+            if name != loaded:
+                load_into(model, by_name[name])
+                loaded = name
+            return execute(
+                model,
+                take_batch(samples, settings, unit.cell.batch),
+                task.likelihood,
+                settings,
+                unit,
+                task.name,
+                partial(_iterated, show, done, name) if shown else None,
+                begin if unit is units[0] else None,
+            )
+
+        with executed(units, rows_of, processes) as made:
+            for unit, rows in made:
+                store.put(unit, rows)
+                done += 1
+                show(done, unit.cell.checkpoint)
+        store.close(time.monotonic() - started)
 
 
 def _show(

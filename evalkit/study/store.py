@@ -64,11 +64,11 @@ class Store:
         Raises:
             EvalkitError: the batch held other data before, or the folder cannot be written to.
         """
-        cell, digest = unit.cell, str(rows.batches["data_sha256"].iloc[0])
+        cell, digest = unit.cell, str(rows.batches["data_sha256"][0])
         check_same_data(self.folder, cell.batch, self.data.setdefault(cell.batch, digest), digest)
         if not self.exists:
             create_run(self.folder, self.provenance)
-        append_rows(self.folder, rows.scores, rows.batches.iloc[: int(unit.is_new)])
+        append_rows(self.folder, rows.scores, rows.batches if unit.is_new else None)
         self.finished.setdefault((cell.checkpoint, cell.batch), set()).update(unit.pairs)
 
     def list_checkpoint(self, entry: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import evalkit.layers.work
 from evalkit.layers.budget import BUDGET, Budget
-from evalkit.layers.rows import Formed, GradientRows, Lookups, OuterProducts
+from evalkit.layers.rows import Formed, GradientRows, Lookups, OuterProducts, mirror
 from tests.support.table import Draw
 
 ROUTES = {"pairs": (0, 1), "formed": (1, 0)}
@@ -81,7 +81,10 @@ def inner(left: GradientRows, right: GradientRows, budget: Budget = BUDGET) -> T
     before = Draw(9).normal(k, n, j, m)
     total = before.clone()
     left.add_inner(total, right, budget)
-    return (total - before).reshape(k * n, j * m)
+    total -= before
+    if left is right:
+        mirror(total)
+    return total.reshape(k * n, j * m)
 
 
 def assert_inner(actual: Tensor, left: Tensor, right: Tensor) -> None:

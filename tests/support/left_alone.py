@@ -11,6 +11,11 @@ from torch import nn
 
 def state(model: nn.Module) -> list[object]:
     """Everything about the caller's model and process that must stay."""
+    return [*state_of_model(model), *state_of_process()]
+
+
+def state_of_model(model: nn.Module) -> list[object]:
+    """Modes, hooks, attributes, parameters with their gradients, and buffers."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     modules = list(model.modules())
     parameters = list(model.parameters())
@@ -23,6 +28,12 @@ def state(model: nn.Module) -> list[object]:
         [p.detach().numpy().tobytes() for p in parameters],
         [p.grad.numpy().tobytes() for p in parameters if p.grad is not None],
         [(id(b), b.numpy().tobytes()) for b in model.buffers()],
+    ]
+
+
+def state_of_process() -> list[object]:
+    """Random numbers to come, and switches of torch."""
+    return [
         torch.get_rng_state().numpy().tobytes(),
         random.getstate(),
         [str(part) for part in np.random.get_state()],  # noqa: NPY002

@@ -173,8 +173,9 @@ def shade_floor(chart: figure, floor: Curve) -> None:
 def document_json(charts: Sequence[figure]) -> dict[str, Any]:
     """Return charts as the JSON that BokehJS reads; equal charts give equal JSON."""
     document = Document(theme=_THEME)
-    for chart in charts:
-        document.add_root(chart)
+    with document.models.freeze():  # otherwise every chart is gone through again with the next
+        for chart in charts:
+            document.add_root(chart)
     return _renumbered(dict(document.to_json(deferred=False)), {})
 
 

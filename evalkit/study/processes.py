@@ -1,0 +1,155 @@
+"""Units in several processes, for models so small that threads of torch have nothing to share.
+
+Each process has one thread and, since it is forked, the model and the samples of this one. A unit's
+rows depend on the unit alone, so that they are the same to the last digit however many there are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from signal import SIG_IGN, SIGINT, signal
+
+import torch
+from torch import nn
+
+from evalkit.errors import EvalkitError
+from evalkit.linearization import linearize
+from evalkit.settings import Settings
+from evalkit.study.batches import take_batch
+from evalkit.study.execute import Rows
+from evalkit.study.plan import Unit
+from evalkit.tasks import Samples
+from evalkit.tasks.samples import ItemSamples
+from evalkit.work import TYPICAL, product_work
+
+SMALL = 0.01
+"""Seconds of a product, by typical rates, below which a thread of torch is enough."""
+
+FEWEST = 4
+"""Units for each process, at least: to start one takes as long as a unit."""
+
+MOST = 16
+"""Processes, at most: each has intermediate results of its own."""
+
+Execute = Callable[[Unit, bool], Rows]
+"""Makes the rows of a unit; whether iterations may be shown, as by one process alone."""
+
+_here: list[Execute] = []
+"""What this process executes units with, where it is one of several."""
+
+
+def is_small(
+    model: nn.Module, samples: Samples | ItemSamples, likelihood: str, settings: Settings
+) -> bool:
+    """Return whether a model is so small that threads of torch gain nothing.
+
+    Args:
+        model: in eval mode, on the device of the batch.
+        samples: that batches are drawn from.
+        likelihood: what the model's outputs mean.
+        settings: the settings of the study.
+    """
+    if torch.device(settings.device).type != "cpu":
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said when the batch is scored, as errors are
+            batch = take_batch(samples, settings, 0)
+            lin = linearize(model, *batch, likelihood, settings.micro_batch_size, settings.dtype)
+            return TYPICAL.seconds(product_work(lin)) < SMALL
+    except EvalkitError:
+        return False
+
+
+def shared_by(units: int, processes: int) -> int:
+    """Return how many processes share some units, of so many that may."""
+    return max(1, min(processes, units // FEWEST, MOST))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch have so many threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def executed(
+    units: Sequence[Unit], execute: Execute, processes: int
+) -> Iterator[Iterator[tuple[Unit, Rows]]]:
+    """Provide the rows of some units as they are made, the first of them by this process.
+
+    Processes are forked before that, since torch takes no gradient in a fork of a process that has
+    taken one.
+
+    Args:
+        units: what is executed, in this order where there is one process.
+        execute: makes the rows.
+        processes: that share the units.
+
+    Raises:
+        EvalkitError: a unit cannot be executed, or a process was ended from outside.
+    """
+    alone = ((unit, execute(unit, True)) for unit in units)
+    if processes < 2:
+        yield alone
+        return
+    with suppress(ImportError):  # torch's first gradient does, which takes each process a second
+        importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    pool = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("fork"), _begin, initargs=(execute,)
+    )
+    try:
+        # Code of the user may have taken a gradient.
+        yield _shared(pool, units, execute) if pool.submit(_takes_gradients).result() else alone
+    except BrokenProcessPool as error:
+        raise EvalkitError(
+            f"expected {processes} processes to score, found that one was ended, as by too little "
+            "memory; score in one, with OMP_NUM_THREADS=1 in the environment"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _shared(
+    pool: ProcessPoolExecutor, units: Sequence[Unit], execute: Execute
+) -> Iterator[tuple[Unit, Rows]]:
+    first, *others = units
+    futures = {pool.submit(_execute, unit): unit for unit in others}
+    yield first, execute(first, False)
+    for future in as_completed(futures):
+        rows, caught = future.result()
+        for message, category in caught:
+            warnings.warn(message, category, stacklevel=2)
+        yield futures[future], rows
+
+
+def _begin(execute: Execute) -> None:
+    signal(SIGINT, SIG_IGN)  # the process that started this one ends it
+    torch.set_num_threads(1)
+    _here.append(execute)
+
+
+def _takes_gradients() -> bool:
+    try:
+        torch.ones((), requires_grad=True).square().backward()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _execute(unit: Unit) -> tuple[Rows, list[tuple[str, type[Warning]]]]:
+    """Return the rows of a unit, and what was warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        rows = _here[0](unit, False)
+    return rows, [(str(one.message), one.category) for one in caught]

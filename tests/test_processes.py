@@ -1,0 +1,103 @@
+"""Units in several processes: the rows of one, and what becomes of warnings and errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+import evalkit.study.processes
+from evalkit.cli import main
+from evalkit.errors import EvalkitError
+from evalkit.storage.rows import Cell
+from evalkit.study.execute import Rows
+from evalkit.study.plan import Unit
+from evalkit.study.processes import executed
+
+UNITS = tuple(Unit(Cell("one", 0, 0.0, batch), frozenset()) for batch in range(9))
+
+
+def rows_of(unit: Unit, shown: bool) -> Rows:
+    """Rows that name the process."""
+    batch = unit.cell.batch
+    if batch == 5:
+        warnings.warn("of unit 5", stacklevel=2)
+    return Rows({"process": [os.getpid()], "shown": [shown]}, {"batch": [batch]})
+
+
+def refusing(unit: Unit, shown: bool) -> Rows:
+    if unit.cell.batch == 3:
+        raise EvalkitError("expected another unit, found the fourth; leave it out")
+    return rows_of(unit, shown)
+
+
+def ending(unit: Unit, shown: bool) -> Rows:
+    if unit.cell.batch == 3:
+        os._exit(1)
+    return rows_of(unit, shown)
+
+
+def takes_gradients() -> bool:
+    return True
+
+
+@pytest.fixture(autouse=True)
+def _as_a_command_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests have taken gradients in this process."""
+    monkeypatch.setattr(evalkit.study.processes, "_takes_gradients", takes_gradients)
+
+
+def test_every_unit_is_executed_once_the_first_one_here() -> None:
+    with pytest.warns(UserWarning, match="of unit 5"), executed(UNITS, rows_of, 2) as made:
+        found = list(made)
+    assert {unit: rows.batches["batch"] for unit, rows in found} == {
+        unit: [unit.cell.batch] for unit in UNITS
+    }
+    first, *others = (rows.scores["process"][0] for _, rows in found)
+    assert first == os.getpid()
+    assert os.getpid() not in others
+    assert not any(rows.scores["shown"][0] for _, rows in found)
+
+
+def test_one_process_goes_in_order() -> None:
+    with pytest.warns(UserWarning, match="of unit 5"), executed(UNITS, rows_of, 1) as made:
+        found = list(made)
+    assert [unit for unit, _ in found] == list(UNITS)
+    assert {rows.scores["process"][0] for _, rows in found} == {os.getpid()}
+
+
+def test_so_does_one_that_cannot_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evalkit.study.processes, "_takes_gradients", refuses_gradients)
+    with pytest.warns(UserWarning, match="of unit 5"), executed(UNITS, rows_of, 2) as made:
+        assert [unit for unit, _ in made] == list(UNITS)
+
+
+def refuses_gradients() -> bool:
+    return False
+
+
+@pytest.mark.parametrize(("execute", "match"), [(refusing, "the fourth"), (ending, "was ended")])
+def test_errors_are_sentences(execute: evalkit.study.processes.Execute, match: str) -> None:
+    with pytest.raises(EvalkitError, match=match), executed(UNITS, execute, 2) as made:
+        list(made)
+
+
+def test_tables_are_the_same_to_the_last_byte(tmp_path: Path) -> None:
+    """On a machine with several cores; the command of another process, which may be forked."""
+    trajectory = Path(__file__).parent.parent / "checkpoints" / "digits-mlp"
+    asked = ["score", str(trajectory), "--batches", "1", "--batch-size", "16"]
+    asked += ["--methods", "sgd,ef", "--out"]
+    assert main([*asked, str(tmp_path / "one")]) == 0
+    subprocess.run(
+        [sys.executable, "-m", "evalkit", *asked, str(tmp_path / "several")],
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        check=True,
+        capture_output=True,
+    )
+    for name in ("scores.csv", "batches.csv"):
+        one, several = (tmp_path / folder / name for folder in ("one", "several"))
+        assert one.read_bytes() == several.read_bytes()
