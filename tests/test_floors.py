@@ -39,6 +39,7 @@ linearization.micro_batches
 linearization.gram
 linearization.kept
 linearization.linear_maps linearization.factors
+linearization.loss_terms
 linearization.linearized
 linearization.entry
 linearization

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from evalkit.errors import EvalkitError
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
@@ -28,15 +26,13 @@ from evalkit.linearization.gram import (
     side,
 )
 from evalkit.linearization.kept import KeptGradients
-from evalkit.linearization.linear_maps import LinearMaps
+from evalkit.linearization.loss_terms import LossTerms, Shared
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import (
     CannotVectorizeError,
     PerSample,
     defining_gradients,
 )
-
-T = TypeVar("T")
 
 MOST_ROW_NUMBERS = 1 << 22
 """Numbers in per-sample gradients that a float64 evaluation forms to factorise them: 32 MiB."""
@@ -51,82 +47,25 @@ class _Routed:
     gradient_jvp: Tensor | None = None
 
 
-class _Shared(cached_property[Tensor]):
-    """A tensor that all methods see, computed once; its version then tells whether it changed."""
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        value = super().__get__(instance, owner)
-        if instance is not None:
-            # Torch counts writes: another count later tells that a method changed it.
-            instance.versions[self.attrname] = value._version
-        return value
-
-
-class Linearization(LinearMaps):
+class Linearization(LossTerms):
     """One model on one batch of N samples with P trainable parameters, linearised.
 
-    The linear maps of :class:`evalkit.linearization.linear_maps.LinearMaps`, and what follows from
-    the loss: with r_n = d l_n / d z_n, the gradient g = sum_n J_n^T r_n, per-sample gradients
+    The linear maps of :class:`evalkit.linearization.linear_maps.LinearMaps`, what follows from the
+    loss at the logits (:class:`evalkit.linearization.loss_terms.LossTerms`), and what both make:
+    with r_n = d l_n / d z_n, the gradient g = sum_n J_n^T r_n, per-sample gradients
     G_n = J_n^T r_n, and their Gram matrix K_nm = G_n . G_m.
 
     Theta is flattened row-major in the order of ``model.named_parameters()``. Vectors are (P,) in
     the model's dtype; logit-shaped values are like ``logits``. Sums over the batch are float64, and
     sums, never means.
-
-    Attributes:
-        versions: the versions of the tensors that all methods see, by name, as they were computed.
     """
 
     def __init__(self, batches: MicroBatches, likelihood: Likelihood, targets: Tensor) -> None:
         super().__init__(batches, likelihood, targets)
         self._given = targets
-        self.versions: dict[str, int] = {}
-        self._shared: dict[Hashable, Any] = {}
         self._kept = KeptGradients(batches)
 
-    def changed(self) -> str | None:
-        """Return the name of a tensor that was changed in place since it was computed, if any."""
-        here = vars(self)
-        return next(
-            (n for n, version in self.versions.items() if here[n]._version != version), None
-        )
-
-    @_Shared
-    def logit_gradients(self) -> Tensor:
-        """r_n = d l_n / d z_n: like logits, float64."""
-        return self.likelihood.logit_gradients(self.logits, self.targets)
-
-    def sampled_logit_gradients(self, seed: int = 0, labels_per_sample: int = 1) -> Tensor:
-        """Return the logit gradients for labels drawn from the model: (K, N, ..., C) float64.
-
-        Every method that draws labels takes them from here, so that those with one seed approximate
-        the same matrix, sum_kn J^T c_kn c_kn^T J / K.
-
-        Args:
-            seed: the seed of the generator that draws the labels.
-            labels_per_sample: K.
-
-        Raises:
-            EvalkitError: no label is to be drawn.
-        """
-        if labels_per_sample < 1:
-            raise EvalkitError(
-                f"expected labels_per_sample of at least 1, found {labels_per_sample}; draw one "
-                "label or more"
-            )
-        generator, meaning = torch.Generator().manual_seed(seed), self.likelihood
-        drawn = (
-            meaning.sample_targets(self.logits, self.targets, generator)
-            for _ in range(labels_per_sample)
-        )
-        return torch.stack([meaning.logit_gradients(self.logits, labels) for labels in drawn])
-
-    @_Shared
-    def losses(self) -> Tensor:
-        """l_n, summed over a sample's positions: (N,) float64."""
-        return self.likelihood.losses(self.logits, self.targets)
-
-    @_Shared
+    @Shared
     def gradient(self) -> Tensor:
         """g = sum_n J_n^T r_n, the gradient of the summed loss: (P,)."""
         return self.vjp(self.logit_gradients)
@@ -141,7 +80,7 @@ class Linearization(LinearMaps):
         """The forward passes and what was recorded of them, from which work is foreseen."""
         return self._batches
 
-    @_Shared
+    @Shared
     def gradient_jvp(self) -> Tensor:
         """J g: like logits, float64. r_n . (J g)_n = G_n . g is the slope of each loss along g.
 
@@ -188,7 +127,7 @@ class Linearization(LinearMaps):
         """How per-sample gradients are had: one of :data:`evalkit.linearization.gram.ROUTES`."""
         return self._routed.route
 
-    @_Shared
+    @Shared
     def gram(self) -> Tensor:
         """K_nm = G_n . G_m for the per-sample gradients G_n = J_n^T r_n: (N, N) float64."""
         return self._routed.gram
@@ -316,38 +255,7 @@ class Linearization(LinearMaps):
         slopes = self.sample_dots(self.logit_gradients, product)
         return bool(((gram @ signs - slopes).abs() <= tolerance).all())
 
-    def weighted_logit_gradients(self, weights: Tensor) -> Tensor:
-        """Return alpha_n r_n, which J^T maps to G^T alpha: (N,) -> like logits."""
-        return weights.view(-1, *([1] * (self.logits.dim() - 1))) * self.logit_gradients
-
-    @_Shared
+    @Shared
     def gradient_norms(self) -> Tensor:
         """|G_n|, the norms of the per-sample gradients: (N,) float64."""
         return self.gram.diagonal().clamp_min(0).sqrt()
-
-    @_Shared
-    def logit_gradient_norms(self) -> Tensor:
-        """|r_n|, over all positions of a sample: (N,) float64."""
-        return self.sample_dots(self.logit_gradients, self.logit_gradients).sqrt()
-
-    @_Shared
-    def floor_terms(self) -> Tensor:
-        """f_n = r_n^T S_n^+ r_n, what a sample adds to the floor: (N,) float64."""
-        return self.likelihood.floor_terms(self.logits, self.targets)
-
-    @cached_property
-    def gamma_floor(self) -> float:
-        """(sum_n f_n)^(-1/2), which no direction's gamma is below.
-
-        By Cauchy-Schwarz, |d^T g| = |sum_n r_n^T J_n d| <= sqrt(sum r^T S^+ r) sqrt(d^T F d), with
-        equality for the exact natural gradient when the stacked J has full row rank.
-        """
-        return float(self.floor_terms.sum() ** -0.5)
-
-    def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Return ``compute()``, done once per key: how a method shares work between dampings."""
-        # All methods have one dictionary: a key begins with what only its own method says.
-        if key not in self._shared:
-            self._shared[key] = compute()
-        value: T = self._shared[key]
-        return value
