@@ -300,7 +300,7 @@ def row_basis(rows: Tensor) -> Tensor:
     """
     scale = rows.norm(dim=1)
     unit_rows = rows / scale.where(scale > 0, 1.0)[:, None]
-    with _one_thread():
+    with _one_thread(len(rows)):
         q, upper, _ = qr(unit_rows.cpu().numpy().T, mode="economic", pivoting=True)
     rounding = max(unit_rows.shape) * float(np.finfo(np.float64).eps)
     rank = int((np.abs(np.diag(upper)) > rounding).sum())

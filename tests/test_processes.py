@@ -9,14 +9,17 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import evalkit.study.processes
 from evalkit.cli import main
 from evalkit.errors import EvalkitError
+from evalkit.settings import Settings
 from evalkit.storage.rows import Cell
 from evalkit.study.execute import Rows
 from evalkit.study.plan import Unit
-from evalkit.study.processes import executed
+from evalkit.study.processes import executed, is_small, shared_by
+from evalkit.tasks import Samples
 
 UNITS = tuple(Unit(Cell("one", 0, 0.0, batch), frozenset()) for batch in range(9))
 
@@ -84,6 +87,29 @@ def refuses_gradients() -> bool:
 def test_errors_are_sentences(execute: evalkit.study.processes.Execute, match: str) -> None:
     with pytest.raises(EvalkitError, match=match), executed(UNITS, execute, 2) as made:
         list(made)
+
+
+class Failing(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.weight)[:, 5]
+
+
+def test_a_model_is_small_by_its_products() -> None:
+    samples = Samples(torch.randn(9, 4), torch.arange(9) % 3)
+    settings = Settings(("sgd",), batch_size=8)
+    assert is_small(torch.nn.Linear(4, 3), samples, "categorical", settings)
+    large = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(60)), torch.nn.Linear(4, 3))
+    assert not is_small(large, samples, "categorical", settings)
+    assert not is_small(Failing(), samples, "categorical", settings)  # told when it is scored
+
+
+def test_processes_have_some_units_each() -> None:
+    assert [shared_by(units, 4) for units in (0, 7, 8, 12, 100)] == [1, 1, 2, 3, 4]
+    assert shared_by(1000, 64) == 16
 
 
 def test_tables_are_the_same_to_the_last_byte(tmp_path: Path) -> None:
