@@ -6,8 +6,10 @@ import ctypes
 import os
 import platform
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from signal import SIGTERM
 
 _PACKAGES = ("torch", "numpy", "scipy", "pandas", "safetensors")
 _PACKAGES_IN_USE = ("transformers", "peft", "datasets")
@@ -59,6 +61,13 @@ def own_processes() -> int:
     if "torch" in sys.modules or sys.platform != "linux":
         return 1
     return len(os.sched_getaffinity(0))
+
+
+def end_with_parent() -> None:
+    """Let this process be ended when the one that forked it ends, on Linux."""
+    set_death_signal = 1  # as prctl.h numbers it
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).prctl(set_death_signal, SIGTERM)
 
 
 def keep_freed_memory() -> None:

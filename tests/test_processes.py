@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -127,3 +129,31 @@ def test_tables_are_the_same_to_the_last_byte(tmp_path: Path) -> None:
     for name in ("scores.csv", "batches.csv"):
         one, several = (tmp_path / folder / name for folder in ("one", "several"))
         assert one.read_bytes() == several.read_bytes()
+
+
+ORPHANED = """
+import os, signal, sys
+from tests.test_processes import UNITS, rows_of
+from evalkit.study.processes import executed
+
+def told(unit, shown):
+    print(os.getpid(), flush=True)
+    if unit is UNITS[0]:  # by the first process
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows_of(unit, shown)
+
+with executed(UNITS, told, 2) as made:
+    list(made)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+def test_no_process_outlives_the_command() -> None:
+    """However it ends: here by a signal that it cannot see."""
+    run = subprocess.run([sys.executable, "-c", ORPHANED], capture_output=True, text=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    deadline = time.monotonic() + 20
+    for pid in {int(line) for line in run.stdout.split()}:
+        while Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < deadline, f"process {pid} is left"
+            time.sleep(0.05)

@@ -20,6 +20,7 @@ from torch import nn
 
 from evalkit.errors import EvalkitError
 from evalkit.linearization import linearize
+from evalkit.machine import end_with_parent
 from evalkit.settings import Settings
 from evalkit.study.batches import take_batch
 from evalkit.study.execute import Rows
@@ -136,6 +137,7 @@ def _shared(
 
 def _begin(execute: Execute) -> None:
     signal(SIGINT, SIG_IGN)  # the process that started this one ends it
+    end_with_parent()  # however that one ends
     torch.set_num_threads(1)
     _here.append(execute)
 
