@@ -12,8 +12,16 @@ _NAMES = {
     "polyak": "Polyak",
     "best-weights": "best weights",
     "sf": "SF",
+    "kfac": "KFAC",
+    "ekfac": "EKFAC",
+    "kpsvd": "KPSVD",
+    "shampoo": "Shampoo",
+    "eva": "Eva",
     "ngd": "NGD",
 }
+
+_KFAC: dict[str | None, str] = {"empirical": "eKFAC", "improved": "ieKFAC"}
+"""What KFAC is called with some labels (paper, eq. 41-43)."""
 
 
 def split_method(method: str) -> tuple[str, dict[str, str | None]]:
@@ -31,9 +39,11 @@ def split_method(method: str) -> tuple[str, dict[str, str | None]]:
 
 
 def display_name(method: str) -> str:
-    """Return how a method is written in figures and tables, its settings in brackets."""
+    """Return how a method is written in figures and tables, its other settings in brackets."""
     base, settings = split_method(method)
     name = _NAMES.get(base, base)
+    if base == "kfac" and settings.get("labels") in _KFAC:
+        name = _KFAC[settings.pop("labels")]
     listed = ", ".join(k if value is None else f"{k}={value}" for k, value in settings.items())
     if not settings:
         return name

@@ -45,6 +45,7 @@ linearization.entry
 linearization
 indicator rounding work
 solvers
+curvature
 updates
 scoring
 training.optimizers

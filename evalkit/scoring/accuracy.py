@@ -14,9 +14,10 @@ point anywhere and a first order says nothing more: the error is infinite.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from evalkit.indicator import Indicator
+from evalkit.doubts import MARKED
+from evalkit.indicator import Indicator, indicator
 from evalkit.linearization import Linearization
 from evalkit.rounding import fisher_trace, gradient_noise
 from evalkit.updates import CotangentUpdate, Update
@@ -58,13 +59,22 @@ def score_error(
     if not (found.fisher_norm and found.slope):
         value = 0.0 if length == 0 else math.inf
         return Error(value, value)
-    rounding = update.rounding if isinstance(update, CotangentUpdate) else None
+    rounding = update.rounding
+    entries = Rounding(0.0, 0.0)
     if rounding is None:
         rounding = _of_entries(lin, update, length)
+    elif not isinstance(update, CotangentUpdate):  # J d and d^T g are made of the entries of d
+        entries = _of_entries(lin, update, length)
+        rounding = replace(
+            rounding, moved=rounding.moved + entries.moved, slope=rounding.slope + entries.slope
+        )
     spread = math.sqrt(fisher_trace(lin) / math.sqrt(lin.num_params))
-    relative = SAFETY * (
-        rounding.moved * spread / found.fisher_norm + rounding.slope / abs(found.slope)
-    )
+    along = rounding.moved * spread
+    if SAFETY * along > MARKED * found.fisher_norm and rounding.deviation is not None:
+        # What moves most of d may be what F sees least of: one product tells.
+        drawn = indicator(lin, lin.jvp(rounding.deviation().to(lin.logits))).fisher_norm
+        along = min(along, drawn + entries.moved * spread)
+    relative = SAFETY * (along / found.fisher_norm + rounding.slope / abs(found.slope))
     relative += (LEAST + float(lin.logits.abs().max())) * lin.unit
     relative = max(relative, floor_ratio - 1)
     relative = relative if relative < 1 else math.inf

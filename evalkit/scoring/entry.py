@@ -25,6 +25,7 @@ from evalkit.settings import (
 from evalkit.storage.columns import frame_of
 from evalkit.storage.rows import Score
 from evalkit.updates.parser import parse
+from evalkit.updates.registry import check_dampings
 
 
 def score(
@@ -86,5 +87,5 @@ def check_request(
     check_each_once("method", names)
     check_each_once("damping", dampings)
     for name in names:
-        parse(name)
+        check_dampings(parse(name)[0], dampings)
     return names, dampings

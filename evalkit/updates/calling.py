@@ -14,7 +14,7 @@ from evalkit.linearization import Linearization
 from evalkit.reductions import is_finite
 from evalkit.settings import DEFAULT_DAMPING, check_damping, check_seed
 from evalkit.updates.parser import GIVEN, checked_settings, parse
-from evalkit.updates.registry import registered
+from evalkit.updates.registry import check_dampings, registered
 from evalkit.updates.types import CotangentUpdate, Update, VectorUpdate
 
 
@@ -42,9 +42,9 @@ def compute(
     """
     damping, seed = check_damping(damping), check_seed(seed)
     name, written = parse(text)
-    settings = checked_settings(name, settings)
+    settings = checked_settings(name, {**written, **settings})
+    check_dampings(name, [damping])
     function = registered(name)
-    settings = {**written, **settings}
     given = {"seed": seed, "on_iteration": on_iteration}
     settings |= {
         name: given[name] for name in GIVEN if name in inspect.signature(function).parameters

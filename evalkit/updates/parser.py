@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from evalkit.errors import EvalkitError
 from evalkit.given_settings import defaults_of, fitted
 from evalkit.names import split_method
-from evalkit.updates.registry import Method, registered
+from evalkit.updates.registry import Method, check_settings, registered
 
 GIVEN = ("seed", "on_iteration")
 """Parameters that a method receives rather than being set."""
@@ -54,6 +54,7 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
                 f"expected setting '{key}' of method '{name}' to be one of "
                 f"{', '.join(map(str, choices))}, found {value!r}; its default is {defaults[key]!r}"
             )
+    check_settings(name, defaults | checked)
     return checked
 
 

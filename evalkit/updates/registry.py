@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -11,10 +12,15 @@ from evalkit.registry import Registry
 from evalkit.updates.types import Update
 
 Method = Callable[..., Tensor | Update]
+Check = Callable[[str, Mapping[str, Any]], None]
 _METHODS: Registry[Method] = Registry("method")
+_CHECKS: dict[str, Check] = {}
+_DAMPED: set[str] = set()
 
 
-def method(name: str) -> Callable[[Method], Method]:
+def method(
+    name: str, check: Check | None = None, damped: bool = False
+) -> Callable[[Method], Method]:
     """Register a method: a function of (linearization, damping) that returns a direction.
 
     The function returns d, (P,), with the sign of the gradient, or an update of one of the kinds of
@@ -24,6 +30,9 @@ def method(name: str) -> Callable[[Method], Method]:
 
     Args:
         name: how it is called from then on.
+        check: refuses settings that do not go together, before anything is computed: a function of
+            the name and of all settings, those that are left out with their defaults.
+        damped: it is nothing without damping, and a damping of 0 is refused.
 
     Raises:
         EvalkitError: the name is taken, or holds a character that separates names or settings.
@@ -35,6 +44,10 @@ def method(name: str) -> Callable[[Method], Method]:
 
     def register(function: Method) -> Method:
         _METHODS.add(name, function)
+        if check is not None:
+            _CHECKS[name] = check
+        if damped:
+            _DAMPED.add(name)
         return function
 
     return register
@@ -52,3 +65,34 @@ def registered(name: str) -> Method:
         EvalkitError: there is no such method; the sentence names the nearest.
     """
     return _METHODS.get(name)
+
+
+def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a method that do not go together.
+
+    Args:
+        name: of the method.
+        settings: all of them.
+
+    Raises:
+        EvalkitError: they do not.
+    """
+    if name in _CHECKS:
+        _CHECKS[name](name, settings)
+
+
+def check_dampings(name: str, dampings: Iterable[float]) -> None:
+    """Refuse a damping of 0 for a method that is nothing without one.
+
+    Args:
+        name: of the method, settings left aside.
+        dampings: at which it is to be scored.
+
+    Raises:
+        EvalkitError: one is 0.
+    """
+    if name in _DAMPED and not all(dampings):
+        raise EvalkitError(
+            f"expected a damping above 0 for method '{name}', whose matrix is singular by "
+            "construction, found 0; raise the damping or leave the method out"
+        )

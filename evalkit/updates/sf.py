@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evalkit.curvature.labels import combination
 from evalkit.factor import GramFactor
 from evalkit.linearization import Linearization
 from evalkit.rounding import gradient_noise
 from evalkit.updates.registry import method
 from evalkit.updates.types import CotangentUpdate, Rounding, Term
-
-CANCELLED = 0.1
-"""Where less than this part of r is left after what Gs accounts for, the rest is taken apart."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def _draw(lin: Linearization, seed: int, labels_per_sample: int) -> _Sample:
     # A sample's rows share its model: rounding moves them alike.
     relative = gradient_noise(lin) / lin.gradient_norms.where(lin.gradient_norms > 0, 1.0)
     noise = factor.norms * relative.clamp_min(lin.unit).repeat(len(r))
-    h, rest = _combination(lin, r)
+    h, rest = combination(lin, r)
     if rest is not None and factor.rank >= lin.num_params:
         slopes = torch.cat([lin.sample_dots(draw, lin.gradient_jvp) for draw in r])
         h, rest = factor.solve(slopes, 0.0), None
@@ -140,22 +138,3 @@ def _draw(lin: Linearization, seed: int, labels_per_sample: int) -> _Sample:
         length = lin.pulled_norm(rest, jvp)
     slopes = torch.cat([lin.sample_dots(draw, jvp) for draw in r])
     return _Sample(tuple(r), factor, noise, h, rest, slopes, length**2)
-
-
-def _combination(lin: Linearization, r: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return h, (K N,), and the rest r_n - sum_k h_kn rs_kn, None where it is zero.
-
-    Unless much of r cancels, h is zero and the rest is r itself, whose products are known.
-    """
-    sampled = r.flatten(2).movedim(0, 1)  # (N, K, outputs)
-    true = lin.logit_gradients.flatten(1).unsqueeze(2)  # (N, outputs, 1)
-    products = sampled @ sampled.transpose(1, 2)
-    h = torch.linalg.pinv(products, hermitian=True) @ (sampled @ true)  # (N, K, 1)
-    rest = (true - sampled.transpose(1, 2) @ h).squeeze(2)
-    rest[rest.norm(dim=1) <= 1e-12 * lin.logit_gradient_norms] = 0.0
-    flat = h.squeeze(2).T.flatten()
-    if not rest.any():
-        return flat, None
-    if rest.norm() > CANCELLED * lin.logit_gradient_norms.norm():
-        return torch.zeros_like(flat), lin.logit_gradients
-    return flat, rest.view_as(lin.logit_gradients)

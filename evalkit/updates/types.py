@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,10 +52,12 @@ class Rounding:
     Attributes:
         moved: |delta d|, an estimate.
         slope: the slope of d^T g.
+        deviation: draws such a delta d, (P,), where the method can.
     """
 
     moved: float
     slope: float
+    deviation: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +67,13 @@ class VectorUpdate:
     Attributes:
         vector: d, (P,); the parameters move along -d.
         report: the report of the solver, None for methods without one.
+        rounding: how far what d was solved from has moved it, where the method knows; None for a
+            direction whose entries are as exact as its precision.
     """
 
     vector: Tensor
     report: SolverReport | None = None
+    rounding: Rounding | None = None
 
     def direction(self, lin: Linearization) -> Tensor:
         """Return d: (P,)."""

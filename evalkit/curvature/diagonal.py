@@ -1,0 +1,241 @@
+"""Blocks that are diagonal in some bases: of parameters, or of KFAC's eigenvectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evalkit.curvature.eigen import NEAR, Eigen
+from evalkit.curvature.kfac import gradient_factors, input_factors
+from evalkit.curvature.kronecker import Cut, Solution
+from evalkit.curvature.noise import Moments, Noise, noises
+from evalkit.curvature.pulled import PART, Names, Pulled
+from evalkit.curvature.rotated import Rotated, random_signs
+from evalkit.linearization import LayerFactors
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal:
+    """A block Q diag(s) Q^T of each group, with Q = Qb (x) Qa or the identity.
+
+    Attributes:
+        values: s, (groups, out rank + 1, in rank + 1), zero beside the bases; (groups, out, in)
+            without bases.
+        bases: the factors whose eigenvectors are Qb and Qa, None for the identity.
+        within: whether G is known to be zero where s is, and beside Qa.
+        noise: what rounding moves.
+        unit: the rounding of the evaluation.
+        size: out times in.
+        mixed: with bases, an estimate of the sum of squares of F_l beside its diagonal in each row,
+            along both axes, like s.
+    """
+
+    values: Tensor
+    bases: tuple[Eigen, Eigen] | None
+    within: tuple[bool, bool]
+    noise: Noise
+    unit: float
+    size: int
+    mixed: tuple[Tensor, ...]
+
+    def rotated(self, gradient: Tensor) -> Tensor | Rotated:
+        """Return a gradient, (groups, out, in) float64, in the bases of the block."""
+        if self.bases is None:
+            return gradient
+        return Rotated.of(gradient, (self.bases[0].vectors, self.bases[1].vectors), self.within)
+
+    def solve(self, gradient: Tensor | Rotated, damping: float) -> Solution:
+        """Return (Q diag(s) Q^T + lambda I)^-1 G, the pseudo-inverse without damping.
+
+        Entries of s move as sums of squares do whose terms are moved. An eigenvector i turns
+        towards j by dA_ij / (l_i - l_j), at most by 1, and with it the matrix, by (s_i - s_j) times
+        that off its diagonal and by at most 2 sqrt(s_i s_j) times that on it.
+
+        Args:
+            gradient: G, in the bases.
+            damping: lambda.
+        """
+        s, size = self.values, self.size
+        eps = torch.finfo(torch.float64).eps
+        least = s.amax((1, 2), keepdim=True) * size * eps
+        known = s > least
+        shrunk = s.where(known, 0.0) + damping
+        empty, entries = ~known & self.within[0], torch.ones_like(s[0])
+        if isinstance(gradient, Tensor):
+            none = torch.zeros_like(known)
+            cut = Cut.of(gradient.square(), shrunk, known, empty, none, damping, self.unit)
+            matrix = gradient * cut.inverse
+            turned, squares = None, matrix.square()
+        else:
+            assert self.bases is not None
+            out, inside = (basis.void for basis in self.bases)
+            void = (out & self.within[0])[:, :, None] | (inside & self.within[1])[:, None, :]
+            cut = Cut.of(gradient.squares(), shrunk, known, empty, void, damping, self.unit)
+            turned, entries = gradient.scaled(cut.inverse), gradient.entries()
+            squares, matrix = turned.squares(), turned.joined()
+        near = least * max(2 * self.unit / eps, NEAR)
+        if damping == 0 and bool((known & (s <= near)).any()):
+            return Solution(matrix, math.inf, math.inf, cut.lost)
+        rows: Moments = self.noise.rows
+        each = rows.mean_move(size)
+        spread = 4 * each * s + (rows.shift(size) / len(s)) ** 2
+        far = spread * squares + self.noise.gradient * entries
+        slope = (spread * squares.square()).sum() + 4 * self.noise.gradient * squares.sum()
+        if self.bases is not None and turned is not None:
+            added, along = _turned(s, (self.mixed[0], self.mixed[1]), turned, self.bases)
+            far, slope = far + added, slope + along
+        far = far * cut.inverse.square() + cut.hidden
+
+        def deviation(generator: torch.Generator) -> Tensor:
+            if turned is not None:
+                return turned.drawn(far, generator).joined()
+            return random_signs(far, generator) * far.sqrt()
+
+        total = float(slope) + cut.slope
+        return Solution(matrix, float(far.sum()), total, cut.lost, deviation)
+
+
+def _turned(
+    s: Tensor, mixed: tuple[Tensor, Tensor], x: Rotated, bases: tuple[Eigen, Eigen]
+) -> tuple[Tensor, Tensor]:
+    """Return what turns of the bases add to the mean square of dM X, and to that of X . dM X.
+
+    Args:
+        s: the diagonal.
+        mixed: the squares of what F_l has beside it in each row, along either axis.
+        x: X in the bases.
+        bases: the factors.
+    """
+    squares, far, along = x.squares(), torch.zeros_like(s), s.new_zeros(())
+    for axis, basis in enumerate(bases):
+        values = basis.values
+        gaps = (values[:, :, None] - values[:, None, :]).square()
+        angles = basis.variances / (gaps + basis.variances).clamp_min(1e-300)
+        angles.diagonal(dim1=1, dim2=2).zero_()
+        one, own, beside = (s, squares, mixed[1]) if axis else (s.mT, squares.mT, mixed[0].mT)
+        back = angles.mT  # the last row is a sum over entries, and so are the squares
+        apart = one.square() * (own @ back) - 2 * one * ((one * own) @ back)
+        apart = (apart + (one.square() * own) @ back).clamp_min(0.0)
+        on = 4 * torch.minimum(one * (one @ angles), beside * angles.amax(1)[:, None])
+        added = apart + on * own
+        far = far + (added if axis else added.mT)
+        # X . dM X sums (s_i - s_j) x_i x_j over the other axis before it is squared.
+        inner = x.inner if axis else x.inner.mT
+        products = (one[:, :-1, :-1] * inner).mT @ inner
+        along = along + (angles[:, :-1, :-1] * (products - products.mT).square()).sum() / 2
+        along = along + (on * own.square()).sum()
+        along = along + (angles[:, :-1, -1] * (one.square() * own).sum(1)[:, :-1]).sum() * (
+            own[:, :, -1].sum()
+        )
+    return far, along
+
+
+def diagonal(pulled: Pulled) -> dict[Names, Diagonal]:
+    """Return diag(F_l) of each layer, sum_kn P_kn^2 entry by entry."""
+    found = pulled.lin.shared(("diagonal", pulled.source.key), lambda: _squares(pulled, {}))
+    return _blocks(pulled, found, {})
+
+
+def ekfac(pulled: Pulled) -> dict[Names, Diagonal]:
+    """Return (Qb (x) Qa) diag(s) (Qb (x) Qa)^T of each layer, the bases those of KFAC (expand).
+
+    s_pq = sum_kn (Qb^T P_kn Qa)_pq^2, squared after the sum over positions: of all matrices that
+    are diagonal in these bases the nearest to F_l.
+    """
+    inside, out = input_factors(pulled, "expand"), gradient_factors(pulled, "expand")
+    bases = {names: (out[names], inside[names]) for names in out}
+    found = pulled.lin.shared(("ekfac", pulled.source.key), lambda: _squares(pulled, bases))
+    return _blocks(pulled, found, bases)
+
+
+def _blocks(
+    pulled: Pulled, found: dict[Names, list[Tensor]], bases: dict[Names, tuple[Eigen, Eigen]]
+) -> dict[Names, Diagonal]:
+    moved, unit = noises(pulled), pulled.lin.unit
+    within = (pulled.given.rest is None, True)
+    return {
+        names: Diagonal(
+            values,
+            bases.get(names),
+            within,
+            moved[names],
+            unit,
+            pulled.blocks[names].size,
+            (*mixed,),
+        )
+        for names, (values, *mixed) in found.items()
+    }
+
+
+def _squares(pulled: Pulled, bases: dict[Names, tuple[Eigen, Eigen]]) -> dict[Names, list[Tensor]]:
+    """Return sum_kn P'^2 entry by entry for P' = Qb^T P Qa, and with bases :attr:`Diagonal.mixed`.
+
+    The square of sum_kn P'_pq (P' z)_p - s_pq z_q, z random signs, is in the mean the sum of
+    squares of (F_l)_pq,pj over j. With bases all have a row and a column beside them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    totals: dict[Names, list[Tensor]] = {}
+    signs: dict[Names, tuple[Tensor, Tensor]] = {}
+    for part in pulled.parts():
+        if not isinstance(part.found, LayerFactors):
+            continue
+        names, a = part.names, part.found.inputs.double()
+        d = part.found.output_gradients.double()
+        if bases:
+            out, inside = bases[names]
+            a, d = a @ inside.vectors[:, None], d @ out.vectors[:, None, None]
+        if names not in totals:
+            shape = (len(a), d.shape[4], a.shape[3])
+            totals[names] = [a.new_zeros(shape) for _ in range(3 if bases else 1)]
+            signs[names] = (
+                random_signs(a[0, 0, 0], generator),
+                random_signs(d[0, 0, 0, 0], generator),
+            )
+        for total, added in zip(
+            totals[names], _sums(a, d, signs[names] if bases else None), strict=True
+        ):
+            total += added
+    if not bases:
+        return totals
+    found = {}
+    for names, (s, rows, columns) in totals.items():
+        z, y = signs[names]
+        mixed = (columns - s * y[:, None]).square(), (rows - s * z).square()
+        found[names] = [torch.nn.functional.pad(one, (0, 1, 0, 1)) for one in (s, *mixed)]
+    return found
+
+
+def _sums(a: Tensor, d: Tensor, signs: tuple[Tensor, Tensor] | None) -> Iterator[Tensor]:
+    """Yield sums over samples of P_pq^2, P_pq (P z)_p and P_pq (y^T P)_q, P = sum_t d a^T.
+
+    Args:
+        a: (groups, n, T, in).
+        d: (groups, K, n, T, out).
+        signs: z and y; None for the first sum alone.
+    """
+    if a.shape[2] == 1:  # one position
+        one, many = a[:, :, 0], d[:, :, :, 0]  # (groups, n, in), (groups, K, n, out)
+        squares = many.square().sum(1).mT
+        yield squares @ one.square()
+        if signs is None:
+            return
+        z, y = signs
+        yield squares @ (one * (one @ z)[:, :, None])
+        yield (many * (many @ y)[..., None]).sum(1).mT @ one.square()
+        return
+    count = 1 if signs is None else 3
+    total = [a.new_zeros(a.shape[0], d.shape[4], a.shape[3]) for _ in range(count)]
+    step = max(1, PART // max(1, d.shape[1] * total[0].numel()))
+    for i in range(0, a.shape[1], step):
+        rows = torch.einsum("gknto,gnti->gknoi", d[:, :, i : i + step], a[:, i : i + step])
+        total[0] += rows.square().sum((1, 2))
+        if signs is None:
+            continue
+        z, y = signs
+        total[1] += (rows * (rows @ z)[..., None]).sum((1, 2))
+        total[2] += (rows * (y @ rows)[..., None, :]).sum((1, 2))
+    yield from total

@@ -1,0 +1,169 @@
+"""Systems with Kronecker products, (B (x) A + lambda I) vec X = vec G, by two decompositions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from evalkit.curvature.eigen import Eigen
+from evalkit.curvature.rotated import Rotated
+
+Style = Literal["tikhonov", "pi", "plain"]
+
+SEEN = 64.0
+"""Units of rounding, as parts of a gradient, above which there is something in a direction."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a block contributes to a direction.
+
+    Attributes:
+        matrix: X, (groups, out, in).
+        moved: the square of how far rounding is expected to have moved it.
+        slope: the square of how far it has moved its part of d^T g.
+        lost: the square of the part of G that a pseudo-inverse maps to zero.
+        deviation: draws a change of X of the kind that rounding makes, like X; None where X may be
+            anything.
+    """
+
+    matrix: Tensor
+    moved: float
+    slope: float
+    lost: float = 0.0
+    deviation: Callable[[torch.Generator], Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """The inverse of a damped matrix in bases, zero where a gradient has nothing but rounding.
+
+    Attributes:
+        inverse: like squares of the gradient.
+        hidden: the squares of what is left out of the solution, where few digits hide it.
+        slope: the square of what that may be in d^T g.
+        lost: the square of the part of the gradient that a pseudo-inverse maps to zero.
+    """
+
+    inverse: Tensor
+    hidden: Tensor
+    slope: float = 0.0
+    lost: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        squares: Tensor,
+        shrunk: Tensor,
+        known: Tensor,
+        empty: Tensor,
+        void: Tensor,
+        damping: float,
+        unit: float,
+    ) -> Cut:
+        """Return the inverse.
+
+        Args:
+            squares: of the gradient in the bases.
+            shrunk: the damped matrix, on its diagonal.
+            known: where the matrix is not zero.
+            empty: where it is zero to rounding, and a gradient without rounding would be small.
+            void: where both are zero.
+            damping: lambda.
+            unit: the rounding of the evaluation.
+        """
+        if damping == 0:
+            lost = float(squares.where(~known, 0.0).sum())
+            inverse = shrunk.reciprocal().where(known, 0.0)
+            return cls(inverse, torch.zeros_like(inverse), lost=lost)
+        least = (SEEN * unit) ** 2 * squares.sum((1, 2), keepdim=True)
+        left_out, inverse = void | (empty & (squares <= least)), shrunk.reciprocal()
+        coarse = unit > torch.finfo(torch.float64).eps
+        hidden = squares.where(left_out & ~void & coarse, 0.0)
+        slope = float((hidden * inverse).sum()) ** 2
+        return cls(inverse.where(~left_out, 0.0), hidden * inverse.square(), slope)
+
+
+@dataclass(frozen=True, eq=False)
+class Kronecker:
+    """A block B (x) A of each group.
+
+    Attributes:
+        out: B.
+        inside: A.
+        within: whether G is known to lie in the range of B and in that of A, so that what is
+            outside of them is rounding, whatever the damping.
+        gradient: the mean square move of an entry of G by rounding.
+        unit: the rounding of the evaluation.
+        style: where the damping is added.
+    """
+
+    out: Eigen
+    inside: Eigen
+    within: tuple[bool, bool]
+    gradient: float
+    unit: float
+    style: Style = "tikhonov"
+
+    def rotated(self, gradient: Tensor) -> Rotated:
+        """Return a gradient, (groups, out, in) float64, in the bases of the block."""
+        return Rotated.of(gradient, (self.out.vectors, self.inside.vectors), self.within)
+
+    def solve(self, gradient: Rotated, damping: float) -> Solution:
+        """Return X with (B (x) A + lambda I) vec X = vec G, and how far rounding moves it.
+
+        To first order X moves as (B (x) A + lambda I)^-1 (dG - dB X A - B X dA) does.
+
+        Args:
+            gradient: G, in the bases.
+            damping: lambda; 0 gives B^+ G A^+.
+        """
+        b, a = self.out.values[:, :, None], self.inside.values[:, None, :]
+        shrunk = b * a + damping
+        if self.style != "tikhonov" and damping:
+            left, right = self._added(damping)
+            b, a = b + left[:, None, None], a + right[:, None, None]
+            shrunk = b * a
+        known = self.out.kept[:, :, None] & self.inside.kept[:, None, :]
+        empty = self._either(~self.out.kept, ~self.inside.kept)
+        void = self._either(self.out.void, self.inside.void)
+        cut = Cut.of(gradient.squares(), shrunk, known, empty, void, damping, self.unit)
+        x = gradient.scaled(cut.inverse)
+        if damping == 0 and (self.out.hazy or self.inside.hazy):
+            return Solution(x.joined(), math.inf, math.inf, cut.lost)
+        squares = x.squares()
+        far = self.out.variances @ (squares * a.square())
+        far = far + (squares * b.square()) @ self.inside.variances.mT
+        far = (far + self.gradient * gradient.entries()) * cut.inverse.square() + cut.hidden
+        slope = (x.products(a, 0) * self.out.variances).sum()
+        slope = slope + (x.products(b, 1) * self.inside.variances).sum()
+        slope = slope + 4 * self.gradient * squares.sum()
+        return Solution(
+            x.joined(),
+            float(far.sum()),
+            float(slope) + cut.slope,
+            cut.lost,
+            lambda generator: x.drawn(far, generator).joined(),
+        )
+
+    def _either(self, out: Tensor, inside: Tensor) -> Tensor:
+        """Return where one of two is true, (groups, rank + 1) each, as far as G is within."""
+        return (out & self.within[0])[:, :, None] | (inside & self.within[1])[:, None, :]
+
+    def _added(self, damping: float) -> tuple[Tensor, Tensor]:
+        """Return what is added to B and to A, (groups,) each: lambda, or parts of its root.
+
+        With the style ``pi`` these are sqrt(lambda) / pi and pi sqrt(lambda),
+        pi^2 = (tr A / in) / (tr B / out).
+        """
+        if self.style == "plain":
+            both = torch.full_like(self.out.mean, damping)
+            return both, both
+        pi = (self.inside.mean / self.out.mean).sqrt()
+        pi = pi.where((pi > 0) & pi.isfinite(), 1.0)
+        return math.sqrt(damping) / pi, math.sqrt(damping) * pi

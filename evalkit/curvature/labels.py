@@ -1,0 +1,225 @@
+"""Where the cotangents come from that a curvature matrix is made of: the setting ``labels``.
+
+Every source gives c_kn, K cotangents of the logits for each sample, and stands for the matrix
+F = sum_kn J^T c_kn c_kn^T J. Structures take what these pull back to, and know nothing of labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from evalkit.errors import EvalkitError
+from evalkit.likelihoods import IGNORED_LABEL
+from evalkit.linearization import Linearization
+
+Labels = Literal["sampled", "exact", "empirical", "improved", "floor"]
+Norm = Literal["sample", "position"]
+
+MOST_OUTPUTS = 300
+"""Outputs per sample up to which each has a backward of its own."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is asked for.
+
+    Attributes:
+        labels: where the cotangents come from.
+        labels_per_sample: labels that are drawn for each sample.
+        norm: what ``improved`` normalises, the logit gradient of a sample or of each position.
+        seed: of the draws.
+    """
+
+    labels: Labels = "sampled"
+    labels_per_sample: int = 1
+    norm: Norm = "sample"
+    seed: int = 0
+
+    @property
+    def key(self) -> Hashable:
+        """What tells the cotangents of a batch from others."""
+        drawn = (self.seed, self.labels_per_sample) if self.labels == "sampled" else ()
+        return (self.labels, *drawn, *((self.norm,) if self.labels == "improved" else ()))
+
+    def check(self, method: str) -> None:
+        """Refuse a setting that the source has no use for.
+
+        Args:
+            method: the name of the method, for errors.
+
+        Raises:
+            EvalkitError: there is one.
+        """
+        if self.labels != "sampled" and self.labels_per_sample != 1:
+            raise EvalkitError(
+                f"expected labels_per_sample with labels=sampled alone in method '{method}', found "
+                f"labels={self.labels}; leave labels_per_sample out"
+            )
+        if self.labels_per_sample < 1:
+            raise EvalkitError(
+                f"expected labels_per_sample of at least 1 in method '{method}', found "
+                f"{self.labels_per_sample}; draw one label or more"
+            )
+        if self.labels != "improved" and self.norm != "sample":
+            raise EvalkitError(
+                f"expected norm={self.norm} with labels=improved alone in method '{method}', found "
+                f"labels={self.labels}; leave norm out"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Cotangents:
+    """Cotangents, and the gradient told by them: g = sum_kn t_kn J_n^T c_kn + J^T c'.
+
+    Attributes:
+        values: c, (K, N, ..., C) float64.
+        targets: t, (K, N) float64.
+        rest: c', like logits; None where g lies in the span of the rows J_n^T c_kn.
+    """
+
+    values: Tensor
+    targets: Tensor
+    rest: Tensor | None = None
+
+
+def cotangents(lin: Linearization, source: Source) -> Cotangents:
+    """Return the cotangents of a source on one batch, found once for all structures and dampings.
+
+    Raises:
+        EvalkitError: ``exact`` would take too many backwards.
+    """
+    find = SOURCES[source.labels]
+    return lin.shared(("cotangents", source.key), lambda: find(lin, source))
+
+
+def sampled(lin: Linearization, source: Source) -> Cotangents:
+    """Return r for labels drawn from the model, divided by sqrt(K): F estimates the exact matrix.
+
+    The draws are those of ``sf`` for the same seed and number.
+    """
+    drawn = lin.sampled_logit_gradients(source.seed, source.labels_per_sample)
+    root = source.labels_per_sample**0.5
+    shares, rest = combination(lin, drawn)
+    return Cotangents(drawn / root, root * shares.view(len(drawn), -1), rest)
+
+
+def exact(lin: Linearization, source: Source) -> Cotangents:
+    """Return the columns of B_n with S_n = B_n B_n^T, one position at a time: F is the exact one.
+
+    Columns that are zero, as those of positions without a label, are left out.
+
+    Raises:
+        EvalkitError: there are more than :data:`MOST_OUTPUTS` of a sample.
+    """
+    labelled, classes = lin.targets != IGNORED_LABEL, lin.logits.shape[-1]
+    if lin.targets.shape == lin.logits.shape:  # a target for each output
+        labelled, classes = labelled | (not lin.likelihood.ignores_labels), 1
+    outputs = int(labelled.flatten(1).sum(1).max()) if labelled.dim() > 1 else 1
+    if outputs * classes > MOST_OUTPUTS:
+        raise EvalkitError(
+            f"expected at most {MOST_OUTPUTS} outputs with a label per sample for labels=exact, a "
+            f"backward for each, found {outputs * classes}; use labels=sampled"
+        )
+    numbers = outputs * classes * lin.logits.numel()
+    if numbers > lin.batches.budget.held:
+        raise EvalkitError(
+            f"expected cotangents for labels=exact of at most {lin.batches.budget.held} numbers, "
+            f"found {numbers}; use labels=sampled, or a smaller batch"
+        )
+    samples = zip(
+        lin.logits.split(1), lin.targets.split(1), lin.logit_gradients.split(1), strict=True
+    )
+    columns = [_columns(lin, *sample) for sample in samples]
+    count = max(1, *(len(found) for found, _ in columns), 0)
+    values = lin.logit_gradients.new_zeros(count, *lin.logits.shape)
+    targets = lin.logit_gradients.new_zeros(count, lin.num_samples)
+    for n, (found, wanted) in enumerate(columns):
+        values[: len(found), n] = found
+        targets[: len(found), n] = wanted
+    return Cotangents(values, targets)
+
+
+def _columns(
+    lin: Linearization, logits: Tensor, targets: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return a sample's columns that are not zero, (M, ..., C), and what r is in them, (M,)."""
+    root = lin.likelihood.fisher_root(logits, targets)[0]
+    root = root.reshape(-1, *root.shape[-2:])  # (positions, C, C)
+    solved = lin.likelihood.solve_root(logits, targets, gradient)[0].flatten()
+    position, column = root.any(-2).nonzero(as_tuple=True)
+    rows = torch.arange(len(position), device=root.device)
+    found = root.new_zeros(len(position), *root.shape[:2])
+    found[rows, position] = root[position, :, column]
+    return found.view(-1, *logits.shape[1:]), solved.view(root.shape[:2])[position, column]
+
+
+def empirical(lin: Linearization, source: Source) -> Cotangents:
+    """Return r_n, of the labels of the data: F is the empirical Fisher matrix."""
+    return _weighted(lin, torch.ones_like(lin.losses))
+
+
+def improved(lin: Linearization, source: Source) -> Cotangents:
+    """Return r_n / |r_n|, zero where r_n is, with the norm over a sample or over each position."""
+    if source.norm == "sample":
+        return _weighted(lin, lin.logit_gradient_norms)
+    r = lin.logit_gradients
+    norms = r.norm(dim=-1, keepdim=True)
+    c = r / norms.where(norms > 0, 1.0)
+    squares = lin.sample_dots(c, c)
+    share = lin.sample_dots(r, c) / squares.where(squares > 0, 1.0)
+    rest = r - share.view(-1, *[1] * (r.dim() - 1)) * c
+    alike = rest.flatten(1).norm(dim=1) <= 1e-12 * lin.logit_gradient_norms
+    rest[alike] = 0.0
+    return Cotangents(c[None], share[None], rest if rest.any() else None)
+
+
+def floor(lin: Linearization, source: Source) -> Cotangents:
+    """Return r_n / sqrt(f_n), f_n = r_n^T S_n^+ r_n: the most of G_n G_n^T that is below F_n."""
+    return _weighted(lin, lin.likelihood.floor_terms(lin.logits, lin.targets).sqrt())
+
+
+SOURCES: dict[Labels, Callable[[Linearization, Source], Cotangents]] = {
+    "sampled": sampled,
+    "exact": exact,
+    "empirical": empirical,
+    "improved": improved,
+    "floor": floor,
+}
+
+
+def _weighted(lin: Linearization, divisors: Tensor) -> Cotangents:
+    """Return r_n / w_n, zero where w_n is; their multiples w_n sum to the gradient."""
+    inverse = divisors.reciprocal().where(divisors > 0, 0.0)
+    return Cotangents(lin.weighted_logit_gradients(inverse)[None], divisors[None])
+
+
+CANCELLED = 0.1
+"""Where less than this part of r is left after what the draws account for, it is taken apart."""
+
+
+def combination(lin: Linearization, drawn: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return h, (K N,), and the rest r_n - sum_k h_kn c_kn, None where it is zero.
+
+    Unless much of r cancels, h is zero and the rest is r itself, whose products are known.
+
+    Args:
+        lin: the model and batch.
+        drawn: c, (K, N, ..., C), such as logit gradients for drawn labels.
+    """
+    sampled = drawn.flatten(2).movedim(0, 1)  # (N, K, outputs)
+    true = lin.logit_gradients.flatten(1).unsqueeze(2)  # (N, outputs, 1)
+    products = sampled @ sampled.transpose(1, 2)
+    h = torch.linalg.pinv(products, hermitian=True) @ (sampled @ true)  # (N, K, 1)
+    rest = (true - sampled.transpose(1, 2) @ h).squeeze(2)
+    rest[rest.norm(dim=1) <= 1e-12 * lin.logit_gradient_norms] = 0.0
+    flat = h.squeeze(2).T.flatten()
+    if not rest.any():
+        return flat, None
+    if rest.norm() > CANCELLED * lin.logit_gradient_norms.norm():
+        return torch.zeros_like(flat), lin.logit_gradients
+    return flat, rest.view_as(lin.logit_gradients)

@@ -1,0 +1,132 @@
+"""Matrices in two orthonormal bases, which may be thin, and what lies beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return 1 or -1 for each entry."""
+    return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Rotated:
+    """A matrix X of each group in two orthonormal bases, and what lies beside them.
+
+    X = Qb x Qa^T + right Qa^T + Qb below + corner, where Qb^T right = 0, below Qa = 0, and the
+    corner is orthogonal to both. What is zero, as there is nothing beside a basis, is None.
+    """
+
+    bases: tuple[Tensor, Tensor]
+    inner: Tensor
+    right: Tensor | None
+    below: Tensor | None
+    corner: Tensor | None
+
+    @classmethod
+    def of(cls, matrix: Tensor, bases: tuple[Tensor, Tensor], within: tuple[bool, bool]) -> Rotated:
+        """Return a matrix in two bases.
+
+        Args:
+            matrix: (groups, out, in).
+            bases: Qb and Qa.
+            within: whether the matrix is zero beside each of them.
+        """
+        out, inside = bases
+        thin = [
+            basis.shape[2] < basis.shape[1] and not known
+            for basis, known in zip(bases, within, strict=True)
+        ]
+        across = matrix @ inside
+        inner = out.mT @ across
+        right = across - out @ inner if thin[0] else None
+        left = out.mT @ matrix if thin[1] else None
+        below = None if left is None else left - inner @ inside.mT
+        corner = None
+        if thin[0] and left is not None:
+            corner = matrix - out @ left
+            corner = corner - (corner @ inside) @ inside.mT
+        return cls((out, inside), inner, right, below, corner)
+
+    def scaled(self, factors: Tensor) -> Rotated:
+        """Return it with every entry multiplied: by factors (groups, rank + 1, rank + 1)."""
+        inner, right = factors[:, :-1, :-1], factors[:, -1:, :-1]
+        below, corner = factors[:, :-1, -1:], factors[:, -1:, -1:]
+        return Rotated(
+            self.bases,
+            self.inner * inner,
+            None if self.right is None else self.right * right,
+            None if self.below is None else self.below * below,
+            None if self.corner is None else self.corner * corner,
+        )
+
+    def drawn(self, squares: Tensor, generator: torch.Generator) -> Rotated:
+        """Return a matrix whose entries have random signs and given squares, as :meth:`squares`.
+
+        What lies beside a basis is spread over all entries there.
+        """
+        sizes = self.bases[0].shape[1], self.bases[1].shape[1]
+        last, column, corner = squares[:, -1:, :-1], squares[:, :-1, -1:], squares[:, -1:, -1:]
+        parts = (
+            (self.inner, squares[:, :-1, :-1]),
+            (self.right, last / sizes[0]),
+            (self.below, column / sizes[1]),
+            (self.corner, corner / (sizes[0] * sizes[1])),
+        )
+        inner, *beside = (
+            None if like is None else random_signs(like, generator) * square.sqrt()
+            for like, square in parts
+        )
+        assert inner is not None
+        return Rotated(self.bases, inner, *beside)
+
+    def squares(self) -> Tensor:
+        """Return the squares of entries, what lies beside a basis summed: like factors."""
+        inner = self.inner.square()
+        zero = [torch.zeros_like(inner[:, :1]), torch.zeros_like(inner[:, :, :1])]
+        last = zero[0] if self.right is None else self.right.square().sum(1, keepdim=True)
+        column = zero[1] if self.below is None else self.below.square().sum(2, keepdim=True)
+        corner = torch.zeros_like(inner[:, :1, :1])
+        if self.corner is not None:
+            corner = self.corner.square().sum((1, 2), keepdim=True)
+        return torch.cat([torch.cat([inner, column], 2), torch.cat([last, corner], 2)], 1)
+
+    def entries(self) -> Tensor:
+        """Return how many entries each of :meth:`squares` is a sum of: (rank + 1, rank + 1)."""
+        sizes = []
+        for basis in self.bases:
+            one = basis.new_ones(basis.shape[2] + 1)
+            one[-1] = basis.shape[1] - basis.shape[2]
+            sizes.append(one)
+        return torch.outer(*sizes)
+
+    def products(self, weights: Tensor, axis: int) -> Tensor:
+        """Return squares of X diag(w) X^T, or of X^T diag(w) X for axis 1.
+
+        Beside a basis they are bounded by the product of the diagonal entries.
+
+        Args:
+            weights: w, broadcast against factors along the other axis.
+            axis: 0 or 1.
+        """
+        x, w = self.inner, weights[..., :-1] if axis == 0 else weights[:, :-1]
+        inner = (x * w) @ x.mT if axis == 0 else x.mT @ (x * w)
+        diagonal = (self.squares() * weights).sum(2 - axis)
+        found = diagonal[:, :, None] * diagonal[:, None, :]
+        found[:, :-1, :-1] = inner.square()
+        return found
+
+    def joined(self) -> Tensor:
+        """Return X, (groups, out, in)."""
+        out, inside = self.bases
+        across = out @ self.inner
+        if self.right is not None:
+            across = across + self.right
+        whole = across @ inside.mT
+        if self.below is not None:
+            whole = whole + out @ self.below
+        return whole if self.corner is None else whole + self.corner
