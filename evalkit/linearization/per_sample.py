@@ -11,6 +11,7 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from evalkit.evaluation.forward import differentiable
+from evalkit.linearization.adjoint import differentiating
 from evalkit.linearization.recording import Recording
 
 
@@ -112,6 +113,9 @@ def defining_gradients(
 
     Returns:
         For each parameter, (rows, size).
+
+    Raises:
+        EvalkitError: a backward fails.
     """
     samples = cotangents.shape[1]
     flat = cotangents.flatten(0, 1)
@@ -120,8 +124,9 @@ def defining_gradients(
     for row in rows.tolist():
         cotangent = torch.zeros_like(recording.logits)
         cotangent[row % samples] = flat[row]
-        pulled = torch.autograd.grad(
-            recording.logits, parameters, cotangent, retain_graph=True, materialize_grads=True
-        )
+        with differentiating(recording, False):
+            pulled = torch.autograd.grad(
+                recording.logits, parameters, cotangent, retain_graph=True, materialize_grads=True
+            )
         gradients.append([value.detach().flatten() for value in pulled])
     return [torch.stack(column) for column in zip(*gradients, strict=True)]

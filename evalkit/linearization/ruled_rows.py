@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evalkit.evaluation.forward import differentiable
 from evalkit.layers.rows import Formed, GradientRows
+from evalkit.linearization.adjoint import differentiating
 from evalkit.linearization.broadcasts import Broadcast
 from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import Recording
@@ -99,7 +99,7 @@ def output_gradients(recording: Recording, cotangents: Tensor) -> OutputGradient
     edges = [*(use.outputs for use in uses), *(broadcast.copies for broadcast in broadcasts)]
     if not edges:
         return OutputGradients(kinds, (), (), (), ())
-    with differentiable():
+    with differentiating(recording, False):
         pulled = [
             torch.autograd.grad(recording.logits, edges, c, retain_graph=True, allow_unused=True)
             for c in cotangents

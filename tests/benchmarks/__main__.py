@@ -33,15 +33,16 @@ def main() -> None:
     memories: list[Memory] = []
     for problem in chosen:
         print(f"measuring {problem.name} ...", flush=True)
-        rows += measure(problem, arguments.device)
+        found = measure(problem, arguments.device)
+        rows += found
         memories.append(memory(problem, arguments.device))
-        print(*rows[-8:], *memories[-1:], sep="\n", flush=True)
-    where = machine(arguments.device, "curvlinops-for-pytorch")
-    text = as_markdown(rows, memories, verdicts(rows, memories), where)
+        print(*found, memories[-1], sep="\n", flush=True)
+        where = machine(arguments.device, "curvlinops-for-pytorch")
+        text = as_markdown(rows, memories, verdicts(rows, memories), where)
+        if arguments.write:  # as far as it has come, so that an interruption loses one problem
+            suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
+            REPORT.with_stem(REPORT.stem + suffix).write_text(text, encoding="utf-8")
     print(text)
-    if arguments.write:
-        suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
-        REPORT.with_stem(REPORT.stem + suffix).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
