@@ -51,14 +51,18 @@ def verdicts(rows: Sequence[Row], memories: Sequence[Memory]) -> list[Verdict]:
     judge(
         "F v", {MLP: 2, CNN: 2, LORA: 2, FULL: 1.5}, "F v {}x faster than curvlinops", faster, False
     )
-    judge(
-        "NGD to 1% of the floor",
-        dict.fromkeys(every, 2),
-        "NGD {}x faster than curvlinops' CG",
-        faster,
-        False,
-    )
+    judge("F v", {FULL: 1.25}, "F v in at most {} steps", lambda r: r.steps, True)
+    judge("F v", {FULL: 1.9}, "F v {}x faster than curvlinops", faster, False)
+    for times in (2, 4):
+        judge(
+            "NGD to 1% of the floor",
+            dict.fromkeys(every, times),
+            "NGD {}x faster than curvlinops' CG",
+            faster,
+            False,
+        )
     scores = "sgd, ef, ief, sf"
+    judge(scores, {LORA: 7.5}, "four scores in at most {} steps", lambda r: r.steps, True)
     judge(scores, STEPS, "four scores in at most {} steps", lambda r: r.steps, True)
     judge(scores, {MLP: 50}, "four scores {}x faster than with gradients formed", faster, False)
     judge(
