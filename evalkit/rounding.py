@@ -27,6 +27,18 @@ def gradient_noise(lin: Linearization) -> Tensor:
     return lin.shared("gradient noise", compute)
 
 
+def relative_noise(lin: Linearization) -> Tensor:
+    """Return |delta G_n| / |G_n|, which is all of a sample's rows: (N,) float64.
+
+    Rows of other cotangents share the sample's model, so that rounding moves them alike.
+
+    Args:
+        lin: the model and batch.
+    """
+    norms = lin.gradient_norms
+    return gradient_noise(lin) / norms.where(norms > 0, 1.0)
+
+
 def fisher_trace(lin: Linearization) -> float:
     """Return an estimate of tr F = sum_n tr(S_n J_n J_n^T), J_n taken to be as long as along r_n.
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import evalkit
-from evalkit.solvers.kernel import tangent_kernel
 from tests.support.cases import CASES
 from tests.support.chosen_cases import IN_A_ROW, SOME, SPLIT
 from tests.support.dense import assert_near
+from tests.support.kernels import tangent_kernel
 
 
 def quantities(lin: evalkit.Linearization) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from evalkit.layers.sketches import SIZE, SketchSize
 from evalkit.linearization.ruled_rows import row_kinds
 from evalkit.solvers.cg import solve_by_cg
 from evalkit.solvers.direct import solve_directly
-from evalkit.solvers.kernel import tangent_kernel
 from evalkit.solvers.sketch import sketched_kernel
 from evalkit.solvers.solved import formed
 from evalkit.solvers.stopping import Stopping
@@ -29,6 +28,7 @@ from tests.support.drawn_rows import (
     lookups,
     outer_products,
 )
+from tests.support.kernels import tangent_kernel
 from tests.support.table import Draw
 
 OUTER = Sizes(2, 1, 3, 4, 1, 1, 1, 6, 5)

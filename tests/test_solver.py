@@ -12,7 +12,6 @@ from torch import Tensor
 import evalkit
 from evalkit.solvers.cg import conjugate_gradients
 from evalkit.solvers.direct import solve_directly
-from evalkit.solvers.kernel import tangent_kernel
 from evalkit.solvers.logit_space import LogitSpace
 from evalkit.solvers.spaces import cotangents
 from evalkit.solvers.stopping import Stopping
@@ -21,6 +20,7 @@ from evalkit.updates import compute
 from tests.support import dense
 from tests.support.cases import CASES
 from tests.support.chosen_cases import some_cases, with_a_damping
+from tests.support.kernels import tangent_kernel
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -180,7 +180,7 @@ def improved(lin: Linearization, source: Source) -> Cotangents:
 
 def floor(lin: Linearization, source: Source) -> Cotangents:
     """Return r_n / sqrt(f_n), f_n = r_n^T S_n^+ r_n: the most of G_n G_n^T that is below F_n."""
-    return _weighted(lin, lin.likelihood.floor_terms(lin.logits, lin.targets).sqrt())
+    return _weighted(lin, lin.floor_terms.sqrt())
 
 
 SOURCES: dict[Labels, Callable[[Linearization, Source], Cotangents]] = {

@@ -19,7 +19,7 @@ from torch import Tensor
 from evalkit.curvature.labels import Cotangents, Source, cotangents
 from evalkit.evaluation.wrapped import plain_name
 from evalkit.linearization import FormedRows, LayerFactors, Linearization
-from evalkit.rounding import gradient_noise
+from evalkit.rounding import relative_noise
 
 Names = tuple[str, ...]
 
@@ -131,10 +131,8 @@ class Pulled:
         self.lin = lin
         self.source = source
         self.given: Cotangents = cotangents(lin, source)
-        # A sample's rows share its model: rounding moves them alike.
-        norms = lin.gradient_norms
-        relative = gradient_noise(lin) / norms.where(norms > 0, 1.0)
-        self.relative = relative.clamp_min(lin.unit).expand(len(self.given.values), -1)
+        relative = relative_noise(lin).clamp_min(lin.unit)
+        self.relative = relative.expand(len(self.given.values), -1)
         apart = lin.shared("parameters of several layers", lambda: _of_several_layers(lin))
         self._apart = apart
         while True:

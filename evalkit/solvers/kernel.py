@@ -1,4 +1,4 @@
-"""The tangent kernel J J^T as a matrix over all outputs of a batch, and columns of it."""
+"""Columns of the tangent kernel J J^T over all outputs of a batch."""
 
 from __future__ import annotations
 
@@ -8,24 +8,6 @@ from torch import Tensor
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.linearization import Linearization
 from evalkit.linearization.gram import gram_matrix, side
-
-
-@full_precision()
-def tangent_kernel(lin: Linearization) -> Tensor:
-    """Return J J^T, (N M, N M) float64, for M outputs per sample, in the order of the logits.
-
-    It is the Gram matrix of J_n^T e_m for the unit vectors e_m of one sample's outputs. It is
-    formed once for all dampings, and is not to be changed in place.
-    """
-
-    def formed() -> Tensor:
-        units = unit_cotangents(lin)
-        outputs, samples = units.shape[:2]
-        # Rows of Gram matrices have the cotangent outside the sample, logits have it inside.
-        matrix = gram_matrix(lin.batches, units, lin.route).view(outputs, samples, outputs, samples)
-        return matrix.permute(1, 0, 3, 2).reshape(outputs * samples, -1)
-
-    return lin.shared("tangent kernel", formed)
 
 
 @full_precision()

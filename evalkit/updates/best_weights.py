@@ -11,7 +11,7 @@ from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize, factorize_rows, row_basis
 from evalkit.linearization import Linearization
 from evalkit.linearization.linearized import MOST_ROW_NUMBERS
-from evalkit.rounding import gradient_noise
+from evalkit.rounding import gradient_noise, relative_noise
 from evalkit.solvers.kernel import sample_products
 from evalkit.updates.registry import method
 from evalkit.updates.types import CotangentUpdate, SolverReport, Term, Update, VectorUpdate
@@ -52,13 +52,12 @@ def _weighted(lin: Linearization) -> Update:
     # Of N numbers as far as can be told: rounding fills what is left of the rank.
     factor = factorize(products @ moved.T, rounding, lin.unit, lin.num_samples)
     b = products @ lin.logit_gradients.flatten()
-    alpha, norms = factor.solve(b, 0.0), lin.gradient_norms
-    noise = factor.norms * gradient_noise(lin) / norms.where(norms > 0, 1.0)
+    alpha = factor.solve(b, 0.0)
     return CotangentUpdate(
         lin.weighted_logit_gradients(alpha),
         (Term(lin.logit_gradients, alpha),),
         slope=float(b @ alpha),
-        report=_report(lin, factor, b, noise),
+        report=_report(lin, factor, b, factor.norms * relative_noise(lin)),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from evalkit.curvature.labels import combination
 from evalkit.factor import GramFactor
 from evalkit.linearization import Linearization
-from evalkit.rounding import gradient_noise
+from evalkit.rounding import relative_noise
 from evalkit.updates.registry import method
 from evalkit.updates.types import CotangentUpdate, Rounding, Term
 
@@ -123,9 +123,7 @@ def _rounding(
 def _draw(lin: Linearization, seed: int, labels_per_sample: int) -> _Sample:
     r = lin.sampled_logit_gradients(seed, labels_per_sample)
     factor = lin.factor_of(r)
-    # A sample's rows share its model: rounding moves them alike.
-    relative = gradient_noise(lin) / lin.gradient_norms.where(lin.gradient_norms > 0, 1.0)
-    noise = factor.norms * relative.clamp_min(lin.unit).repeat(len(r))
+    noise = factor.norms * relative_noise(lin).clamp_min(lin.unit).repeat(len(r))
     h, rest = combination(lin, r)
     if rest is not None and factor.rank >= lin.num_params:
         slopes = torch.cat([lin.sample_dots(draw, lin.gradient_jvp) for draw in r])

@@ -60,9 +60,8 @@ def tikhonov_sum(lin: Linearization, name: str, h: Tensor, damping: float) -> Co
         damping: lambda >= 0.
     """
     inverse = h.reciprocal().where(h > 0, 0.0)
-    shape = (-1,) + (1,) * (lin.logits.dim() - 1)
     factor = lin.shared(
-        name, lambda: lin.factor_of((inverse.view(shape) * lin.logit_gradients).unsqueeze(0))
+        name, lambda: lin.factor_of(lin.weighted_logit_gradients(inverse).unsqueeze(0))
     )
     return damped_sum(lin, factor, h, damping, scales=inverse)
 
