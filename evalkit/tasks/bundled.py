@@ -14,6 +14,9 @@ from evalkit.tasks.wordings import EPOCHS, WORDINGS
 if TYPE_CHECKING:
     from evalkit.tasks.task import Task
 
+FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
+"""Where Debian's dataset-fashion-mnist has its files."""
+
 
 def _digits_mlp() -> Task:
     from evalkit.tasks.digits_mlp import task
@@ -106,10 +109,27 @@ def _mlp_cifar10(data: str = "uoft-cs/cifar10", samples: int = 0) -> Task:
     return cifar10(data, samples)
 
 
-def _mlp_fashion_mnist(data: str = "/usr/share/datasets/fashion-mnist", samples: int = 0) -> Task:
+def _mlp_fashion_mnist(data: str = FASHION_MNIST, samples: int = 0) -> Task:
     from evalkit.tasks.wide_mlp import fashion_mnist
 
     return fashion_mnist(data, samples)
+
+
+def _autoencoder_digits(widths: str = "32-16-8") -> Task:
+    from evalkit.tasks.autoencoders import digits
+
+    return digits(widths)
+
+
+def _autoencoder_fashion_mnist(
+    data: str = FASHION_MNIST,
+    widths: str = "400-200-100-50-25-6",
+    size: int = 28,
+    samples: int = 0,
+) -> Task:
+    from evalkit.tasks.autoencoders import fashion_mnist
+
+    return fashion_mnist(data, widths, size, samples)
 
 
 register_family("digits-mlp", _digits_mlp)
@@ -119,3 +139,5 @@ register_family("vit-cifar100", _vit("uoft-cs/cifar100", "fine_label"))
 register_family("vit-cifar10", _vit("uoft-cs/cifar10", "label"))
 register_family("mlp-cifar10", _mlp_cifar10)
 register_family("mlp-fashion-mnist", _mlp_fashion_mnist)
+register_family("autoencoder-digits", _autoencoder_digits)
+register_family("autoencoder-fashion-mnist", _autoencoder_fashion_mnist)
