@@ -9,7 +9,8 @@ GATE_RUN := runs/gate
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo example finetune test tests gate lint format types bench gpu accuracy clean
+STUDIES := study-figure5 study-dampings study-steps study-targets study-kronecker
+.PHONY: help install demo example finetune studies $(STUDIES) test tests gate lint format types bench gpu accuracy clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,84 @@ finetune: $(INSTALLED) $(filter runs/models/minilm,$(MODEL)) ## Fine-tune TASK w
 		--epochs 12 --checkpoint-every 2 --out runs/checkpoints/$(FINETUNE)
 	$(BIN)/evalkit score runs/checkpoints/$(FINETUNE) --batches 3 --batch-size 64 --out runs/$(FINETUNE)
 	$(BIN)/evalkit report runs/$(FINETUNE)
+
+# Studies of methods by layers and of targets: docs/structured-studies.md. Each writes to reports/studies.
+GLUE ?= nyu-mll/glue
+CIFAR10 ?= uoft-cs/cifar10
+TRAINED := runs/checkpoints
+LORA := $(TRAINED)/glue-cola-lora-study
+ENCODER := $(TRAINED)/autoencoder-digits
+FASHION := $(TRAINED)/autoencoder-fashion-mnist
+PICTURES := $(TRAINED)/mlp-cifar10
+FIGURE5 := sgd,ef,ief,sf,kfac,kfac:labels=empirical,kfac:labels=improved,ekfac,ekfac:labels=empirical,ekfac:labels=improved
+STEPS := sgd,ngd,block:labels=exact,ekfac:labels=exact,kfac:labels=exact,kfac
+TARGETS := sgd,ief,fgn,fgn-tikhonov,polyak,best-weights,ngd
+KRONECKER := kfac:labels=exact,kpsvd:labels=exact,deflation:labels=exact,lanczos:labels=exact,kfac-corrected:labels=exact
+# 784 outputs are too many for labels=exact.
+DRAWN := kfac:labels_per_sample=4,kpsvd:labels_per_sample=4,deflation:labels_per_sample=4,lanczos:labels_per_sample=4,kfac-corrected:labels_per_sample=4
+SCORED := sgd,ngd,$(KRONECKER)
+THREE_DAMPINGS := 1e-3,1e-1,10
+TEN_DAMPINGS := 1e-12,1e-8,1e-6,1e-4,1e-3,1e-2,1e-1,1,10,100
+
+$(LORA): | $(INSTALLED) runs/models/minilm
+	$(BIN)/evalkit train glue-cola --set adapter=lora --set model=runs/models/minilm --set data=$(GLUE) --set samples=512 \
+		--epochs 12 --checkpoint-every 4 --out $@
+
+$(ENCODER): | $(INSTALLED)
+	$(BIN)/evalkit train autoencoder-digits --out $@
+
+$(FASHION): | $(INSTALLED)
+	$(BIN)/evalkit train autoencoder-fashion-mnist --set samples=10000 --epochs 20 --checkpoint-every 5 --out $@
+
+$(FASHION)-small: | $(INSTALLED)
+	$(BIN)/evalkit train autoencoder-fashion-mnist --set size=14 --set widths=64-32-16 --set samples=10000 --epochs 20 \
+		--checkpoint-every 4 --out $@
+
+$(PICTURES): | $(INSTALLED)
+	$(BIN)/evalkit train mlp-cifar10 --set data=$(CIFAR10) --set samples=5000 --epochs 8 --checkpoint-every 2 --out $@
+
+# $(call study,NAME,CHECKPOINTS,OPTIONS): scores and their figures.
+define study
+	$(BIN)/evalkit score $(2) $(3) --out runs/studies/$(1)
+	$(BIN)/evalkit report runs/studies/$(1)
+	rm -rf reports/studies/$(1)
+	mkdir -p $(dir reports/studies/$(1))
+	cp -r runs/studies/$(1) reports/studies/$(1)
+	rm -f reports/studies/$(1)/report.html
+
+endef
+# $(call errors,NAME,CHECKPOINTS,OPTIONS): errors of matrices and scales of layers.
+define errors
+	$(BIN)/evalkit errors $(2) $(3) --out runs/studies/$(1)
+	rm -rf reports/studies/$(1)
+	mkdir -p $(dir reports/studies/$(1))
+	cp -r runs/studies/$(1) reports/studies/$(1)
+
+endef
+
+studies: $(STUDIES) ## Run every study of methods by layers and of targets, hours
+
+study-figure5: $(LORA)
+	$(call study,figure5/digits-mlp,checkpoints/digits-mlp,--methods $(FIGURE5) --batches 10)
+	$(call study,figure5/glue-cola-lora,$(LORA),--methods $(FIGURE5) --batches 3 --batch-size 64)
+
+study-dampings: $(LORA)
+	$(call study,dampings/digits-mlp,checkpoints/digits-mlp,--methods $(FIGURE5) --damping $(TEN_DAMPINGS) --batches 3)
+	$(call study,dampings/glue-cola-lora,$(LORA),--methods $(FIGURE5) --damping $(TEN_DAMPINGS) --batches 1 --batch-size 64)
+
+study-steps: $(LORA) $(ENCODER)
+	$(call study,steps/digits-mlp,checkpoints/digits-mlp,--methods $(STEPS) --batches 10)
+	$(call study,steps/autoencoder-digits,$(ENCODER),--methods $(STEPS) --damping 1e-3 --batches 2)
+	$(call study,steps/glue-cola-lora,$(LORA),--methods $(STEPS) --batches 3 --batch-size 64)
+
+study-targets: $(LORA) $(PICTURES)
+	$(call study,targets/digits-mlp,checkpoints/digits-mlp,--methods $(TARGETS) --batches 10)
+	$(call study,targets/mlp-cifar10,$(PICTURES),--methods $(TARGETS) --batches 3)
+	$(call study,targets/glue-cola-lora,$(LORA),--methods $(TARGETS) --batches 3 --batch-size 64)
+
+study-kronecker: $(ENCODER) $(FASHION) $(FASHION)-small
+	$(call errors,kronecker-errors/autoencoder-digits,$(ENCODER),--methods $(KRONECKER) --batches 1)
+	$(call study,kronecker/autoencoder-digits,$(ENCODER),--methods $(SCORED) --damping $(THREE_DAMPINGS) --batches 2)
 
 # Style takes a second, and comes first; types and scores are checked while the tests run.
 test: lint ## Check format, types and scores, and run every test
