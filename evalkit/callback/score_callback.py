@@ -32,7 +32,7 @@ from evalkit.evaluation.wrapped import evaluated_module
 from evalkit.extras import missing
 from evalkit.next_token import base_model, check_shift
 from evalkit.scoring import check_request
-from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Settings
+from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Others, Settings
 from evalkit.storage.run_folder import (
     PROVENANCE_FILE,
     drop_after,
@@ -79,6 +79,7 @@ class ScoreCallback(TrainerCallback):
         shift_labels: whether position t of the logits is compared with the label at t + 1; None to
             find out from the model's own loss, as
             :func:`evalkit.callback.trainer_batches.shifts_labels`.
+        others: as in :func:`evalkit.score`.
 
     Raises:
         EvalkitError: a method is unknown, or a number is out of range.
@@ -97,11 +98,12 @@ class ScoreCallback(TrainerCallback):
         initial: bool = True,
         task: str | None = None,
         shift_labels: bool | None = None,
+        others: Others = "block",
     ) -> None:
         self.folder = Path(folder)
         names, dampings = check_request(methods, damping)
         self.settings = Settings(
-            names, dampings, batches, batch_size, seed, dtype, micro_batch_size
+            names, dampings, batches, batch_size, seed, dtype, micro_batch_size, others=others
         )
         self.initial = initial
         self.task = task

@@ -20,7 +20,7 @@ from evalkit.cli.options import (
 )
 from evalkit.cli.wording import in_options
 from evalkit.machine import own_processes
-from evalkit.settings import Settings
+from evalkit.settings import Others, Settings
 
 
 @click.command(
@@ -86,6 +86,13 @@ Examples:
 @MICRO_BATCH_SIZE
 @DEVICE
 @click.option(
+    "--others",
+    default=Settings.others,
+    show_default=True,
+    help="Of parameters without factors: block (each its own), gradient, or leave (all rows "
+    "without them).",
+)
+@click.option(
     "--out",
     "run",
     metavar="RUN",
@@ -107,6 +114,7 @@ def command(
     dtype: str | None,
     micro_batch_size: int | None,
     device: str,
+    others: Others,
     run: Path | None,
 ) -> None:
     """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
@@ -119,7 +127,7 @@ def command(
     check_there(folder)
     check_names("method", methods, (*code, task))
     settings = Settings(
-        methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device
+        methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device, others
     )
     run = run if run is not None else Path("runs") / _run_name(folder)
     _score((folder, order, key), (task, dict(task_settings)), code, settings, run)

@@ -15,6 +15,7 @@ _OPTIONS = {
     "methods": "--methods",
     "micro_batch_size": "--micro-batch-size",
     "order": "--order",
+    "others": "--others",
     "out": "--out",
     "repetitions": "--repetitions",
     "seed": "--seed",

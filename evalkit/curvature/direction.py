@@ -13,10 +13,13 @@ from torch import Tensor
 
 from evalkit.curvature.kronecker import Solution
 from evalkit.curvature.labels import Source
+from evalkit.curvature.noise import noises
+from evalkit.curvature.others import Unchanged, check_left
 from evalkit.curvature.pulled import Names, Pulled, pulled
 from evalkit.curvature.rows import RowBlock, row_blocks, summed_rows
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
+from evalkit.settings import Others
 
 
 class BlockSolver(Protocol):
@@ -55,9 +58,14 @@ class Preconditioned:
 
 
 def preconditioned(
-    lin: Linearization, damping: float, source: Source, key: Hashable, structure: Structure
+    lin: Linearization,
+    damping: float,
+    source: Source,
+    key: Hashable,
+    structure: Structure,
+    others: Others = "block",
 ) -> Preconditioned:
-    """Return d with blocks d_l = (F_l + lambda I)^-1 g_l; what has no factors keeps its own block.
+    """Return d with blocks d_l = (F_l + lambda I)^-1 g_l, those without factors as they are.
 
     Args:
         lin: the model and batch.
@@ -65,13 +73,15 @@ def preconditioned(
         source: where the cotangents come from.
         key: what tells the structure from others, with its settings.
         structure: makes the blocks of layers.
+        others: what is made of parameters without factors.
 
     Raises:
-        EvalkitError: no layer of the model has factors.
+        EvalkitError: no layer of the model has factors, or there are parameters without although
+            they are to be left.
     """
     found = pulled(lin, source)
-    key = (key, source.key)
-    blocks = lin.shared(("blocks", key), lambda: {**structure(found), **_others(found)})
+    key = (key, source.key, others)
+    blocks = lin.shared(("blocks", key), lambda: {**structure(found), **_others(found, others)})
     solutions = dict(_solutions(found, key, blocks, damping))
     direction: dict[str, Tensor] = {}
     for names, one in solutions.items():
@@ -132,7 +142,7 @@ def _deviation(found: Pulled, key: Hashable, blocks: Blocks, damping: float) -> 
     return found.lin.flattened(changes)
 
 
-def _others(found: Pulled) -> Mapping[Names, BlockSolver | RowBlock]:
+def _others(found: Pulled, others: Others) -> Mapping[Names, BlockSolver | RowBlock]:
     """Return the blocks of parameters without factors, one for all structures."""
     wanted = {names for names, block in found.blocks.items() if block.example is None}
     if len(wanted) == len(found.blocks):
@@ -140,4 +150,9 @@ def _others(found: Pulled) -> Mapping[Names, BlockSolver | RowBlock]:
             "expected a layer whose weight is a matrix, in a model whose samples do not influence "
             "each other, for a method by layers, found none; use one on the whole matrix, as ief"
         )
+    if others == "leave":
+        check_left(found.lin)
+    if others == "gradient":
+        moved = noises(found)
+        return {names: Unchanged(moved[names].gradient) for names in wanted}
     return found.lin.shared(("others", found.source.key), lambda: row_blocks(found, wanted))

@@ -133,7 +133,7 @@ class Pulled:
         self.given: Cotangents = cotangents(lin, source)
         relative = relative_noise(lin).clamp_min(lin.unit)
         self.relative = relative.expand(len(self.given.values), -1)
-        apart = lin.shared("parameters of several layers", lambda: _of_several_layers(lin))
+        apart = several_layers(lin)
         self._apart = apart
         while True:
             blocks: dict[Names, Block] = {}
@@ -235,6 +235,14 @@ def _numbers(part: Part) -> int:
         (found.rows,) if isinstance(found, FormedRows) else (found.inputs, found.output_gradients)
     )
     return sum(value.numel() for value in held)
+
+
+def several_layers(lin: Linearization) -> set[str]:
+    """Return the parameters that have no factors for their uses, those known so far.
+
+    Micro-batches that use a parameter in different ways add it.
+    """
+    return lin.shared("parameters of several layers", lambda: _of_several_layers(lin))
 
 
 def _of_several_layers(lin: Linearization) -> set[str]:

@@ -120,7 +120,7 @@ def run_study(
         by_name = {checkpoint.name: checkpoint for checkpoint in trajectory.checkpoints}
         loaded = ""
 
-        def begin(lin: Linearization) -> None:
+        def begin(lin: Linearization, left_out: tuple[str, ...]) -> None:
             provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
             if on_start is not None:
                 each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))

@@ -10,7 +10,7 @@ from evalkit.given_settings import defaults_of, fitted
 from evalkit.names import split_method
 from evalkit.updates.registry import Method, check_settings, registered
 
-GIVEN = ("seed", "on_iteration")
+GIVEN = ("seed", "on_iteration", "others")
 """Parameters that a method receives rather than being set."""
 
 

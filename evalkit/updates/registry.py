@@ -25,8 +25,9 @@ def method(
 
     The function returns d, (P,), with the sign of the gradient, or an update of one of the kinds of
     :mod:`evalkit.updates.types`. Its further parameters are its settings and need defaults; one
-    called ``seed`` receives the seed, and one called ``on_iteration`` a function to call with each
-    iteration and its gamma.
+    called ``seed`` receives the seed, one called ``on_iteration`` a function to call with each
+    iteration and its gamma, and one called ``others`` what the run makes of parameters without
+    factors (:data:`evalkit.settings.Others`).
 
     Args:
         name: how it is called from then on.

@@ -9,6 +9,7 @@ from typing import Any
 from evalkit.curvature import Source, preconditioned
 from evalkit.curvature.direction import Structure
 from evalkit.linearization import Linearization
+from evalkit.settings import Others
 from evalkit.updates.types import Rounding, VectorUpdate
 
 LOST = 1e-6
@@ -36,6 +37,7 @@ def structured(
     name: str,
     structure: Structure,
     *settings: str,
+    others: Others = "block",
 ) -> VectorUpdate:
     """Return the direction of a structure as an update.
 
@@ -46,8 +48,9 @@ def structured(
         name: of the structure.
         structure: makes the blocks of layers.
         settings: of the structure, which tell it from others of its name.
+        others: what is made of parameters without factors.
     """
-    found = preconditioned(lin, damping, source, (name, *settings), structure)
+    found = preconditioned(lin, damping, source, (name, *settings), structure, others)
     if damping == 0 and found.lost > LOST:
         warnings.warn(
             f"{name}: {found.lost:.1%} of the gradient lies outside of the range of the matrix "

@@ -164,7 +164,11 @@ class Oracle:
         return torch.cat([weight, self.places[layer.names[1]].reshape(groups, -1, 1)], 2)
 
     def direction(self, structure: str, damping: float, labels: str, **settings: Any) -> Tensor:
-        """d, (P,)."""
+        """d, (P,); with ``others=leave`` that of :meth:`left`."""
+        if settings.get("others") == "leave":
+            return self.left().direction(
+                structure, damping, labels, **{**settings, "others": "block"}
+            )
         own = {key: settings.pop(key) for key in ("norm", "draws") if key in settings}
         c = cotangents(self.reference, self.lin, labels, **own)
         blocks = self.blocks(structure, c, **settings)
@@ -173,6 +177,25 @@ class Oracle:
             d[places.flatten()] = solve(self.reference.gradient[places], damping).flatten()
         assert not d.isnan().any()
         return d
+
+    def without_factors(self) -> set[str]:
+        """The parameters that are in no layer, those that no logit depends on aside."""
+        c = torch.eye(self.reference.logits[0].numel()).double()
+        c = c[:, None].repeat(1, len(self.reference.logits), 1)
+        c = c.reshape(len(c), *self.reference.logits.shape)
+        rows, covered = self.rows(c), {name for names in self.layers(c) for name in names}
+        return {
+            name
+            for name, places in self.places.items()
+            if name not in covered and rows[:, places.flatten()].any()
+        }
+
+    def left(self) -> Oracle:
+        """The same batch with the parameters without factors frozen."""
+        model, names = copy.deepcopy(self.batch.model), self.without_factors()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in names)
+        return Oracle(self.batch._replace(model=model))
 
     def rows(self, c: Tensor) -> Tensor:
         """J_n^T c_kn: (K N, P)."""
@@ -194,7 +217,7 @@ class Oracle:
         return found
 
     def blocks(
-        self, structure: str, c: Tensor, **settings: Any
+        self, structure: str, c: Tensor, others: str = "block", **settings: Any
     ) -> list[tuple[Tensor, Callable[[Tensor, float], Tensor]]]:
         """Places, (out, in), and what is done to the gradient there."""
         rows, found, covered = self.rows(c), [], set()
@@ -206,8 +229,14 @@ class Oracle:
         for name, places in self.places.items():
             if name not in covered:
                 own = rows[:, places.flatten()]
-                found.append((places, solver(own.T @ own)))
+                same = others == "gradient"
+                found.append((places, unchanged if same else solver(own.T @ own)))
         return found
+
+
+def unchanged(gradient: Tensor, damping: float) -> Tensor:
+    """The gradient, whatever the damping."""
+    return gradient
 
 
 def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
