@@ -30,6 +30,7 @@ from evalkit.checkpoints.trainer_state import whole_epoch
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.wrapped import evaluated_module
 from evalkit.extras import missing
+from evalkit.linearization import Linearization
 from evalkit.next_token import base_model, check_shift
 from evalkit.scoring import check_request
 from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Others, Settings
@@ -44,6 +45,7 @@ from evalkit.storage.run_folder import (
 from evalkit.study.batches import on_device
 from evalkit.study.execute import Rows, execute
 from evalkit.study.identity import check_same_request, check_same_run
+from evalkit.study.notes import without_factors
 from evalkit.study.plan import Unit, cells_of, plan
 from evalkit.study.provenance import checkpoint_entry, describe_run, now
 from evalkit.study.store import Store
@@ -209,7 +211,15 @@ class ScoreCallback(TrainerCallback):
         drawn = on_device(dict(self._batches.draw(self.settings, unit.cell.batch)), _device(model))
         batch = supervised(model, drawn, self._shifts)
         pair = (batch.inputs, batch.targets)
-        return execute(model, pair, batch.likelihood, self.settings, unit, task)
+        return execute(
+            model, pair, batch.likelihood, self.settings, unit, task, on_gradient=self._note
+        )
+
+    def _note(self, lin: Linearization, left_out: tuple[str, ...]) -> None:
+        """Let ``run.json`` name the parameters without factors, once."""
+        assert self._store is not None
+        if "without_factors" not in self._store.provenance:
+            self._store.note(without_factors(lin, self.settings, left_out))
 
 
 def _checkpoint(args: Any, state: Any, model: nn.Module, name: str) -> Checkpoint:

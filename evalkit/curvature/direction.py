@@ -14,10 +14,9 @@ from torch import Tensor
 from evalkit.curvature.kronecker import Solution
 from evalkit.curvature.labels import Source
 from evalkit.curvature.noise import noises
-from evalkit.curvature.others import Unchanged, check_left
+from evalkit.curvature.others import Unchanged, check_left, no_layers
 from evalkit.curvature.pulled import Names, Pulled, pulled
 from evalkit.curvature.rows import RowBlock, row_blocks, summed_rows
-from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
 from evalkit.settings import Others
 
@@ -146,10 +145,7 @@ def _others(found: Pulled, others: Others) -> Mapping[Names, BlockSolver | RowBl
     """Return the blocks of parameters without factors, one for all structures."""
     wanted = {names for names, block in found.blocks.items() if block.example is None}
     if len(wanted) == len(found.blocks):
-        raise EvalkitError(
-            "expected a layer whose weight is a matrix, in a model whose samples do not influence "
-            "each other, for a method by layers, found none; use one on the whole matrix, as ief"
-        )
+        raise no_layers()
     if others == "leave":
         check_left(found.lin)
     if others == "gradient":

@@ -186,6 +186,14 @@ def linearized(
             parameter.requires_grad_(True)
 
 
+def no_layers() -> EvalkitError:
+    """Return the error of a model that methods by layers have nothing to do with."""
+    return EvalkitError(
+        "expected a layer whose weight is a matrix, in a model whose samples do not influence each "
+        "other, for a method by layers, found none; use one on the whole matrix, as ief"
+    )
+
+
 def _nothing_left(names: tuple[str, ...]) -> EvalkitError:
     return EvalkitError(
         "expected a layer whose weight is a matrix, in a model whose samples do not influence each "

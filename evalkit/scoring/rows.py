@@ -21,6 +21,7 @@ from evalkit.scoring.products import products
 from evalkit.settings import Others
 from evalkit.storage.rows import Score
 from evalkit.updates import CotangentUpdate, Update, compute
+from evalkit.updates.foreseen import check_needs
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ def score_linearization(
         on_iteration: called by iterative methods with the iteration and its gamma.
         again: False leaves every row in the precision of the linearization.
         others: what methods by layers make of parameters without factors.
+
+    Raises:
+        EvalkitError: methods by layers need more than there is, or as :func:`compute`.
     """
+    check_needs(lin, methods, others)
     keys = list(itertools.product(methods, dampings))
     again = again and lin.logits.dtype == torch.float32
     rows = _rows(lin, keys, seed, on_iteration, others)
