@@ -15,6 +15,7 @@ from evalkit.curvature.kpsvd import kpsvd, shampoo
 from evalkit.curvature.kronecker import Style
 from evalkit.curvature.labels import Labels, Norm, Source
 from evalkit.curvature.rows import block
+from evalkit.curvature.whitening import whitening
 
 __all__ = [
     "Labels",
@@ -31,4 +32,5 @@ __all__ = [
     "kpsvd",
     "preconditioned",
     "shampoo",
+    "whitening",
 ]
