@@ -13,7 +13,7 @@ from evalkit.curvature import Source, block, kfac
 from evalkit.curvature.direction import operator
 from evalkit.updates import compute
 from tests.support.cases import CASES, Batch, Draw
-from tests.support.structured import Oracle, cotangents
+from tests.support.structured import LABELS, Oracle, cotangents, kfac_factors, kronecker
 from tests.support.table import initialise
 from tests.test_curvature import MADE, near
 
@@ -55,3 +55,84 @@ def test_swan_is_the_inverse_root_of_what_is_formed(name: str) -> None:
     for center in (False, True):
         found = compute("swan", oracle.lin, 1e-3, center=center).direction(oracle.lin)
         assert near(found, swan(oracle, center)), center
+
+
+# --- FOP -------------------------------------------------------------------------------------
+
+
+def damped_product(b: Tensor, a: Tensor, damping: float, style: str) -> Tensor:
+    """The damped block, (out in, out in)."""
+    if style == "tikhonov" or damping == 0:
+        return torch.kron(b, a) + damping * torch.eye(len(b) * len(a)).double()
+    left = right = damping
+    if style == "pi":
+        pi = float(((a.trace() / len(a)) / (b.trace() / len(b))).sqrt())
+        left, right = damping**0.5 / pi, damping**0.5 * pi
+    eye_b, eye_a = torch.eye(len(b)).double(), torch.eye(len(a)).double()
+    return torch.kron(b + left * eye_b, a + right * eye_a)
+
+
+def fop(
+    oracle: Oracle,
+    damping: float,
+    labels: str,
+    sharing: str = "expand",
+    style: str = "tikhonov",
+    step_sizes: bool = False,
+) -> Tensor:
+    """d as its formulas are written, with everything formed."""
+    reference, half = oracle.reference, oracle.reference.num_samples // 2
+    g1, g2 = (part.sum(0) for part in reference.sample_gradients.tensor_split([half]))
+    d = oracle.direction("kfac", damping, labels, sharing=sharing, style=style)
+    c = cotangents(reference, oracle.lin, labels)
+    for layer in oracle.layers(c).values():
+        for group, places in enumerate(oracle.matrix_places(layer)):
+            b, a = kfac_factors(layer.a[group], layer.d[group], sharing)
+            matrix, solve = damped_product(b, a, damping, style), kronecker(b, a, style)
+            mean, apart = (g1 + g2)[places] / 2, (g1 - g2)[places]
+            if not mean.any():  # a layer that is not used
+                continue
+            image = (matrix @ mean.flatten()).view_as(mean)
+            orthogonal = apart - (apart * image).sum() / (mean * image).sum() * mean
+            length = orthogonal.flatten() @ matrix @ orthogonal.flatten()
+            whole = apart.flatten() @ matrix @ apart.flatten()
+            beta = 0.0
+            if length > 1e-24 * whole:
+                other = solve(orthogonal, damping)
+                beta = (mean * other).sum() / (orthogonal * other).sum()
+            combined = mean + beta * orthogonal
+            own = solve(combined, damping)
+            eta = ((g1 + g2)[places] * own).sum() / (combined * own).sum() if step_sizes else 1.0
+            d[places.flatten()] = (2 * eta * own).flatten()
+    return d
+
+
+def assert_fop(oracle: Oracle, damping: float, labels: str, **settings: Any) -> None:
+    found = compute("fop", oracle.lin, damping, labels=labels, **settings)
+    wanted = fop(oracle, damping, labels, **settings)
+    tolerance = 1e-8 * float(wanted.norm())
+    if damping == 0:
+        tolerance = max(tolerance, 8 * found.rounding.moved)
+    assert float((found.direction(oracle.lin) - wanted).norm()) <= tolerance, settings
+
+
+@pytest.mark.parametrize(("turn", "name"), list(enumerate(MADE)))
+def test_fop_is_its_formula(turn: int, name: str) -> None:
+    oracle = Oracle(MADE[name]())
+    labels = LABELS[turn % 5], LABELS[(turn + 2) % 5]
+    assert_fop(oracle, 1e-2, labels[0])
+    assert_fop(oracle, 1e-2, labels[1], step_sizes=True)
+    assert_fop(oracle, 1e-2, labels[0], sharing="reduce", style=("pi", "plain")[turn % 2])
+    assert_fop(oracle, 0.0, labels[1])
+
+
+def test_fop_is_kfac_where_the_halves_say_the_same() -> None:
+    one = CASES["one_sample"].make()
+    batch = CASES["mlp_categorical"].make()
+    twice = torch.arange(len(batch.inputs)).repeat(2)
+    copies = Batch(batch.model, batch.inputs[twice], batch.targets[twice], batch.likelihood)
+    for given in (one, copies):
+        lin = evalkit.linearize(*given)
+        for damping in (0.0, 1e-12, 1e-2):
+            found = evalkit.update("fop:labels=improved", lin, damping=damping)
+            assert near(found, evalkit.update("kfac:labels=improved", lin, damping=damping))

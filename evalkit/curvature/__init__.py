@@ -10,6 +10,7 @@ are, and ``kfac``, ``diagonal``, ``kpsvd`` and ``eva`` make a structure's blocks
 from evalkit.curvature.diagonal import diagonal, ekfac
 from evalkit.curvature.direction import Preconditioned, preconditioned
 from evalkit.curvature.eva import eva
+from evalkit.curvature.halves import fisher_orthogonal
 from evalkit.curvature.kfac import Sharing, kfac
 from evalkit.curvature.kpsvd import kpsvd, shampoo
 from evalkit.curvature.kronecker import Style
@@ -28,6 +29,7 @@ __all__ = [
     "diagonal",
     "ekfac",
     "eva",
+    "fisher_orthogonal",
     "kfac",
     "kpsvd",
     "preconditioned",

@@ -155,6 +155,10 @@ class Kronecker:
         """
         return x.scaled(self._damped(damping)[2])
 
+    def trace(self, damping: float) -> Tensor:
+        """Return the trace of the damped matrix within its bases, (groups,)."""
+        return self._damped(damping)[2].sum((1, 2))
+
     def _damped(self, damping: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return the values of B and A, damped where the style does, and of the damped matrix."""
         b, a = self.out.values[:, :, None], self.inside.values[:, None, :]
