@@ -136,3 +136,38 @@ def test_fop_is_kfac_where_the_halves_say_the_same() -> None:
         for damping in (0.0, 1e-12, 1e-2):
             found = evalkit.update("fop:labels=improved", lin, damping=damping)
             assert near(found, evalkit.update("kfac:labels=improved", lin, damping=damping))
+
+
+# --- two levels ------------------------------------------------------------------------------
+
+
+def two_level(oracle: Oracle, damping: float, labels: str, coarse: str, sharing: str) -> Tensor:
+    """d as its formula is written, with everything formed."""
+    reference = oracle.reference
+    d0 = oracle.direction("kfac", damping, labels, sharing=sharing)
+    matrix = reference.fisher + damping * torch.eye(len(d0)).double()
+    residual = reference.gradient - matrix @ d0
+    column = {"ones": torch.ones_like(d0), "residual": residual, "direction": d0}[coarse]
+    z = torch.zeros(len(d0), len(places_of(oracle))).double()
+    for i, (places, _) in enumerate(places_of(oracle)):
+        z[places.flatten(), i] = column[places.flatten()]
+        z[:, i] /= z[:, i].norm().clamp_min(1e-300)
+    inverse = torch.linalg.pinv(z.T @ matrix @ z, hermitian=True, rtol=1e-13)
+    return d0 + z @ inverse @ z.T @ residual
+
+
+@pytest.mark.parametrize(("turn", "name"), list(enumerate(MADE)))
+def test_two_levels_are_their_formula(turn: int, name: str) -> None:
+    oracle = Oracle(MADE[name]())
+    if len(places_of(oracle)) == 1:
+        pytest.skip("one block")
+    for i, coarse in enumerate(("ones", "residual", "direction")):
+        labels, sharing = LABELS[(turn + i) % 5], ("expand", "reduce")[(turn + i) % 2]
+        for damping in (1e-2, 0.0):
+            settings = {"labels": labels, "sharing": sharing, "coarse": coarse}
+            found = compute("two-level-kfac", oracle.lin, damping, **settings)
+            wanted = two_level(oracle, damping, **settings)
+            tolerance = 1e-8 * float(wanted.norm())
+            if damping == 0:
+                tolerance = max(tolerance, 8 * found.rounding.moved)
+            assert float((found.vector - wanted).norm()) <= tolerance, (damping, settings)

@@ -4,11 +4,13 @@ From the ground up: ``labels`` says where cotangents come from, ``pulled`` what 
 ``noise`` how far rounding moves it; ``eigen`` and ``rotated`` are second moments decomposed and
 matrices in their bases; ``kronecker`` solves with B (x) A, ``rows`` with blocks as they
 are, and ``kfac``, ``diagonal``, ``kpsvd`` and ``eva`` make a structure's blocks of a pull;
-``direction`` puts the blocks together.
+``direction`` puts the blocks together. ``coarse`` and ``halves`` combine solutions of KFAC's
+blocks, ``whitening`` has no blocks to solve with.
 """
 
+from evalkit.curvature.coarse import Coarse, two_level
 from evalkit.curvature.diagonal import diagonal, ekfac
-from evalkit.curvature.direction import Preconditioned, preconditioned
+from evalkit.curvature.direction import Preconditioned, operator, preconditioned, solved
 from evalkit.curvature.eva import eva
 from evalkit.curvature.halves import fisher_orthogonal
 from evalkit.curvature.kfac import Sharing, kfac
@@ -19,6 +21,7 @@ from evalkit.curvature.rows import block
 from evalkit.curvature.whitening import whitening
 
 __all__ = [
+    "Coarse",
     "Labels",
     "Norm",
     "Preconditioned",
@@ -32,7 +35,10 @@ __all__ = [
     "fisher_orthogonal",
     "kfac",
     "kpsvd",
+    "operator",
     "preconditioned",
     "shampoo",
+    "solved",
+    "two_level",
     "whitening",
 ]
