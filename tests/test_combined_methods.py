@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import runpy
 from typing import Any
 
 import pytest
@@ -12,12 +15,18 @@ import evalkit
 from evalkit.curvature import Source, block, kfac
 from evalkit.curvature.direction import operator
 from evalkit.updates import compute
+from evalkit.scoring import check_request
 from tests.support.cases import CASES, Batch, Draw
+from tests.support.documents import ROOT
 from tests.support.structured import LABELS, Oracle, cotangents, kfac_factors, kronecker
-from tests.support.table import initialise
 from tests.test_curvature import MADE, near
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outside of the range")
+
+
+@functools.cache
+def oracle_of(name: str) -> Oracle:
+    return Oracle(MADE[name]())
 
 
 def places_of(oracle: Oracle) -> list[tuple[Tensor, bool]]:
@@ -28,6 +37,23 @@ def places_of(oracle: Oracle) -> list[tuple[Tensor, bool]]:
         covered |= set(names)
         found += [(places, True) for places in oracle.matrix_places(layer)]
     return found + [(p, False) for name, p in oracle.places.items() if name not in covered]
+
+
+def test_a_structure_solves_for_any_vector() -> None:
+    """With blocks by their Gram matrix and by their parameters, damped and not."""
+    for name in ("mlp_categorical", "convolution_group_norm"):
+        oracle = oracle_of(name)
+        lin, v = oracle.lin, Draw(1).normal(oracle.lin.num_params)
+        for structure in (block, kfac):
+            for labels in ("improved", "sampled"):
+                source = Source(labels)
+                matrix = operator(lin, source, (structure.__name__, "test"), structure)
+                c = cotangents(oracle.reference, lin, labels)
+                for damping in (1e-2, 0.0):
+                    wanted = torch.zeros_like(v)
+                    for places, solve in oracle.blocks(structure.__name__, c):
+                        wanted[places.flatten()] = solve(v[places], damping).flatten()
+                    assert near(matrix.solve(v, damping), wanted, 1e-7), (structure, labels)
 
 
 # --- SWAN ------------------------------------------------------------------------------------
@@ -51,10 +77,18 @@ def swan(oracle: Oracle, center: bool) -> Tensor:
 
 @pytest.mark.parametrize("name", MADE)
 def test_swan_is_the_inverse_root_of_what_is_formed(name: str) -> None:
-    oracle = Oracle(MADE[name]())
+    oracle = oracle_of(name)
     for center in (False, True):
         found = compute("swan", oracle.lin, 1e-3, center=center).direction(oracle.lin)
         assert near(found, swan(oracle, center)), center
+
+
+def test_swan_knows_no_scale_and_no_damping() -> None:
+    batch = CASES["mlp_gaussian"].make()
+    lin = evalkit.linearize(*batch)
+    found = evalkit.update("swan", lin, damping=1.0)
+    assert torch.equal(found, evalkit.update("swan", lin, damping=0.0))
+    assert float(found @ lin.gradient) > 0
 
 
 # --- FOP -------------------------------------------------------------------------------------
@@ -118,7 +152,7 @@ def assert_fop(oracle: Oracle, damping: float, labels: str, **settings: Any) -> 
 
 @pytest.mark.parametrize(("turn", "name"), list(enumerate(MADE)))
 def test_fop_is_its_formula(turn: int, name: str) -> None:
-    oracle = Oracle(MADE[name]())
+    oracle = oracle_of(name)
     labels = LABELS[turn % 5], LABELS[(turn + 2) % 5]
     assert_fop(oracle, 1e-2, labels[0])
     assert_fop(oracle, 1e-2, labels[1], step_sizes=True)
@@ -158,7 +192,7 @@ def two_level(oracle: Oracle, damping: float, labels: str, coarse: str, sharing:
 
 @pytest.mark.parametrize(("turn", "name"), list(enumerate(MADE)))
 def test_two_levels_are_their_formula(turn: int, name: str) -> None:
-    oracle = Oracle(MADE[name]())
+    oracle = oracle_of(name)
     if len(places_of(oracle)) == 1:
         pytest.skip("one block")
     for i, coarse in enumerate(("ones", "residual", "direction")):
@@ -171,3 +205,98 @@ def test_two_levels_are_their_formula(turn: int, name: str) -> None:
             if damping == 0:
                 tolerance = max(tolerance, 8 * found.rounding.moved)
             assert float((found.vector - wanted).norm()) <= tolerance, (damping, settings)
+
+
+def test_a_second_level_is_the_deepest_of_its_kind() -> None:
+    """No other weights on the columns are deeper in the quadratic model, nor is KFAC."""
+    lin = evalkit.linearize(*CASES["mlp_bernoulli"].make())
+
+    def depth(d: Tensor) -> float:
+        return float(d @ lin.gradient - (d @ lin.fvp(d) + 1e-3 * d @ d) / 2)
+
+    plain = evalkit.update("kfac", lin, damping=1e-3)
+    for coarse in ("ones", "residual", "direction"):
+        found = evalkit.update("two-level-kfac", lin, damping=1e-3, coarse=coarse)
+        assert depth(found) > depth(plain)
+        column = {"ones": torch.ones_like(plain), "direction": plain}.get(
+            coarse, lin.gradient - lin.fvp(plain) - 1e-3 * plain
+        )
+        for values in lin.by_name(column).values():
+            assert values.any()
+        left = lin.gradient - lin.fvp(found) - 1e-3 * found
+        parts = list(lin.by_name(left * column).values())
+        layers = [float(w.sum() + b.sum()) for w, b in zip(parts[::2], parts[1::2], strict=True)]
+        assert max(map(abs, layers)) < 1e-9 * float((left * column).abs().sum() + 1)
+
+
+# --- what all share --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mlp_categorical", "duplicate_samples", "conv1d_groups"])
+def test_float32_scores_are_within_their_errors(name: str) -> None:
+    batch = CASES[name].make(torch.float32)
+    exact = evalkit.linearize(*batch).in_float64()
+    seen = []
+    for text in (
+        "swan",
+        "swan:center=true",
+        "fop:labels=exact",
+        "fop:labels=improved:step_sizes=true",
+        "two-level-kfac:labels=empirical",
+        "two-level-kfac:labels=floor:coarse=direction",
+        "two-level-kfac:labels=exact:coarse=residual",
+    ):
+        for row in evalkit.score(*batch, text, [0.0, 1e-6, 1e-3], dtype="float32").itertuples():
+            wanted = evalkit.gamma(exact, evalkit.update(text, exact, damping=row.damping))
+            assert abs(row.gamma / wanted - 1) <= row.error, (text, row.damping)
+            seen.append(row.error)
+    assert sum(error < 5e-3 for error in seen) > len(seen) / 3
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("two-level-kfac:coarse=one", "one of ones, residual, direction"),
+        ("two-level-kfac:style=pi", "unknown setting 'style'"),
+        ("fop:step_sizes=maybe", "expected true or false"),
+        ("fop:labels=exact:labels_per_sample=2", "labels_per_sample with labels=sampled alone"),
+        ("swan:labels=exact", "unknown setting 'labels'"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_computed(text: str, sentence: str) -> None:
+    with pytest.raises(evalkit.EvalkitError, match=sentence):
+        check_request([text], 1e-3)
+
+
+def test_one_layer_has_no_second_level() -> None:
+    model = nn.Linear(4, 3).double()
+    lin = evalkit.linearize(model, Draw(0).normal(5, 4), Draw(0).integers(3, 5))
+    with pytest.raises(evalkit.EvalkitError, match="found one; use kfac"):
+        evalkit.update("two-level-kfac", lin)
+
+
+def test_no_difference_of_halves_helps_in_the_batch_with_the_exact_matrix() -> None:
+    """g'^T F^-1 g does not vanish, but d = F^-1 g is the best there is for these samples."""
+    reference = oracle_of("mlp_bernoulli").reference
+    half = reference.num_samples // 2
+    g1, g2 = (part.sum(0) for part in reference.sample_gradients.tensor_split([half]))
+    matrix = reference.fisher + 1e-6 * torch.eye(reference.num_params).double()
+    mean, apart = (g1 + g2) / 2, g1 - g2
+    rest = apart - (apart @ matrix @ mean) / (mean @ matrix @ mean) * mean
+
+    def gamma(beta: float) -> float:
+        d = torch.linalg.solve(matrix, mean + beta * rest)
+        return float((d @ matrix @ d).sqrt() / (d @ (g1 + g2)).abs())
+
+    for beta in (-1.0, -1e-2, 1e-2, 1.0):
+        assert gamma(beta) > gamma(0.0)
+
+
+def test_fop_beside_kfac_in_the_batch_and_on_held_out_samples() -> None:
+    compared = runpy.run_path(str(ROOT / "docs/examples/fop_held_out.py"))["compared"]
+    rows = compared(ROOT / "checkpoints/digits-mlp", ["step-000276"], batches=2, batch_size=40)
+    assert [(row["checkpoint"], row["method"]) for row in rows] == [
+        ("step-000276", "kfac"),
+        ("step-000276", "fop"),
+    ]
+    assert all(0 < row[key] < math.inf for row in rows for key in ("batch", "held_out"))

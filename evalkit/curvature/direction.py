@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from evalkit.curvature.kronecker import Solution
+from evalkit.curvature.diagonal import Diagonal
+from evalkit.curvature.kronecker import Kronecker, Solution
 from evalkit.curvature.labels import Source
 from evalkit.curvature.pulled import Names, Pulled, pulled
-from evalkit.curvature.rows import RowBlock, of_vector, row_blocks, summed_rows
+from evalkit.curvature.rows import ParameterBlock, RowBlock, of_vector, row_blocks, summed_rows
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
 
@@ -78,8 +79,9 @@ class Operator:
         """Return (F + lambda I)^-1 v of any vector v, (P,)."""
         found = self.found
         rows = {n: one for n, one in self.blocks.items() if isinstance(one, RowBlock)}
-        blocks = {**self.blocks, **of_vector(found, rows, vector)}
-        solutions = self._solved(blocks, self.rotated(vector), damping)
+        blocks = {names: _anywhere(one) for names, one in self.blocks.items()}
+        other = replace(self, blocks=blocks | of_vector(found, rows, vector))
+        solutions = other._solved(other.blocks, other.rotated(vector), damping)
         return self.joined({names: one.matrix for names, one in solutions})
 
     def rotated(self, vector: Tensor) -> dict[Names, Any]:
@@ -123,9 +125,7 @@ class Operator:
                 yield names, block.solve(rotated[names], damping)
 
 
-def operator(
-    lin: Linearization, source: Source, key: Hashable, structure: Structure
-) -> Operator:
+def operator(lin: Linearization, source: Source, key: Hashable, structure: Structure) -> Operator:
     """Return the matrix of a structure; what it makes no block of keeps its own block.
 
     Args:
@@ -167,9 +167,7 @@ def preconditioned(
     return solved(matrix, dict(matrix.solutions(damping)), damping)
 
 
-def solved(
-    matrix: Operator, solutions: Mapping[Names, Solution], damping: float
-) -> Preconditioned:
+def solved(matrix: Operator, solutions: Mapping[Names, Solution], damping: float) -> Preconditioned:
     """Return the direction of the gradient's solutions, and what is known of it.
 
     Args:
@@ -186,6 +184,15 @@ def solved(
         lost / max(matrix.found.lin.gradient_norm, 1e-300),
         partial(_deviation, matrix, damping) if drawable else None,
     )
+
+
+def _anywhere(block: BlockSolver | RowBlock) -> BlockSolver | RowBlock:
+    """Return a block that takes nothing for granted about where a vector lies."""
+    if isinstance(block, ParameterBlock):
+        return replace(block, matrix=replace(block.matrix, within=(False, False)))
+    if isinstance(block, Kronecker | Diagonal):
+        return replace(block, within=(False, False))
+    return block
 
 
 def _deviation(matrix: Operator, damping: float) -> Tensor:
