@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import evalkit
+from evalkit.cli import main
 from evalkit.curvature import Source, block, kfac
 from evalkit.curvature.direction import operator
-from evalkit.updates import compute
 from evalkit.scoring import check_request
+from evalkit.storage.run_folder import read_run
+from evalkit.updates import compute
 from tests.support.cases import CASES, Batch, Draw
 from tests.support.documents import ROOT
 from tests.support.structured import LABELS, Oracle, cotangents, kfac_factors, kronecker
@@ -30,7 +33,7 @@ def oracle_of(name: str) -> Oracle:
 
 
 def places_of(oracle: Oracle) -> list[tuple[Tensor, bool]]:
-    """Where each block lies in a vector, (out, in) or as the parameter, and whether it is a layer."""
+    """Where each block lies in a vector, and whether it is a layer's: (out, in)."""
     c = cotangents(oracle.reference, oracle.lin, "empirical")
     found, covered = [], set()
     for names, layer in oracle.layers(c).items():
@@ -84,10 +87,19 @@ def test_swan_is_the_inverse_root_of_what_is_formed(name: str) -> None:
 
 
 def test_swan_knows_no_scale_and_no_damping() -> None:
-    batch = CASES["mlp_gaussian"].make()
-    lin = evalkit.linearize(*batch)
+    """Nor that of a row of the gradient."""
+    draw, layer = Draw(0), nn.Linear(4, 3).double()
+    x, y = draw.normal(6, 4), draw.normal(6, 3)
+    lin = evalkit.linearize(layer, x, y, "gaussian")
     found = evalkit.update("swan", lin, damping=1.0)
     assert torch.equal(found, evalkit.update("swan", lin, damping=0.0))
+    matrix = torch.cat([found[:12].view(3, 4), found[12:, None]], 1)
+    assert near(matrix @ matrix.T, torch.eye(3).double())
+    rows = torch.tensor([8.0, 1.0, 1e-3]).double()
+    with torch.no_grad():
+        y = layer(x) - rows * (layer(x) - y)
+    other = evalkit.linearize(layer, x, y, "gaussian")  # a gradient with other rows
+    assert near(evalkit.update("swan", other, damping=1.0), found)
     assert float(found @ lin.gradient) > 0
 
 
@@ -300,3 +312,21 @@ def test_fop_beside_kfac_in_the_batch_and_on_held_out_samples() -> None:
         ("step-000276", "fop"),
     ]
     assert all(0 < row[key] < math.inf for row in rows for key in ("batch", "held_out"))
+
+
+@pytest.mark.parametrize("text", ["fop:labels=exact", "two-level-kfac:labels=exact", "swan"])
+def test_micro_batches_change_nothing(text: str) -> None:
+    batch = CASES["convolution_group_norm"].make()
+    whole, parts = evalkit.linearize(*batch), evalkit.linearize(*batch, micro_batch_size=2)
+    found = evalkit.update(text, parts, damping=1e-2)
+    assert near(found, evalkit.update(text, whole, damping=1e-2), 1e-7)
+
+
+def test_they_are_scored_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, run = str(ROOT / "checkpoints/digits-mlp/step-000276.safetensors"), tmp_path / "run"
+    words = ["score", folder, "--task", "digits-mlp", "--batches", "1", "--batch-size", "20"]
+    methods = ["--methods", "kfac,fop,two-level-kfac,swan", "--damping", "1e-3"]
+    assert main([*words, *methods, "--out", str(run)]) == 0, capsys.readouterr().err
+    scores = read_run(run).scores
+    assert set(scores["method"]) == {"kfac", "fop", "two-level-kfac", "swan"}
+    assert (scores["error"] < 1e-2).all()

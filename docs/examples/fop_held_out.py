@@ -27,7 +27,7 @@ def compared(
     batches: int = 8,
     batch_size: int = 160,
 ) -> list[dict[str, Any]]:
-    """Return a row per checkpoint and method: median ratios to the gradient, ``batch``, ``held_out``.
+    """Return a row per checkpoint and method: ``batch`` and ``held_out``, medians of ratios.
 
     Args:
         folder: the checkpoints.

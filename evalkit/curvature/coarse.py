@@ -7,7 +7,8 @@ convolution included, F the exact Fisher matrix and d0 the direction of the stru
 
 so that of all d0 + Z c it is the one that is deepest in the quadratic model. Columns have length
 one, which changes nothing but what the pseudo-inverse leaves out: eigenvalues of at most the
-largest x 64 x number of columns x eps. F z is not formed: M and Z^T F d0 are products of J z and J d0.
+largest x 64 x number of columns x eps. M and Z^T F d0 are made of J z and J d0: one JVP for each
+column and one for d0.
 """
 
 from __future__ import annotations

@@ -95,7 +95,8 @@ class Operator:
 
     def joined(self, matrices: Mapping[Names, Tensor]) -> Tensor:
         """Return the matrices of all blocks, (groups, out, in), as a vector: (P,)."""
-        lin, values = self.found.lin, {}
+        lin = self.found.lin
+        values: dict[str, Tensor] = {}
         for names, matrix in matrices.items():
             values |= self.found.blocks[names].tensors(lin, matrix.to(lin.logits.dtype))
         return lin.flattened(values)

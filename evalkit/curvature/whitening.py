@@ -73,7 +73,7 @@ class Whitening:
         rounding = float(s[0]) * max(out, inside)
         level = max(rounding * torch.finfo(torch.float64).eps, SEEN * _longest(spread, inside))
         kept = s > level
-        hidden = hidden or bool((~kept & (s > 0)).any()) and min(out, inside) > 1
+        hidden = hidden or (bool((~kept & (s > 0)).any()) and min(out, inside) > 1)
         u, s, vt = u[:, kept], s[kept], vt[kept]
         matrix = u @ vt
         if hidden and coarse:
