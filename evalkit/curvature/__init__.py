@@ -4,19 +4,24 @@ From the ground up: ``labels`` says where cotangents come from, ``pulled`` what 
 ``noise`` how far rounding moves it; ``eigen`` and ``rotated`` are second moments decomposed and
 matrices in their bases; ``kronecker`` solves with B (x) A, ``rows`` with blocks as they
 are, and ``kfac``, ``diagonal``, ``kpsvd`` and ``eva`` make a structure's blocks of a pull;
-``direction`` puts the blocks together.
+``direction`` puts the blocks together. ``coarse`` and ``halves`` combine solutions of KFAC's
+blocks, ``whitening`` has no blocks to solve with.
 """
 
+from evalkit.curvature.coarse import Coarse, two_level
 from evalkit.curvature.diagonal import diagonal, ekfac
-from evalkit.curvature.direction import Preconditioned, preconditioned
+from evalkit.curvature.direction import Preconditioned, operator, preconditioned, solved
 from evalkit.curvature.eva import eva
+from evalkit.curvature.halves import fisher_orthogonal
 from evalkit.curvature.kfac import Sharing, kfac
 from evalkit.curvature.kpsvd import kpsvd, shampoo
 from evalkit.curvature.kronecker import Style
 from evalkit.curvature.labels import Labels, Norm, Source
 from evalkit.curvature.rows import block
+from evalkit.curvature.whitening import whitening
 
 __all__ = [
+    "Coarse",
     "Labels",
     "Norm",
     "Preconditioned",
@@ -27,8 +32,13 @@ __all__ = [
     "diagonal",
     "ekfac",
     "eva",
+    "fisher_orthogonal",
     "kfac",
     "kpsvd",
+    "operator",
     "preconditioned",
     "shampoo",
+    "solved",
+    "two_level",
+    "whitening",
 ]

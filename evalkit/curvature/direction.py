@@ -1,22 +1,23 @@
-"""The direction of a structure: each block's gradient, preconditioned by it."""
+"""The matrix of a structure, block by block, and its direction: the gradient preconditioned."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from evalkit.curvature.kronecker import Solution
+from evalkit.curvature.diagonal import Diagonal
+from evalkit.curvature.kronecker import Kronecker, Solution
 from evalkit.curvature.labels import Source
 from evalkit.curvature.noise import noises
 from evalkit.curvature.others import Unchanged, check_left, no_layers
 from evalkit.curvature.pulled import Names, Pulled, pulled
-from evalkit.curvature.rows import RowBlock, row_blocks, summed_rows
+from evalkit.curvature.rows import ParameterBlock, RowBlock, of_vector, row_blocks, summed_rows
 from evalkit.linearization import Linearization
 from evalkit.settings import Others
 
@@ -33,7 +34,7 @@ class BlockSolver(Protocol):
 
 Blocks = Mapping[Names, BlockSolver | RowBlock]
 Structure = Callable[[Pulled], Blocks]
-"""Makes the blocks of the layers with factors; those that it leaves out are taken as they are."""
+"""Makes the blocks of the layers with factors; those without may be left to :func:`operator`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,19 +57,88 @@ class Preconditioned:
     deviation: Callable[[], Tensor] | None
 
 
-def preconditioned(
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """The matrix of a structure on one batch, its blocks decomposed: solves for any vector.
+
+    Attributes:
+        found: what the cotangents pull back to.
+        key: what tells the blocks from others.
+        blocks: decomposed.
+    """
+
+    found: Pulled
+    key: Hashable
+    blocks: Blocks
+
+    def solutions(self, damping: float) -> Iterator[tuple[Names, Solution]]:
+        """Yield (F_l + lambda I)^-1 g_l of each block for the gradient, 0 for pseudo-inverses."""
+        lin = self.found.lin
+        rotated = lin.shared(("rotated", self.key), lambda: self.rotated(lin.gradient))
+        yield from self._solved(self.blocks, rotated, damping)
+
+    def solve(self, vector: Tensor, damping: float) -> Tensor:
+        """Return (F + lambda I)^-1 v of any vector v, (P,)."""
+        found = self.found
+        rows = {n: one for n, one in self.blocks.items() if isinstance(one, RowBlock)}
+        blocks = {names: _anywhere(one) for names, one in self.blocks.items()}
+        other = replace(self, blocks=blocks | of_vector(found, rows, vector))
+        solutions = other._solved(other.blocks, other.rotated(vector), damping)
+        return self.joined({names: one.matrix for names, one in solutions})
+
+    def rotated(self, vector: Tensor) -> dict[Names, Any]:
+        """Return a vector, (P,), in the bases of the blocks that have one."""
+        found = self.found
+        return {
+            names: one.rotated(found.blocks[names].matrix(found.lin, vector))
+            for names, one in self.blocks.items()
+            if not isinstance(one, RowBlock)
+        }
+
+    def joined(self, matrices: Mapping[Names, Tensor]) -> Tensor:
+        """Return the matrices of all blocks, (groups, out, in), as a vector: (P,)."""
+        lin = self.found.lin
+        values: dict[str, Tensor] = {}
+        for names, matrix in matrices.items():
+            values |= self.found.blocks[names].tensors(lin, matrix.to(lin.logits.dtype))
+        return lin.flattened(values)
+
+    def change(self, damping: float, generator: torch.Generator) -> Tensor:
+        """Return a change of the gradient's solutions of the kind that rounding makes: (P,).
+
+        Everything is solved again, so that nothing is held for a change that is seldom asked for.
+        """
+        changes: dict[Names, Tensor] = {}
+        for names, one in self.solutions(damping):
+            assert one.deviation is not None
+            changes[names] = one.deviation(generator)
+        return self.joined(changes)
+
+    def _solved(
+        self, blocks: Blocks, rotated: Mapping[Names, Any], damping: float
+    ) -> Iterator[tuple[Names, Solution]]:
+        found = self.found
+        rows = {n: one for n, one in blocks.items() if isinstance(one, RowBlock)}
+        weights = {names: one.weights(damping) for names, one in rows.items()}
+        summed = summed_rows(found, weights) if weights else {}
+        for names, block in blocks.items():
+            if isinstance(block, RowBlock):
+                yield names, block.solution(summed[names], damping, found.lin.unit)
+            else:
+                yield names, block.solve(rotated[names], damping)
+
+
+def operator(
     lin: Linearization,
-    damping: float,
     source: Source,
     key: Hashable,
     structure: Structure,
     others: Others = "block",
-) -> Preconditioned:
-    """Return d with blocks d_l = (F_l + lambda I)^-1 g_l, those without factors as they are.
+) -> Operator:
+    """Return the matrix of a structure; what it makes no block of keeps its own block.
 
     Args:
         lin: the model and batch.
-        damping: lambda; 0 for pseudo-inverses.
         source: where the cotangents come from.
         key: what tells the structure from others, with its settings.
         structure: makes the blocks of layers.
@@ -80,72 +150,91 @@ def preconditioned(
     """
     found = pulled(lin, source)
     key = (key, source.key, others)
-    blocks = lin.shared(("blocks", key), lambda: {**structure(found), **_others(found, others)})
-    solutions = dict(_solutions(found, key, blocks, damping))
-    direction: dict[str, Tensor] = {}
-    for names, one in solutions.items():
-        direction |= found.blocks[names].tensors(lin, one.matrix.to(lin.logits.dtype))
+
+    def compute() -> Blocks:
+        layers = _layers(found)
+        made = structure(found)
+        if others == "block" and made.keys() >= found.blocks.keys():
+            return made
+        return {**made, **_others(found, layers, others)}
+
+    return Operator(found, key, lin.shared(("blocks", key), compute))
+
+
+def preconditioned(
+    lin: Linearization,
+    damping: float,
+    source: Source,
+    key: Hashable,
+    structure: Structure,
+    others: Others = "block",
+) -> Preconditioned:
+    """Return d with blocks d_l = (F_l + lambda I)^-1 g_l.
+
+    Args:
+        lin: the model and batch.
+        damping: lambda; 0 for pseudo-inverses.
+        source: as in :func:`operator`, and so are the others.
+        key: of the structure.
+        structure: makes the blocks of layers.
+        others: what is made of parameters without factors.
+
+    Raises:
+        EvalkitError: as :func:`operator`.
+    """
+    matrix = operator(lin, source, key, structure, others)
+    return solved(matrix, dict(matrix.solutions(damping)), damping)
+
+
+def solved(matrix: Operator, solutions: Mapping[Names, Solution], damping: float) -> Preconditioned:
+    """Return the direction of the gradient's solutions, and what is known of it.
+
+    Args:
+        matrix: what was solved with.
+        solutions: of all blocks.
+        damping: lambda.
+    """
     lost = math.sqrt(sum(one.lost for one in solutions.values()))
     drawable = all(one.deviation is not None for one in solutions.values())
     return Preconditioned(
-        lin.flattened(direction),
+        matrix.joined({names: one.matrix for names, one in solutions.items()}),
         math.sqrt(sum(one.moved for one in solutions.values())),
         math.sqrt(sum(one.slope for one in solutions.values())),
-        lost / max(lin.gradient_norm, 1e-300),
-        partial(_deviation, found, key, blocks, damping) if drawable else None,
+        lost / max(matrix.found.lin.gradient_norm, 1e-300),
+        partial(_deviation, matrix, damping) if drawable else None,
     )
 
 
-def _solutions(
-    found: Pulled, key: Hashable, blocks: Blocks, damping: float
-) -> Iterator[tuple[Names, Solution]]:
-    """Yield the solution of each block.
+def _anywhere(block: BlockSolver | RowBlock) -> BlockSolver | RowBlock:
+    """Return a block that takes nothing for granted about where a vector lies."""
+    if isinstance(block, ParameterBlock):
+        return replace(block, matrix=replace(block.matrix, within=(False, False)))
+    if isinstance(block, Kronecker | Diagonal):
+        return replace(block, within=(False, False))
+    return block
 
-    Args:
-        found: what the cotangents pull back to.
-        key: what tells the blocks from others.
-        blocks: decomposed.
-        damping: lambda.
+
+def _deviation(matrix: Operator, damping: float) -> Tensor:
+    return matrix.change(damping, torch.Generator().manual_seed(0))
+
+
+def _layers(found: Pulled) -> set[Names]:
+    """Return the blocks with factors.
+
+    Raises:
+        EvalkitError: there are none.
     """
-    lin = found.lin
-    rotated = lin.shared(("rotated", key), lambda: _rotated(found, blocks))
-    weights = {n: one.weights(damping) for n, one in blocks.items() if isinstance(one, RowBlock)}
-    summed = summed_rows(found, weights) if weights else {}
-    for names, block in blocks.items():
-        if isinstance(block, RowBlock):
-            yield names, block.solution(summed[names], damping, lin.unit)
-        else:
-            yield names, block.solve(rotated[names], damping)
-
-
-def _rotated(found: Pulled, blocks: Blocks) -> dict[Names, Any]:
-    """Return the gradient in the bases of each block."""
-    lin = found.lin
-    return {
-        names: one.rotated(found.blocks[names].matrix(lin, lin.gradient))
-        for names, one in blocks.items()
-        if not isinstance(one, RowBlock)
-    }
-
-
-def _deviation(found: Pulled, key: Hashable, blocks: Blocks, damping: float) -> Tensor:
-    """Return a change of the direction of the kind that rounding makes: (P,).
-
-    Everything is solved again, so that nothing is held for a change that is seldom asked for.
-    """
-    generator = torch.Generator().manual_seed(0)
-    changes: dict[str, Tensor] = {}
-    for names, one in _solutions(found, key, blocks, damping):
-        assert one.deviation is not None
-        changes |= found.blocks[names].tensors(found.lin, one.deviation(generator))
-    return found.lin.flattened(changes)
-
-
-def _others(found: Pulled, others: Others) -> Mapping[Names, BlockSolver | RowBlock]:
-    """Return the blocks of parameters without factors, one for all structures."""
-    wanted = {names for names, block in found.blocks.items() if block.example is None}
-    if len(wanted) == len(found.blocks):
+    layers = {names for names, block in found.blocks.items() if block.example is not None}
+    if not layers:
         raise no_layers()
+    return layers
+
+
+def _others(
+    found: Pulled, layers: set[Names], others: Others
+) -> Mapping[Names, BlockSolver | RowBlock]:
+    """Return the blocks of parameters without factors, one for all structures."""
+    wanted = found.blocks.keys() - layers
     if others == "leave":
         check_left(found.lin)
     if others == "gradient":

@@ -123,12 +123,7 @@ class Kronecker:
             gradient: G, in the bases.
             damping: lambda; 0 gives B^+ G A^+.
         """
-        b, a = self.out.values[:, :, None], self.inside.values[:, None, :]
-        shrunk = b * a + damping
-        if self.style != "tikhonov" and damping:
-            left, right = self._added(damping)
-            b, a = b + left[:, None, None], a + right[:, None, None]
-            shrunk = b * a
+        b, a, shrunk = self._damped(damping)
         known = self.out.kept[:, :, None] & self.inside.kept[:, None, :]
         empty = self._either(~self.out.kept, ~self.inside.kept)
         void = self._either(self.out.void, self.inside.void)
@@ -150,6 +145,28 @@ class Kronecker:
             cut.lost,
             lambda generator: x.drawn(far, generator).joined(),
         )
+
+    def product(self, x: Rotated, damping: float) -> Rotated:
+        """Return (B (x) A + lambda I) vec X, damped as the style says, in the bases.
+
+        Args:
+            x: X, in the bases.
+            damping: lambda.
+        """
+        return x.scaled(self._damped(damping)[2])
+
+    def trace(self, damping: float) -> Tensor:
+        """Return the trace of the damped matrix within its bases, (groups,)."""
+        return self._damped(damping)[2].sum((1, 2))
+
+    def _damped(self, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the values of B and A, damped where the style does, and of the damped matrix."""
+        b, a = self.out.values[:, :, None], self.inside.values[:, None, :]
+        if self.style == "tikhonov" or not damping:
+            return b, a, b * a + damping
+        left, right = self._added(damping)
+        b, a = b + left[:, None, None], a + right[:, None, None]
+        return b, a, b * a
 
     def _either(self, out: Tensor, inside: Tensor) -> Tensor:
         """Return where one of two is true, (groups, rank + 1) each, as far as G is within."""

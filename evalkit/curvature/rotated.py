@@ -64,6 +64,27 @@ class Rotated:
             None if self.corner is None else self.corner * corner,
         )
 
+    def dot(self, other: Rotated) -> Tensor:
+        """Return the inner product with a matrix in the same bases, (groups,)."""
+        total = (self.inner * other.inner).sum((1, 2))
+        for own, its in zip(self._beside, other._beside, strict=True):
+            if own is not None and its is not None:
+                total = total + (own * its).sum((1, 2))
+        return total
+
+    def plus(self, other: Rotated, factors: Tensor) -> Rotated:
+        """Return the sum with another matrix in the same bases times factors, (groups,)."""
+        f = factors[:, None, None]
+        beside = (
+            None if own is None or its is None else own + f * its
+            for own, its in zip(self._beside, other._beside, strict=True)
+        )
+        return Rotated(self.bases, self.inner + f * other.inner, *beside)
+
+    @property
+    def _beside(self) -> tuple[Tensor | None, ...]:
+        return self.right, self.below, self.corner
+
     def drawn(self, squares: Tensor, generator: torch.Generator) -> Rotated:
         """Return a matrix whose entries have random signs and given squares, as :meth:`squares`.
 

@@ -12,8 +12,8 @@ range of R^T.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -142,6 +142,22 @@ def block(pulled: Pulled) -> dict[Names, ParameterBlock | RowBlock]:
     """Return F_l of each layer."""
     layers = {names for names, one in pulled.blocks.items() if one.example is not None}
     return row_blocks(pulled, layers)
+
+
+def of_vector(
+    pulled: Pulled, blocks: Mapping[Names, RowBlock], vector: Tensor
+) -> dict[Names, RowBlock]:
+    """Return blocks that solve for any vector, (P,), in place of the gradient."""
+    slopes = _slopes(pulled, set(blocks), vector)
+    return {
+        names: replace(
+            one,
+            targets=torch.zeros_like(one.targets),
+            rest=pulled.blocks[names].matrix(pulled.lin, vector),
+            slopes=slopes[names],
+        )
+        for names, one in blocks.items()
+    }
 
 
 def summed_rows(pulled: Pulled, weights: dict[Names, Tensor]) -> dict[Names, Tensor]:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from evalkit.curvature import Source, preconditioned
+from evalkit.curvature import Preconditioned, Source, preconditioned
 from evalkit.curvature.direction import Structure
 from evalkit.linearization import Linearization
 from evalkit.settings import Others
@@ -51,10 +51,21 @@ def structured(
         others: what is made of parameters without factors.
     """
     found = preconditioned(lin, damping, source, (name, *settings), structure, others)
+    return as_update(name, found, damping)
+
+
+def as_update(name: str, found: Preconditioned, damping: float) -> VectorUpdate:
+    """Return a direction as an update, and say what of the gradient it loses.
+
+    Args:
+        name: of the method.
+        found: the direction.
+        damping: lambda.
+    """
     if damping == 0 and found.lost > LOST:
         warnings.warn(
             f"{name}: {found.lost:.1%} of the gradient lies outside of the range of the matrix "
             "and is lost without damping",
-            stacklevel=2,
+            stacklevel=3,
         )
     return VectorUpdate(found.vector, rounding=Rounding(found.moved, found.slope, found.deviation))
