@@ -3,7 +3,8 @@
 From the ground up: ``labels`` says where cotangents come from, ``pulled`` what they pull back to,
 ``noise`` how far rounding moves it; ``eigen`` and ``rotated`` are second moments decomposed and
 matrices in their bases; ``kronecker`` solves with B (x) A, ``rows`` with blocks as they
-are, and ``kfac``, ``diagonal``, ``kpsvd`` and ``eva`` make a structure's blocks of a pull;
+are, ``two_terms`` with a sum of two products; ``singular`` finds leading singular pairs; and
+``kfac``, ``diagonal``, ``kpsvd``, ``second_term`` and ``eva`` make a structure's blocks of a pull;
 ``direction`` puts the blocks together.
 """
 
@@ -15,8 +16,10 @@ from evalkit.curvature.kpsvd import kpsvd, shampoo
 from evalkit.curvature.kronecker import Style
 from evalkit.curvature.labels import Labels, Norm, Source
 from evalkit.curvature.rows import block
+from evalkit.curvature.second_term import FLOOR, deflation, kfac_corrected, lanczos
 
 __all__ = [
+    "FLOOR",
     "Labels",
     "Norm",
     "Preconditioned",
@@ -24,11 +27,14 @@ __all__ = [
     "Source",
     "Style",
     "block",
+    "deflation",
     "diagonal",
     "ekfac",
     "eva",
     "kfac",
+    "kfac_corrected",
     "kpsvd",
+    "lanczos",
     "preconditioned",
     "shampoo",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -45,6 +45,8 @@ class Preconditioned:
         lost: |g| of what a pseudo-inverse maps to zero, as a part of |g|.
         deviation: draws a change of d of the kind that rounding makes, (P,); None where d may be
             anything.
+        floored: for each block, by its parameters, the part of its directions along which the floor
+            of a two-term method takes the place of what its matrix has there.
     """
 
     vector: Tensor
@@ -52,6 +54,7 @@ class Preconditioned:
     slope: float
     lost: float
     deviation: Callable[[], Tensor] | None
+    floored: Mapping[Names, float] = field(default_factory=dict)
 
 
 def preconditioned(
@@ -84,6 +87,7 @@ def preconditioned(
         math.sqrt(sum(one.slope for one in solutions.values())),
         lost / max(lin.gradient_norm, 1e-300),
         partial(_deviation, found, key, blocks, damping) if drawable else None,
+        {names: one.floored for names, one in solutions.items()},
     )
 
 
