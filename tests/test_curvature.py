@@ -117,7 +117,7 @@ def direction(lin: evalkit.Linearization, text: str, damping: float) -> torch.Te
 def test_micro_batches_change_nothing(name: str) -> None:
     batch = CASES[name].make()
     whole, parts = evalkit.linearize(*batch), evalkit.linearize(*batch, micro_batch_size=2)
-    for structure in ("block", "kfac", "ekfac", "diagonal", "kpsvd", "shampoo", "eva"):
+    for structure in STRUCTURES:
         labels = "sampled" if structure == "eva" else "exact"
         text = f"{structure}:labels={labels}"
         assert near(direction(parts, text, 1e-2), direction(whole, text, 1e-2), 1e-7)
@@ -263,7 +263,7 @@ def test_order_of_samples_and_copies_of_one() -> None:
     one = evalkit.linearize(batch.model, batch.inputs[:1], batch.targets[:1], "bernoulli")
     rows = torch.zeros(5, dtype=torch.long)
     five = evalkit.linearize(batch.model, batch.inputs[rows], batch.targets[rows], "bernoulli")
-    for structure in ("block", "kfac", "ekfac", "diagonal", "kpsvd", "shampoo", "eva"):
+    for structure in STRUCTURES:
         text = f"{structure}:labels=improved"
         assert near(direction(other, text, 1e-2), direction(lin, text, 1e-2), 1e-7)
         assert near(direction(five, text, 5e-2), direction(one, text, 1e-2), 1e-7)

@@ -139,6 +139,7 @@ class Oracle:
     Attributes:
         reference: Jacobian, gradient and output Fisher.
         lin: the linearization, for its draws alone.
+        known: rows and layers of each source of cotangents that was asked for.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -150,6 +151,7 @@ class Oracle:
             batch.likelihood,
         )
         self.reference = dense(*batch)
+        self.known: dict[Any, tuple[Tensor, dict[tuple[str, ...], Layer]]] = {}
         self.lin = evalkit.linearize(*double)
         sizes = {n: p for n, p in batch.model.named_parameters() if p.requires_grad}
         ends = torch.tensor([p.numel() for p in sizes.values()]).cumsum(0).tolist()
@@ -170,8 +172,11 @@ class Oracle:
     def direction(self, structure: str, damping: float, labels: str, **settings: Any) -> Tensor:
         """d, (P,)."""
         own = {key: settings.pop(key) for key in ("norm", "draws") if key in settings}
-        c = cotangents(self.reference, self.lin, labels, **own)
-        blocks = self.blocks(structure, c, **settings)
+        key = (labels, *own.items())
+        if key not in self.known:
+            c = cotangents(self.reference, self.lin, labels, **own)
+            self.known[key] = self.rows(c), self.layers(c)
+        blocks = self.blocks(structure, *self.known[key], **settings)
         d = torch.full_like(self.reference.gradient, torch.nan)
         for places, solve in blocks:
             d[places.flatten()] = solve(self.reference.gradient[places], damping).flatten()
@@ -198,11 +203,15 @@ class Oracle:
         return found
 
     def blocks(
-        self, structure: str, c: Tensor, **settings: Any
+        self,
+        structure: str,
+        rows: Tensor,
+        layers: dict[tuple[str, ...], Layer],
+        **settings: Any,
     ) -> list[tuple[Tensor, Callable[[Tensor, float], Tensor]]]:
         """Places, (out, in), and what is done to the gradient there."""
-        rows, found, covered = self.rows(c), [], set()
-        for names, layer in self.layers(c).items():
+        found, covered = [], set()
+        for names, layer in layers.items():
             covered |= set(names)
             for group, places in enumerate(self.matrix_places(layer)):
                 a, d = layer.a[group], layer.d[group]
