@@ -99,7 +99,7 @@ def test_every_structure_is_the_dense_one(turn: int, name: str) -> None:
     oracle = Oracle(MADE[name]())
     for damping, labels in ((1e-2, LABELS[turn % 5]), (0.0, LABELS[(turn + 2) % 5])):
         for structure in STRUCTURES:
-            if damping == 0 and structure in DAMPED or structure == "eva" and labels == "exact":
+            if (damping == 0 and structure in DAMPED) or (structure == "eva" and labels == "exact"):
                 continue
             for settings in VARIANTS.get(structure, [{}]):
                 assert_direction(oracle, structure, damping, labels=labels, **settings)
