@@ -3,7 +3,8 @@
 From the ground up: ``labels`` says where cotangents come from, ``pulled`` what they pull back to,
 ``noise`` how far rounding moves it; ``eigen`` and ``rotated`` are second moments decomposed and
 matrices in their bases; ``kronecker`` solves with B (x) A, ``rows`` with blocks as they
-are, and ``kfac``, ``diagonal``, ``kpsvd`` and ``eva`` make a structure's blocks of a pull;
+are, ``two_terms`` with a sum of two products; ``singular`` finds leading singular pairs; and
+``kfac``, ``diagonal``, ``kpsvd``, ``second_term`` and ``eva`` make a structure's blocks of a pull;
 ``direction`` puts the blocks together. ``coarse`` and ``halves`` combine solutions of KFAC's
 blocks, ``whitening`` has no blocks to solve with.
 """
@@ -18,9 +19,11 @@ from evalkit.curvature.kpsvd import kpsvd, shampoo
 from evalkit.curvature.kronecker import Style
 from evalkit.curvature.labels import Labels, Norm, Source
 from evalkit.curvature.rows import block
+from evalkit.curvature.second_term import FLOOR, deflation, kfac_corrected, lanczos
 from evalkit.curvature.whitening import whitening
 
 __all__ = [
+    "FLOOR",
     "Coarse",
     "Labels",
     "Norm",
@@ -29,12 +32,15 @@ __all__ = [
     "Source",
     "Style",
     "block",
+    "deflation",
     "diagonal",
     "ekfac",
     "eva",
     "fisher_orthogonal",
     "kfac",
+    "kfac_corrected",
     "kpsvd",
+    "lanczos",
     "operator",
     "preconditioned",
     "shampoo",

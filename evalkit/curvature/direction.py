@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -48,6 +48,8 @@ class Preconditioned:
         lost: |g| of what a pseudo-inverse maps to zero, as a part of |g|.
         deviation: draws a change of d of the kind that rounding makes, (P,); None where d may be
             anything.
+        floored: for each block, by its parameters, the part of its directions along which the floor
+            of a two-term method takes the place of what its matrix has there.
     """
 
     vector: Tensor
@@ -55,6 +57,7 @@ class Preconditioned:
     slope: float
     lost: float
     deviation: Callable[[], Tensor] | None
+    floored: Mapping[Names, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +205,7 @@ def solved(matrix: Operator, solutions: Mapping[Names, Solution], damping: float
         math.sqrt(sum(one.slope for one in solutions.values())),
         lost / max(matrix.found.lin.gradient_norm, 1e-300),
         partial(_deviation, matrix, damping) if drawable else None,
+        {names: one.floored for names, one in solutions.items()},
     )
 
 

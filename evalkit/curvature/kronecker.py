@@ -30,6 +30,8 @@ class Solution:
         lost: the square of the part of G that a pseudo-inverse maps to zero.
         deviation: draws a change of X of the kind that rounding makes, like X; None where X may be
             anything.
+        floored: the part of the block's directions along which a floor takes the place of what its
+            matrix has there; 0 for blocks without one.
     """
 
     matrix: Tensor
@@ -37,6 +39,7 @@ class Solution:
     slope: float
     lost: float = 0.0
     deviation: Callable[[torch.Generator], Tensor] | None = None
+    floored: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,12 +178,22 @@ class Kronecker:
     def _added(self, damping: float) -> tuple[Tensor, Tensor]:
         """Return what is added to B and to A, (groups,) each: lambda, or parts of its root.
 
-        With the style ``pi`` these are sqrt(lambda) / pi and pi sqrt(lambda),
-        pi^2 = (tr A / in) / (tr B / out).
+        With the style ``pi`` these are those of :func:`roots`.
         """
         if self.style == "plain":
             both = torch.full_like(self.out.mean, damping)
             return both, both
-        pi = (self.inside.mean / self.out.mean).sqrt()
-        pi = pi.where((pi > 0) & pi.isfinite(), 1.0)
-        return math.sqrt(damping) / pi, math.sqrt(damping) * pi
+        return roots(self.out.mean, self.inside.mean, damping)
+
+
+def roots(out: Tensor, inside: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Return sqrt(lambda) / pi and pi sqrt(lambda), pi^2 = (tr A / in) / (tr B / out): (groups,).
+
+    Args:
+        out: tr B / out, (groups,).
+        inside: tr A / in.
+        damping: lambda.
+    """
+    pi = (inside / out).sqrt()
+    pi = pi.where((pi > 0) & pi.isfinite(), 1.0)
+    return math.sqrt(damping) / pi, math.sqrt(damping) * pi

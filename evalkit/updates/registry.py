@@ -94,6 +94,6 @@ def check_dampings(name: str, dampings: Iterable[float]) -> None:
     """
     if name in _DAMPED and not all(dampings):
         raise EvalkitError(
-            f"expected a damping above 0 for method '{name}', whose matrix is singular by "
-            "construction, found 0; raise the damping or leave the method out"
+            f"expected a damping above 0 for method '{name}', which has no direction "
+            "without one, found 0; raise the damping or leave the method out"
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from evalkit.curvature import Preconditioned, Source, preconditioned
 from evalkit.curvature.direction import Structure
+from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
 from evalkit.settings import Others
 from evalkit.updates.types import Rounding, VectorUpdate
@@ -28,6 +30,25 @@ def check(name: str, settings: Mapping[str, Any]) -> None:
     """
     known = Source.__dataclass_fields__.keys() & settings.keys()
     Source(**{key: settings[key] for key in known}).check(name)
+
+
+def check_floor(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a floor that divides by zero or less, beside what :func:`check` refuses.
+
+    Args:
+        name: of the method.
+        settings: all of them.
+
+    Raises:
+        EvalkitError: they do not.
+    """
+    floor = settings["floor"]
+    if not 0 < floor < math.inf:
+        raise EvalkitError(
+            f"expected a floor above 0 in method '{name}', found {floor:g}; use 0.1, its "
+            "default, or another number up to 1"
+        )
+    check(name, settings)
 
 
 def structured(
