@@ -48,6 +48,9 @@ solvers
 curvature
 updates
 scoring
+diagnosis.blocks
+diagnosis.matrix_errors
+diagnosis.scales
 training.optimizers
 tasks
 checkpoints

@@ -8,7 +8,7 @@ are, and ``kfac``, ``diagonal``, ``kpsvd`` and ``eva`` make a structure's blocks
 """
 
 from evalkit.curvature.diagonal import diagonal, ekfac
-from evalkit.curvature.direction import Preconditioned, preconditioned
+from evalkit.curvature.direction import BlockMatrix, Preconditioned, preconditioned
 from evalkit.curvature.eva import eva
 from evalkit.curvature.kfac import Sharing, kfac
 from evalkit.curvature.kpsvd import kpsvd, shampoo
@@ -17,6 +17,7 @@ from evalkit.curvature.labels import Labels, Norm, Source
 from evalkit.curvature.rows import block
 
 __all__ = [
+    "BlockMatrix",
     "Labels",
     "Norm",
     "Preconditioned",

@@ -28,10 +28,26 @@ class BlockSolver(Protocol):
     def solve(self, gradient: Any, damping: float) -> Solution:
         """Return the block's (F_l + lambda I)^-1 G, without damping its pseudo-inverse."""
 
+    def product(self, x: Tensor) -> Tensor:
+        """Return the undamped block applied to matrices, (..., groups, out, in) float64."""
+
 
 Blocks = Mapping[Names, BlockSolver | RowBlock]
 Structure = Callable[[Pulled], Blocks]
 """Makes the blocks of the layers with factors; those that it leaves out are taken as they are."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMatrix:
+    """A structure's approximation of the Fisher matrix, block by block and undamped.
+
+    Attributes:
+        pulled: the blocks' parameters and forms, and the rows that they are made of.
+        blocks: the solvers, by the names of the parameters.
+    """
+
+    pulled: Pulled
+    blocks: Blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +61,7 @@ class Preconditioned:
         lost: |g| of what a pseudo-inverse maps to zero, as a part of |g|.
         deviation: draws a change of d of the kind that rounding makes, (P,); None where d may be
             anything.
+        blocks: the matrix, undamped.
     """
 
     vector: Tensor
@@ -52,6 +69,7 @@ class Preconditioned:
     slope: float
     lost: float
     deviation: Callable[[], Tensor] | None
+    blocks: BlockMatrix
 
 
 def preconditioned(
@@ -84,6 +102,7 @@ def preconditioned(
         math.sqrt(sum(one.slope for one in solutions.values())),
         lost / max(lin.gradient_norm, 1e-300),
         partial(_deviation, found, key, blocks, damping) if drawable else None,
+        BlockMatrix(found, blocks),
     )
 
 

@@ -151,6 +151,14 @@ class Kronecker:
             lambda generator: x.drawn(far, generator).joined(),
         )
 
+    def product(self, x: Tensor) -> Tensor:
+        """Return B X A, the undamped block applied to matrices, (..., groups, out, in) float64."""
+        (out, b), (inside, a) = (
+            (one.vectors, one.values[:, :-1]) for one in (self.out, self.inside)
+        )
+        inner = (out.mT @ x @ inside) * b[:, :, None] * a[:, None, :]
+        return out @ inner @ inside.mT
+
     def _either(self, out: Tensor, inside: Tensor) -> Tensor:
         """Return where one of two is true, (groups, rank + 1) each, as far as G is within."""
         return (out & self.within[0])[:, :, None] | (inside & self.within[1])[:, None, :]

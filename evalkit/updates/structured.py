@@ -54,4 +54,5 @@ def structured(
             "and is lost without damping",
             stacklevel=2,
         )
-    return VectorUpdate(found.vector, rounding=Rounding(found.moved, found.slope, found.deviation))
+    rounding = Rounding(found.moved, found.slope, found.deviation)
+    return VectorUpdate(found.vector, rounding=rounding, blocks=found.blocks)
