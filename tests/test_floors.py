@@ -48,9 +48,6 @@ solvers
 curvature
 updates
 scoring
-diagnosis.blocks
-diagnosis.matrix_errors
-diagnosis.scales
 training.optimizers
 tasks
 checkpoints
@@ -59,9 +56,14 @@ study.batches study.plan study.estimate study.identity study.notes study.source_
 study.execute study.provenance
 study.store study.processes
 study
+diagnosis.blocks
+diagnosis.matrix_errors
+diagnosis.scales
+diagnosis.running
+diagnosis
 testing toy callback bench
 results.intervals results.spreads results.marks
-results.summaries results.pairs
+results.summaries results.pairs results.diagnoses
 results
 figures
 gate report

@@ -26,11 +26,10 @@ from evalkit.diagnosis.blocks import (
 )
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization, linearize
+from evalkit.settings import PROBES
 from evalkit.storage.rows import MatrixError
 from evalkit.updates import VectorUpdate, compute, methods
 
-PROBES = 32
-"""Random probes of a block that is too large for anything else."""
 ALL, WHOLE = "all blocks", "whole matrix"
 DAMPING = 1.0
 """With which a method is called for its matrix, which has none."""

@@ -124,10 +124,10 @@ class MatrixError:
     block: str
     parameters: int = field(metadata=NEEDED)
     route: str
-    frobenius: float = field(metadata=GEOMETRIC)
+    frobenius: float
     low: float
     high: float
-    spectrum: float = field(metadata=GEOMETRIC)
+    spectrum: float
     off_diagonal: float
 
 
