@@ -32,7 +32,6 @@ from tests.support.structured import (
     nearest,
     power,
 )
-from tests.test_curvature import MADE
 
 diagnosis = sys.modules["evalkit.diagnosis.matrix_errors"]
 
@@ -156,10 +155,29 @@ def test_every_block_of_every_structure_has_the_dense_errors(
 ) -> None:
     """Small blocks formed, or by their Gram matrix where that is less."""
     monkeypatch.setattr(distances, "SMALL", small)
-    oracle = Oracle(MADE[name]())
+    oracle = Oracle(CASES[name].make())
     texts = [text for text in FORMED if (text, labels) != ("eva", "exact")]
     found = matrix_errors(oracle.lin, [f"{text}:labels={labels}" for text in texts])
     assert_errors(oracle, labels, texts, found)
+
+
+def test_without_eigenvalues_of_factors_norms_are_found_by_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As for a matrix of two terms: the spectrum of a small block is found, of a large one not."""
+    lin = evalkit.linearize(*CASES["conv1d_groups"].make())
+    monkeypatch.setattr(distances, "SMALL", 0)
+    wanted = matrix_errors(lin, ["kfac:labels=empirical"])
+    monkeypatch.setattr(distances, "spectrum", lambda solver: None)
+    for most in (1024, 0):
+        monkeypatch.setattr(distances, "SPECTRUM", most)
+        for one, other in zip(matrix_errors(lin, ["kfac:labels=empirical"]), wanted, strict=True):
+            assert one.route == other.route
+            assert one.frobenius == pytest.approx(other.frobenius, rel=1e-9, abs=1e-6)
+            known = most or one.route == "formed"
+            if known or not math.isnan(one.spectrum):
+                assert one.spectrum == pytest.approx(other.spectrum, rel=1e-9, abs=1e-9)
+    assert math.isnan(one.spectrum)  # of the whole matrix
 
 
 def by_block(rows: list[MatrixError], method: str) -> dict[str, MatrixError]:

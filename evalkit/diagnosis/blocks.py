@@ -34,6 +34,8 @@ MOST = 4096
 """Rows or columns of a matrix whose eigenvalues are found: 128 MiB."""
 SMALL = 512
 """Parameters up to which a block is formed, however few rows it has."""
+COLUMNS, SPECTRUM = 1 << 14, 1024
+"""Parameters of a block up to which products with all columns give its norm, and its spectrum."""
 ROUNDING = 64.0
 """Units of rounding in the square of a distance, for each of its three terms."""
 
@@ -92,7 +94,7 @@ def formed_distances(
     for method, solver in solvers.items():
         other = _formed(solver, own.shape, matrix)
         known = spectrum(solver)
-        singular = torch.linalg.eigvalsh((other + other.mT) / 2).abs() if known is None else known
+        singular = torch.linalg.eigvalsh(other) if known is None else known
         square = float((matrix - other).square().sum())
         rounding = ROUNDING * exact.lin.unit * math.sqrt(norm)
         root = math.sqrt(square)
@@ -106,7 +108,8 @@ def gram_distances(
 ) -> dict[str, Distance]:
     """Return the distances of approximations of a block by the Gram matrix of its exact rows.
 
-    Approximations whose eigenvalues their factors do not tell are left out.
+    Of an approximation whose eigenvalues its factors do not tell, as one of two terms, the norm is
+    found column by column, and the spectrum where it is small; a large one is left out.
 
     Args:
         exact: the rows.
@@ -120,15 +123,23 @@ def gram_distances(
         if isinstance(solver, RowBlock) and solver.pulled is exact:
             found[method] = Distance("identical", 0.0, 0.0, 0.0, norm, values, values)
             continue
-        singular = spectrum(solver)
+        singular, shape = spectrum(solver), exact.blocks[names].shape
         if singular is None:
-            continue
-        inner, own = _inner(exact, names, solver), float(singular.square().sum())
+            size = shape[1] * shape[2]
+            if size > COLUMNS:
+                continue
+            own = sum(float(c.square().sum()) for c in _columns(solver, shape, gram))
+            if size <= SPECTRUM:
+                singular = torch.linalg.eigvalsh(_formed(solver, shape, gram))
+        else:
+            own = float(singular.square().sum())
+        inner = _inner(exact, names, solver)
         square = norm - 2 * inner + own
         rounding = ROUNDING * exact.lin.unit * (norm + 2 * abs(inner) + own)
         low, high = max(0.0, square - rounding), max(0.0, square) + rounding
         square = max(0.0, square)
-        found[method] = Distance("gram", square, low, high, norm, values, falling(singular))
+        others = None if singular is None else falling(singular)
+        found[method] = Distance("gram", square, low, high, norm, values, others)
     return found
 
 
@@ -210,15 +221,21 @@ def _exact_matrix(exact: Pulled, names: Names) -> Tensor:
 
 def _formed(solver: Solver, shape: tuple[int, int, int], like: Tensor) -> Tensor:
     """Return F~ of a block, (groups, size, size), on the device of another matrix."""
+    matrix = torch.cat(list(_columns(solver, shape, like))).movedim(0, 2)
+    return (matrix + matrix.mT) / 2
+
+
+def _columns(solver: Solver, shape: tuple[int, int, int], like: Tensor) -> Iterator[Tensor]:
+    """Yield columns of F~ in parts, (columns, groups, size)."""
     groups, out, inside = shape
     size = out * inside
     step = max(1, PART // (groups * size))
-    columns = []
     for start in range(0, size, step):
-        unit = torch.eye(size).to(like)[start : start + step]
-        x = unit.view(-1, 1, out, inside).expand(-1, groups, -1, -1)
-        columns.append(solver.product(x).flatten(2))
-    return torch.cat(columns).movedim(0, 2)
+        count = min(step, size - start)
+        x = torch.zeros(count, size).to(like)
+        x[torch.arange(count), start + torch.arange(count)] = 1.0
+        x = x.view(count, 1, out, inside).expand(-1, groups, -1, -1)
+        yield solver.product(x).flatten(2)
 
 
 def _inner(exact: Pulled, names: Names, solver: Solver) -> float:
