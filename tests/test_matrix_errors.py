@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import evalkit
+import evalkit.diagnosis.running
 from evalkit.cli import main
 from evalkit.diagnosis import blocks as distances
 from evalkit.diagnosis import layer_scales, matrix_errors
@@ -412,3 +413,32 @@ def test_methods_without_blocks_are_found_whatever_they_are_called() -> None:
     for name in ("ngd", "best-weights", "fgn"):
         with pytest.raises(evalkit.EvalkitError, match=f"found '{name}'"):
             check_have_blocks([name])
+
+
+def test_an_interruption_keeps_what_is_done(
+    trajectory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    running = sys.modules["evalkit.diagnosis.running"]
+    found, count = running.matrix_errors, [0]
+
+    def interrupted(*arguments: Any) -> list[MatrixError]:
+        count[0] += 1
+        if count[0] == 2:
+            raise KeyboardInterrupt
+        return found(*arguments)
+
+    monkeypatch.setattr(running, "matrix_errors", interrupted)
+    out = tmp_path / "out"
+    few = ["--batch-size", "4", "--batches", "1", "--methods", "diagonal"]
+    command = ["errors", str(trajectory), "--task", "digits-mlp", *few, f"--out={out}"]
+    assert main(command) == 130
+    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    errors, _, described = tables(out)
+    assert set(errors["checkpoint"]) == {"step-000000"}
+    assert described["done"] == [["step-000000", 0]]
+    assert main(command) == 0
+    assert count[0] == 3
+    assert set(tables(out)[0]["checkpoint"]) == {"step-000000", "step-000092"}

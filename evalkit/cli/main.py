@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = commands.main(args=asked, prog_name="evalkit", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        kept = asked[:1] == ["score"] or (asked[:1] == ["errors"] and "--out" in asked)
+        named = any(argument.split("=")[0] == "--out" for argument in asked)
+        kept = asked[:1] == ["score"] or (asked[:1] == ["errors"] and named)
         hint = "; the same command goes on where it stopped" if kept else ""
         print(f"evalkit: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
