@@ -17,6 +17,8 @@ DEFAULT_TOLERANCE = 0.05
 """Of the gate: five percent of a ratio, and of the efficiency that is possible."""
 MAX_ITERATIONS = 200
 """Of conjugate gradients."""
+PROBES = 32
+"""Random probes of a block whose matrix errors are not found exactly."""
 PRECISIONS = ("float32", "float64")
 Others = Literal["block", "gradient", "leave"]
 """What is made of parameters without factors: a block for each in methods by layers, the gradient

@@ -56,9 +56,14 @@ study.batches study.plan study.estimate study.identity study.notes study.source_
 study.execute study.provenance
 study.store study.processes
 study
+diagnosis.blocks
+diagnosis.matrix_errors
+diagnosis.scales
+diagnosis.running
+diagnosis
 testing toy callback bench
 results.intervals results.spreads results.marks
-results.summaries results.pairs
+results.summaries results.pairs results.diagnoses
 results
 figures
 gate report

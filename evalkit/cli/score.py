@@ -10,11 +10,16 @@ from evalkit.cli.console import remark, say, say_wrapped
 from evalkit.cli.early import check_names, check_there
 from evalkit.cli.options import (
     BATCH_SIZE,
+    DAMPINGS,
     DEVICE,
     DTYPE,
+    KEY,
     LOAD,
     MICRO_BATCH_SIZE,
+    ORDER,
+    SEED,
     SET,
+    TASK,
     CommaSeparated,
     Number,
 )
@@ -37,9 +42,7 @@ Examples:
 """,
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--task", metavar="TASK", help="Registered name, file.py:attribute or module:attribute."
-)
+@TASK
 @SET
 @LOAD
 @click.option(
@@ -49,14 +52,7 @@ Examples:
     show_default=True,
     help="Methods, with settings if wanted: sf:labels_per_sample=4.",
 )
-@click.option(
-    "--damping",
-    "dampings",
-    type=CommaSeparated(float, "x[,y...]"),
-    default=",".join(f"{value:g}" for value in Settings.dampings),
-    show_default=True,
-    help="Absolute damping; several make a sweep.",
-)
+@DAMPINGS
 @click.option(
     "--batches",
     type=Number(int),
@@ -65,23 +61,9 @@ Examples:
     help="Batches per checkpoint.",
 )
 @BATCH_SIZE
-@click.option(
-    "--seed",
-    type=Number(int),
-    default=Settings.seed,
-    show_default=True,
-    help="Of the batches and of sampled labels.",
-)
-@click.option(
-    "--order",
-    type=CommaSeparated(str, "a,b"),
-    help="Of checkpoints whose names tell none: name, time, or the names in order.",
-)
-@click.option(
-    "--key",
-    metavar="NAME",
-    help="Where the weights lie in each file: a key, or how the tensors' names begin.",
-)
+@SEED
+@ORDER
+@KEY
 @DTYPE
 @MICRO_BATCH_SIZE
 @DEVICE

@@ -11,7 +11,14 @@ blocks, ``whitening`` has no blocks to solve with.
 
 from evalkit.curvature.coarse import Coarse, two_level
 from evalkit.curvature.diagonal import diagonal, ekfac
-from evalkit.curvature.direction import Preconditioned, operator, preconditioned, solved
+from evalkit.curvature.direction import (
+    BlockMatrix,
+    MatrixBlock,
+    Preconditioned,
+    block_matrix,
+    preconditioned,
+    solved,
+)
 from evalkit.curvature.eva import eva
 from evalkit.curvature.halves import fisher_orthogonal
 from evalkit.curvature.kfac import Sharing, kfac
@@ -24,14 +31,17 @@ from evalkit.curvature.whitening import whitening
 
 __all__ = [
     "FLOOR",
+    "BlockMatrix",
     "Coarse",
     "Labels",
+    "MatrixBlock",
     "Norm",
     "Preconditioned",
     "Sharing",
     "Source",
     "Style",
     "block",
+    "block_matrix",
     "deflation",
     "diagonal",
     "ekfac",
@@ -41,7 +51,6 @@ __all__ = [
     "kfac_corrected",
     "kpsvd",
     "lanczos",
-    "operator",
     "preconditioned",
     "shampoo",
     "solved",

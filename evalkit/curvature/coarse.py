@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evalkit.curvature.direction import Operator, Preconditioned
+from evalkit.curvature.direction import BlockMatrix, Preconditioned
 from evalkit.curvature.kronecker import SEEN
 from evalkit.curvature.rotated import random_signs
 from evalkit.errors import EvalkitError
@@ -36,7 +36,7 @@ DRAWS = 2
 
 
 def two_level(
-    matrix: Operator, fine: Preconditioned, damping: float, coarse: Coarse
+    matrix: BlockMatrix, fine: Preconditioned, damping: float, coarse: Coarse
 ) -> Preconditioned:
     """Return d.
 
@@ -50,7 +50,7 @@ def two_level(
     Raises:
         EvalkitError: there is one block.
     """
-    lin, places = matrix.found.lin, _places(matrix)
+    lin, places = matrix.pulled.lin, _places(matrix)
     d0, g = fine.vector.double(), lin.gradient.double()
     along = lin.jvp(fine.vector).double()
     if coarse == "residual":
@@ -136,7 +136,7 @@ class _Level:
         return found
 
     def change(
-        self, matrix: Operator, d0: Tensor, c: Tensor, d: Tensor, generator: torch.Generator
+        self, matrix: BlockMatrix, d0: Tensor, c: Tensor, d: Tensor, generator: torch.Generator
     ) -> Tensor:
         """Return a change of d of the kind that rounding makes, to its first order.
 
@@ -187,7 +187,7 @@ def _moved(
     return torch.stack(list(products()))
 
 
-def _places(matrix: Operator) -> tuple[Tensor, ...]:
+def _places(matrix: BlockMatrix) -> tuple[Tensor, ...]:
     """Return the entries of each block in a vector, the groups of a convolution apart.
 
     Raises:
@@ -195,20 +195,20 @@ def _places(matrix: Operator) -> tuple[Tensor, ...]:
     """
 
     def compute() -> tuple[Tensor, ...]:
-        lin, found, start = matrix.found.lin, [], 0
+        lin, found, start = matrix.pulled.lin, [], 0
         numbers = {}
         for name, value in lin.parameters.items():
             numbers[name] = torch.arange(start, start + value.numel(), device=value.device)
             start += value.numel()
         shaped = {name: one.view(lin.parameters[name].shape) for name, one in numbers.items()}
-        for block in matrix.found.blocks.values():
+        for block in matrix.pulled.blocks.values():
             if block.example is None:
                 found.append(numbers[block.names[0]])
             else:
                 found += [one.flatten() for one in block.example.matrix(shaped)]
         return tuple(found)
 
-    places = matrix.found.lin.shared(("places", tuple(matrix.blocks)), compute)
+    places = matrix.pulled.lin.shared(("places", tuple(matrix.blocks)), compute)
     if len(places) < 2:
         raise EvalkitError(
             "expected several layers or other parameters for method 'two-level-kfac', which scales "

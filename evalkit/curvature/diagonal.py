@@ -98,6 +98,13 @@ class Diagonal:
         total = float(slope) + cut.slope
         return Solution(matrix, float(far.sum()), total, cut.lost, deviation)
 
+    def product(self, x: Tensor) -> Tensor:
+        """Return the undamped block applied to matrices, (..., groups, out, in) float64."""
+        if self.bases is None:
+            return self.values * x
+        out, inside = (basis.vectors for basis in self.bases)
+        return out @ (self.values[:, :-1, :-1] * (out.mT @ x @ inside)) @ inside.mT
+
 
 def _turned(
     s: Tensor, mixed: tuple[Tensor, Tensor], x: Rotated, bases: tuple[Eigen, Eigen]

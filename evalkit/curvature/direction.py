@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,57 +32,42 @@ class BlockSolver(Protocol):
         """Return the block's (F_l + lambda I)^-1 G, without damping its pseudo-inverse."""
 
 
+@runtime_checkable
+class MatrixBlock(BlockSolver, Protocol):
+    """A block that is a matrix, and can be compared with others."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return the undamped block applied to matrices, (..., groups, out, in) float64."""
+
+
 Blocks = Mapping[Names, BlockSolver | RowBlock]
 Structure = Callable[[Pulled], Blocks]
-"""Makes the blocks of the layers with factors; those without may be left to :func:`operator`."""
+"""Makes the blocks of the layers with factors; those without may be left to :func:`block_matrix`."""
 
 
 @dataclass(frozen=True, eq=False)
-class Preconditioned:
-    """A direction, and what is known of it.
-
-    Attributes:
-        vector: d, (P,).
-        moved: how far rounding is expected to have moved it.
-        slope: how far it has moved d^T g.
-        lost: |g| of what a pseudo-inverse maps to zero, as a part of |g|.
-        deviation: draws a change of d of the kind that rounding makes, (P,); None where d may be
-            anything.
-        floored: for each block, by its parameters, the part of its directions along which the floor
-            of a two-term method takes the place of what its matrix has there.
-    """
-
-    vector: Tensor
-    moved: float
-    slope: float
-    lost: float
-    deviation: Callable[[], Tensor] | None
-    floored: Mapping[Names, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Operator:
+class BlockMatrix:
     """The matrix of a structure on one batch, its blocks decomposed: solves for any vector.
 
     Attributes:
-        found: what the cotangents pull back to.
+        pulled: the blocks' parameters and forms, and the rows that they are made of.
         key: what tells the blocks from others.
         blocks: decomposed.
     """
 
-    found: Pulled
+    pulled: Pulled
     key: Hashable
     blocks: Blocks
 
     def solutions(self, damping: float) -> Iterator[tuple[Names, Solution]]:
         """Yield (F_l + lambda I)^-1 g_l of each block for the gradient, 0 for pseudo-inverses."""
-        lin = self.found.lin
+        lin = self.pulled.lin
         rotated = lin.shared(("rotated", self.key), lambda: self.rotated(lin.gradient))
         yield from self._solved(self.blocks, rotated, damping)
 
     def solve(self, vector: Tensor, damping: float) -> Tensor:
         """Return (F + lambda I)^-1 v of any vector v, (P,)."""
-        found = self.found
+        found = self.pulled
         rows = {n: one for n, one in self.blocks.items() if isinstance(one, RowBlock)}
         blocks = {names: _anywhere(one) for names, one in self.blocks.items()}
         other = replace(self, blocks=blocks | of_vector(found, rows, vector))
@@ -91,7 +76,7 @@ class Operator:
 
     def rotated(self, vector: Tensor) -> dict[Names, Any]:
         """Return a vector, (P,), in the bases of the blocks that have one."""
-        found = self.found
+        found = self.pulled
         return {
             names: one.rotated(found.blocks[names].matrix(found.lin, vector))
             for names, one in self.blocks.items()
@@ -100,10 +85,10 @@ class Operator:
 
     def joined(self, matrices: Mapping[Names, Tensor]) -> Tensor:
         """Return the matrices of all blocks, (groups, out, in), as a vector: (P,)."""
-        lin = self.found.lin
+        lin = self.pulled.lin
         values: dict[str, Tensor] = {}
         for names, matrix in matrices.items():
-            values |= self.found.blocks[names].tensors(lin, matrix.to(lin.logits.dtype))
+            values |= self.pulled.blocks[names].tensors(lin, matrix.to(lin.logits.dtype))
         return lin.flattened(values)
 
     def change(self, damping: float, generator: torch.Generator) -> Tensor:
@@ -120,7 +105,7 @@ class Operator:
     def _solved(
         self, blocks: Blocks, rotated: Mapping[Names, Any], damping: float
     ) -> Iterator[tuple[Names, Solution]]:
-        found = self.found
+        found = self.pulled
         rows = {n: one for n, one in blocks.items() if isinstance(one, RowBlock)}
         weights = {names: one.weights(damping) for names, one in rows.items()}
         summed = summed_rows(found, weights) if weights else {}
@@ -131,13 +116,38 @@ class Operator:
                 yield names, block.solve(rotated[names], damping)
 
 
-def operator(
+@dataclass(frozen=True, eq=False)
+class Preconditioned:
+    """A direction, and what is known of it.
+
+    Attributes:
+        vector: d, (P,).
+        moved: how far rounding is expected to have moved it.
+        slope: how far it has moved d^T g.
+        lost: |g| of what a pseudo-inverse maps to zero, as a part of |g|.
+        deviation: draws a change of d of the kind that rounding makes, (P,); None where d may be
+            anything.
+        matrix: that was solved with, undamped.
+        floored: for each block, by its parameters, the part of its directions along which the floor
+            of a two-term method takes the place of what its matrix has there.
+    """
+
+    vector: Tensor
+    moved: float
+    slope: float
+    lost: float
+    deviation: Callable[[], Tensor] | None
+    matrix: BlockMatrix
+    floored: Mapping[Names, float] = field(default_factory=dict)
+
+
+def block_matrix(
     lin: Linearization,
     source: Source,
     key: Hashable,
     structure: Structure,
     others: Others = "block",
-) -> Operator:
+) -> BlockMatrix:
     """Return the matrix of a structure; what it makes no block of keeps its own block.
 
     Args:
@@ -161,7 +171,7 @@ def operator(
             return made
         return {**made, **_others(found, layers, others)}
 
-    return Operator(found, key, lin.shared(("blocks", key), compute))
+    return BlockMatrix(found, key, lin.shared(("blocks", key), compute))
 
 
 def preconditioned(
@@ -177,19 +187,21 @@ def preconditioned(
     Args:
         lin: the model and batch.
         damping: lambda; 0 for pseudo-inverses.
-        source: as in :func:`operator`, and so are the others.
+        source: as in :func:`block_matrix`, and so are the others.
         key: of the structure.
         structure: makes the blocks of layers.
         others: what is made of parameters without factors.
 
     Raises:
-        EvalkitError: as :func:`operator`.
+        EvalkitError: as :func:`block_matrix`.
     """
-    matrix = operator(lin, source, key, structure, others)
+    matrix = block_matrix(lin, source, key, structure, others)
     return solved(matrix, dict(matrix.solutions(damping)), damping)
 
 
-def solved(matrix: Operator, solutions: Mapping[Names, Solution], damping: float) -> Preconditioned:
+def solved(
+    matrix: BlockMatrix, solutions: Mapping[Names, Solution], damping: float
+) -> Preconditioned:
     """Return the direction of the gradient's solutions, and what is known of it.
 
     Args:
@@ -203,8 +215,9 @@ def solved(matrix: Operator, solutions: Mapping[Names, Solution], damping: float
         matrix.joined({names: one.matrix for names, one in solutions.items()}),
         math.sqrt(sum(one.moved for one in solutions.values())),
         math.sqrt(sum(one.slope for one in solutions.values())),
-        lost / max(matrix.found.lin.gradient_norm, 1e-300),
+        lost / max(matrix.pulled.lin.gradient_norm, 1e-300),
         partial(_deviation, matrix, damping) if drawable else None,
+        matrix,
         {names: one.floored for names, one in solutions.items()},
     )
 
@@ -218,7 +231,7 @@ def _anywhere(block: BlockSolver | RowBlock) -> BlockSolver | RowBlock:
     return block
 
 
-def _deviation(matrix: Operator, damping: float) -> Tensor:
+def _deviation(matrix: BlockMatrix, damping: float) -> Tensor:
     return matrix.change(damping, torch.Generator().manual_seed(0))
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from evalkit.curvature.direction import Operator, Preconditioned, Structure, operator, solved
+from evalkit.curvature.direction import BlockMatrix, Preconditioned, Structure, block_matrix, solved
 from evalkit.curvature.kronecker import SEEN, Kronecker, Solution
 from evalkit.curvature.labels import Source
 from evalkit.curvature.pulled import Names
@@ -51,13 +51,13 @@ def fisher_orthogonal(
     Raises:
         EvalkitError: no layer of the model has factors.
     """
-    plain = operator(lin, source, key, structure, others)
-    matrix = _Halves(plain.found, plain.key, plain.blocks, step_sizes)
+    plain = block_matrix(lin, source, key, structure, others)
+    matrix = _Halves(plain.pulled, plain.key, plain.blocks, step_sizes)
     return solved(matrix, dict(matrix.solutions(damping)), damping)
 
 
 @dataclass(frozen=True, eq=False)
-class _Halves(Operator):
+class _Halves(BlockMatrix):
     """A structure's matrix, whose solutions of the gradient combine those of two halves.
 
     Attributes:
@@ -68,12 +68,12 @@ class _Halves(Operator):
 
     def solutions(self, damping: float) -> Iterator[tuple[Names, Solution]]:
         """Yield d of each block."""
-        lin = self.found.lin
+        lin = self.pulled.lin
         difference = lin.shared("difference of halves", lambda: _difference(lin))
         rotated = lin.shared(("halves", self.key), lambda: self.rotated(difference))
         whole = lin.shared(("rotated", self.key), lambda: self.rotated(lin.gradient))
         for names, solution in super().solutions(damping):
-            block, own = self.blocks[names], self.found.blocks[names]
+            block, own = self.blocks[names], self.pulled.blocks[names]
             if own.example is None or not isinstance(block, Kronecker):
                 yield names, solution
                 continue
@@ -123,8 +123,8 @@ class _Layer:
             damping: lambda.
             step_sizes: whether d is multiplied by eta.
         """
-        moved_whole = self.block.product(self.rotated, damping)  # F g
-        moved_apart = self.block.product(self.apart, damping)  # F D
+        moved_whole = self.block.damped_product(self.rotated, damping)  # F g
+        moved_apart = self.block.damped_product(self.apart, damping)  # F D
         squares = self.rotated.dot(moved_whole)
         r = _ratio(self.apart.dot(moved_whole), squares)
         rest = self.apart.plus(self.rotated, -r)  # g'
@@ -132,7 +132,7 @@ class _Layer:
         far = self.apart.dot(moved_apart) + r.square() * squares
         given = replace(self.block, gradient=noise)
         shrunk = given.trace(damping)
-        size = rest.dot(given.product(rest, damping))
+        size = rest.dot(given.damped_product(rest, damping))
         known = size > SEEN**2 * torch.maximum(noise * shrunk, self.block.unit**2 * far)
         known &= self.whole[0].numel() > 1
         hidden = (size > 0) & ~known & (self.whole[0].numel() > 1)

@@ -149,7 +149,15 @@ class Kronecker:
             lambda generator: x.drawn(far, generator).joined(),
         )
 
-    def product(self, x: Rotated, damping: float) -> Rotated:
+    def product(self, x: Tensor) -> Tensor:
+        """Return B X A, the undamped block applied to matrices, (..., groups, out, in) float64."""
+        (out, b), (inside, a) = (
+            (one.vectors, one.values[:, :-1]) for one in (self.out, self.inside)
+        )
+        inner = (out.mT @ x @ inside) * b[:, :, None] * a[:, None, :]
+        return out @ inner @ inside.mT
+
+    def damped_product(self, x: Rotated, damping: float) -> Rotated:
         """Return (B (x) A + lambda I) vec X, damped as the style says, in the bases.
 
         Args:

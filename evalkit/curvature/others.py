@@ -110,6 +110,10 @@ class Unchanged:
         """Return a gradient, (groups, out, in)."""
         return gradient
 
+    def product(self, x: Tensor) -> Tensor:
+        """Return the identity applied to matrices."""
+        return x
+
     def solve(self, gradient: Tensor, damping: float) -> Solution:
         """Return the gradient as the solution."""
         return Solution(

@@ -164,6 +164,48 @@ class Pulled:
         """g' = J^T c', (P,): what the rows leave of the gradient; None where it is zero."""
         return None if self.given.rest is None else self.lin.vjp(self.given.rest)
 
+    def formed(self, names: Names) -> Tensor:
+        """Return the rows of a block, (groups, K N, size) float64."""
+        own, shape = self.blocks[names], self.given.targets.shape
+        found = self.given.targets.new_zeros(own.shape[0], *shape, own.size)
+        for part in self.parts():
+            if part.names == names:
+                for samples, rows in part.rows():
+                    found[:, part.draws, samples] = rows.movedim(2, 0).flatten(3)
+        return found.flatten(1, 2)
+
+    def along(self, names: Names, x: Tensor) -> Tensor:
+        """Return R X, the rows of a block times matrices: (..., groups, K, N).
+
+        Args:
+            names: the parameters of the block.
+            x: (..., groups, out, in) float64.
+        """
+        flat = x.flatten(-2).reshape(-1, x.shape[-3], x.shape[-2] * x.shape[-1])
+        found = flat.new_zeros(*flat.shape[:2], *self.given.targets.shape)
+        for part in self.parts():
+            if part.names == names:
+                for samples, rows in part.rows():
+                    along = torch.einsum("bgs,kngs->bgkn", flat, rows.flatten(3))
+                    found[:, :, part.draws, samples] = along
+        return found.view(*x.shape[:-3], *found.shape[1:])
+
+    def across(self, names: Names, weights: Tensor) -> Tensor:
+        """Return R^T w of a block: (..., groups, out, in).
+
+        Args:
+            names: the parameters of the block.
+            weights: w, (..., groups, K, N) float64.
+        """
+        own, flat = self.blocks[names], weights.reshape(-1, *weights.shape[-3:])
+        found = flat.new_zeros(*flat.shape[:2], own.size)
+        for part in self.parts():
+            if part.names == names:
+                for samples, rows in part.rows():
+                    w = flat[:, :, part.draws, samples]
+                    found += torch.einsum("bgkn,kngs->bgs", w, rows.flatten(3))
+        return found.view(*weights.shape[:-3], *own.shape)
+
     def _pull(self, apart: set[str]) -> Iterator[Part]:
         values = self.given.values
         for start in range(0, len(values), DRAWS):

@@ -56,6 +56,10 @@ class ParameterBlock:
         """
         return self.matrix.solve(gradient, damping)
 
+    def product(self, x: Tensor) -> Tensor:
+        """Return the undamped block applied to matrices, (..., groups, out, in) float64."""
+        return self.matrix.product(x.flatten(-2).unsqueeze(-2)).view(x.shape)
+
 
 @dataclass(frozen=True, eq=False)
 class RowBlock:
@@ -67,6 +71,8 @@ class RowBlock:
         targets: t, (K N,).
         rest: g', (groups, out, in), None where it is zero.
         slopes: R g', (groups, K N).
+        pulled: where the rows R are found again.
+        names: the parameters of the block.
     """
 
     factors: tuple[GramFactor, ...]
@@ -74,6 +80,12 @@ class RowBlock:
     targets: Tensor
     rest: Tensor | None
     slopes: Tensor
+    pulled: Pulled
+    names: Names
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return R^T R X, the undamped block applied to matrices, (..., groups, out, in)."""
+        return self.pulled.across(self.names, self.pulled.along(self.names, x))
 
     def weights(self, damping: float) -> Tensor:
         """Return w, (groups, K N): the direction is R^T w, and g' / lambda where there is one."""
@@ -233,10 +245,10 @@ def _by_gram(pulled: Pulled, wanted: set[Names]) -> dict[Names, RowBlock]:
         if names in known and own.shape[0] == 1:
             factors = (_of_gram(known[names], lin.unit, own.size),)
         else:
-            factors = tuple(_factor(rows, lin.unit) for rows in _formed(pulled, names))
+            factors = tuple(_factor(rows, lin.unit) for rows in pulled.formed(names))
         noise = torch.stack([factor.norms * relative for factor in factors])
         part = None if rest is None else own.matrix(lin, rest)
-        found[names] = RowBlock(factors, noise, targets, part, slopes[names])
+        found[names] = RowBlock(factors, noise, targets, part, slopes[names], pulled, names)
     return found
 
 
@@ -262,17 +274,6 @@ def _factor(rows: Tensor, unit: float) -> GramFactor:
     ):
         return factorize_rows(rows)
     return _of_gram(rows @ rows.T, unit, rows.shape[1])
-
-
-def _formed(pulled: Pulled, names: Names) -> Tensor:
-    """Return the rows of a block, (groups, K N, size) float64."""
-    own, shape = pulled.blocks[names], pulled.given.targets.shape
-    found = pulled.given.targets.new_zeros(own.shape[0], *shape, own.size)
-    for part in pulled.parts():
-        if part.names == names:
-            for samples, rows in part.rows():
-                found[:, part.draws, samples] = rows.movedim(2, 0).flatten(3)
-    return found.flatten(1, 2)
 
 
 def _slopes(pulled: Pulled, wanted: set[Names], rest: Tensor | None) -> dict[Names, Tensor]:

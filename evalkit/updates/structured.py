@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from evalkit.curvature import Preconditioned, Source, preconditioned
@@ -72,7 +73,7 @@ def structured(
         others: what is made of parameters without factors.
     """
     found = preconditioned(lin, damping, source, (name, *settings), structure, others)
-    return as_update(name, found, damping)
+    return replace(as_update(name, found, damping), matrix=found.matrix)
 
 
 def as_update(name: str, found: Preconditioned, damping: float) -> VectorUpdate:
@@ -89,4 +90,5 @@ def as_update(name: str, found: Preconditioned, damping: float) -> VectorUpdate:
             "and is lost without damping",
             stacklevel=3,
         )
-    return VectorUpdate(found.vector, rounding=Rounding(found.moved, found.slope, found.deviation))
+    rounding = Rounding(found.moved, found.slope, found.deviation)
+    return VectorUpdate(found.vector, rounding=rounding)

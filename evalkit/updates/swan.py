@@ -9,7 +9,7 @@ from evalkit.curvature import Source
 from evalkit.linearization import Linearization
 from evalkit.settings import Others
 from evalkit.updates.registry import method
-from evalkit.updates.structured import structured
+from evalkit.updates.structured import as_update
 from evalkit.updates.types import VectorUpdate
 
 
@@ -23,5 +23,6 @@ def swan(
     taken off it first. Parameters without factors are matrices of one row.
     """
     structure = partial(curvature.whitening, center=center)
-    source, key = Source("empirical"), str(center)
-    return structured(lin, damping, source, "swan", structure, key, others=others)
+    source, key = Source("empirical"), ("swan", center)
+    found = curvature.preconditioned(lin, damping, source, key, structure, others)
+    return as_update("swan", found, damping)

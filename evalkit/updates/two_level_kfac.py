@@ -32,7 +32,7 @@ def two_level_kfac(
     """
     source = Source(labels, labels_per_sample, norm, seed)
     structure = partial(curvature.kfac, sharing=sharing)
-    matrix = curvature.operator(lin, source, ("kfac", sharing, "tikhonov"), structure, others)
+    matrix = curvature.block_matrix(lin, source, ("kfac", sharing, "tikhonov"), structure, others)
     fine = curvature.solved(matrix, dict(matrix.solutions(damping)), damping)
     found = curvature.two_level(matrix, fine, damping, coarse)
     return as_update("two-level-kfac", found, damping)

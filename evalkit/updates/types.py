@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evalkit.curvature import BlockMatrix
 from evalkit.linearization import Linearization
 
 
@@ -69,11 +70,14 @@ class VectorUpdate:
         report: the report of the solver, None for methods without one.
         rounding: how far what d was solved from has moved it, where the method knows; None for a
             direction whose entries are as exact as its precision.
+        matrix: the matrix that d was solved with where it is one by layers, for its comparison with
+            the exact one; None for other methods.
     """
 
     vector: Tensor
     report: SolverReport | None = None
     rounding: Rounding | None = None
+    matrix: BlockMatrix | None = None
 
     def direction(self, lin: Linearization) -> Tensor:
         """Return d: (P,)."""
