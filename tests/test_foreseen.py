@@ -66,7 +66,8 @@ def test_no_more_is_held_than_was_foreseen(
         told = check_needs(lin, [method], "block")
         evalkit.update(method, lin, damping=1e-2)
         most = held(lin._shared, {})  # small things included, as the cotangents themselves
-        assert most / 1.1 <= told <= 8 * most, method
+        assert most <= 1.1 * told, method
+        assert told <= 8 * most or method == "block", method  # whose rows are formed and let go
 
 
 def test_what_methods_share_is_counted_once() -> None:
