@@ -42,7 +42,7 @@ class MatrixBlock(BlockSolver, Protocol):
 
 Blocks = Mapping[Names, BlockSolver | RowBlock]
 Structure = Callable[[Pulled], Blocks]
-"""Makes the blocks of the layers with factors; those without may be left to :func:`block_matrix`."""
+"""Makes the blocks of the layers with factors; the rest may be left to :func:`block_matrix`."""
 
 
 @dataclass(frozen=True, eq=False)

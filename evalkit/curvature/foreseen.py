@@ -178,5 +178,5 @@ def _of_rows(size: Size, rows: int) -> Taken:
     numbers = size.out * size.inside
     square = size.groups * min(rows, numbers) ** 2
     formed = rows * size.groups * numbers
-    kept = formed if rows < numbers and formed <= FORMED else 0
-    return Taken(2 * square + kept, square, 3 * square)
+    passing = formed if rows < numbers and formed <= FORMED else 0
+    return Taken(2 * square, square, 3 * square + passing)
