@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import evalkit
 from evalkit.cli import main
-from evalkit.curvature import Source, block, kfac
+from evalkit.curvature import Source, block, coarse, kfac
 from evalkit.curvature.direction import operator
 from evalkit.scoring import check_request
 from evalkit.storage.run_folder import read_run
@@ -207,10 +207,10 @@ def test_two_levels_are_their_formula(turn: int, name: str) -> None:
     oracle = oracle_of(name)
     if len(places_of(oracle)) == 1:
         pytest.skip("one block")
-    for i, coarse in enumerate(("ones", "residual", "direction")):
+    for i, kind in enumerate(("ones", "residual", "direction")):
         labels, sharing = LABELS[(turn + i) % 5], ("expand", "reduce")[(turn + i) % 2]
         for damping in (1e-2, 0.0):
-            settings = {"labels": labels, "sharing": sharing, "coarse": coarse}
+            settings = {"labels": labels, "sharing": sharing, "coarse": kind}
             found = compute("two-level-kfac", oracle.lin, damping, **settings)
             wanted = two_level(oracle, damping, **settings)
             tolerance = 1e-8 * float(wanted.norm())
@@ -227,11 +227,11 @@ def test_a_second_level_is_the_deepest_of_its_kind() -> None:
         return float(d @ lin.gradient - (d @ lin.fvp(d) + 1e-3 * d @ d) / 2)
 
     plain = evalkit.update("kfac", lin, damping=1e-3)
-    for coarse in ("ones", "residual", "direction"):
-        found = evalkit.update("two-level-kfac", lin, damping=1e-3, coarse=coarse)
+    for kind in ("ones", "residual", "direction"):
+        found = evalkit.update("two-level-kfac", lin, damping=1e-3, coarse=kind)
         assert depth(found) > depth(plain)
         column = {"ones": torch.ones_like(plain), "direction": plain}.get(
-            coarse, lin.gradient - lin.fvp(plain) - 1e-3 * plain
+            kind, lin.gradient - lin.fvp(plain) - 1e-3 * plain
         )
         for values in lin.by_name(column).values():
             assert values.any()
@@ -284,6 +284,13 @@ def test_one_layer_has_no_second_level() -> None:
     model = nn.Linear(4, 3).double()
     lin = evalkit.linearize(model, Draw(0).normal(5, 4), Draw(0).integers(3, 5))
     with pytest.raises(evalkit.EvalkitError, match="found one; use kfac"):
+        evalkit.update("two-level-kfac", lin)
+
+
+def test_columns_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coarse, "MOST_NUMBERS", 10)
+    lin = evalkit.linearize(*CASES["mlp_categorical"].make())
+    with pytest.raises(evalkit.EvalkitError, match="at most 10 numbers in J z.*smaller batches"):
         evalkit.update("two-level-kfac", lin)
 
 

@@ -31,6 +31,8 @@ from evalkit.rounding import fisher_trace, gradient_noise
 
 Coarse = Literal["ones", "residual", "direction"]
 
+MOST_NUMBERS = 1 << 27
+"""Numbers in J z of all columns, as many times those in the logits: 1 GiB."""
 DRAWS = 2
 """Changes of a direction from which it is told how far rounding moves it."""
 
@@ -48,9 +50,15 @@ def two_level(
             or d0 itself.
 
     Raises:
-        EvalkitError: there is one block.
+        EvalkitError: there is one block, or J z of all columns would not fit into memory.
     """
     lin, places = matrix.pulled.lin, _places(matrix)
+    numbers = len(places) * lin.logits.numel()
+    if numbers > MOST_NUMBERS:
+        raise EvalkitError(
+            f"expected at most {MOST_NUMBERS:,} numbers in J z of all blocks for method "
+            f"'two-level-kfac', found {numbers:,}; score smaller batches, or leave the method out"
+        )
     d0, g = fine.vector.double(), lin.gradient.double()
     along = lin.jvp(fine.vector).double()
     if coarse == "residual":
