@@ -157,10 +157,16 @@ def multiplied(lin: Linearization, count: float) -> Work:
     return Work(double=count) if lin.logits.dtype == torch.float64 else Work(single=count)
 
 
-def product_work(lin: Linearization) -> Work:
-    """Return the work of a product J J^T c: two passes and the weights' part."""
-    uses, samples = lin.batches[0].recording.uses, lin.num_samples
-    total = 2 * _pass_work(lin) + sum(use.layer.work.kernel_product(samples) for use in uses)
+def product_work(lin: Linearization, samples: int | None = None) -> Work:
+    """Return the work of a product J J^T c: two passes and the weights' part.
+
+    Args:
+        lin: the model and batch.
+        samples: N of a batch to foresee it for, of which this one has some; None for this one.
+    """
+    uses, samples = lin.batches[0].recording.uses, samples or lin.num_samples
+    total = 2 * _pass_work(lin) * samples / lin.num_samples
+    total += sum(use.layer.work.kernel_product(samples) for use in uses)
     return multiplied(lin, total) + Work(calls=_calls(lin))
 
 
