@@ -26,6 +26,7 @@ from evalkit.storage.columns import frame_of
 from evalkit.storage.rows import Score
 from evalkit.updates.parser import parse
 from evalkit.updates.registry import check_dampings
+from evalkit.work import threads_of
 
 
 def score(
@@ -67,7 +68,8 @@ def score(
     seed = check_seed(seed)
     with memory_failures(), full_precision():
         lin = linearize(model, inputs, targets, likelihood, micro_batch_size, dtype)
-        rows = score_linearization(lin, names, dampings, seed, again=dtype is None)
+        with threads_of(lin):
+            rows = score_linearization(lin, names, dampings, seed, again=dtype is None)
         return frame_of(rows, Score)
 
 

@@ -20,6 +20,7 @@ from signal import SIG_IGN, SIGINT, signal
 import torch
 from torch import nn
 
+from evalkit import work
 from evalkit.errors import EvalkitError
 from evalkit.linearization import linearize
 from evalkit.machine import end_with_parent
@@ -29,10 +30,6 @@ from evalkit.study.execute import Rows
 from evalkit.study.plan import Unit
 from evalkit.tasks import Samples
 from evalkit.tasks.samples import ItemSamples
-from evalkit.work import TYPICAL, product_work
-
-SMALL = 0.01
-"""Seconds of a product, by typical rates, below which a thread of torch is enough."""
 
 FEW_SAMPLES = 2
 """Samples that show how large a model is."""
@@ -70,10 +67,10 @@ def is_small(
             warnings.simplefilter("ignore")  # said again when the batch is scored
             few = replace(settings, batch_size=min(FEW_SAMPLES, settings.batch_size))
             lin = linearize(model, *take_batch(samples, few, 0), likelihood, dtype=settings.dtype)
-            work, parts = product_work(lin, settings.batch_size), 1
+            found, parts = work.product_work(lin, settings.batch_size), 1
             if settings.micro_batch_size is not None:
                 parts = math.ceil(settings.batch_size / settings.micro_batch_size)
-            return TYPICAL.seconds(replace(work, calls=parts * work.calls)) < SMALL
+            return work.is_small(replace(found, calls=parts * found.calls))
     except Exception:  # of the user's data and model, told in a sentence when the batch is scored
         return False
 
@@ -81,17 +78,6 @@ def is_small(
 def shared_by(units: int, processes: int) -> int:
     """Return how many processes share some units, of so many that may."""
     return max(1, min(processes, units // FEWEST, MOST))
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch have so many threads within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
