@@ -214,33 +214,3 @@ def test_order_of_samples_and_copies_of_one() -> None:
         text = f"{structure}:labels=improved"
         assert near(direction(other, text, 1e-2), direction(lin, text, 1e-2), 1e-7)
         assert near(direction(five, text, 5e-2), direction(one, text, 1e-2), 1e-7)
-
-
-# --- peers -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("structure", ["kfac", "ekfac", "kfac:sharing=reduce"])
-@pytest.mark.parametrize("labels", ["exact", "empirical"])
-def test_directions_are_those_of_curvlinops(structure: str, labels: str) -> None:
-    curvlinops = pytest.importorskip("curvlinops", reason="the peer is not installed")
-    types = pytest.importorskip("curvlinops.kfac").FisherType
-    draw = Draw(0)
-    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    initialise(model, draw)
-    x, y = draw.normal(6, 4), draw.integers(3, 6)
-    kind = curvlinops.EKFACLinearOperator if "ekfac" in structure else curvlinops.KFACLinearOperator
-    parameters = list(model.parameters())
-    operator = kind(
-        model,
-        nn.CrossEntropyLoss(reduction="sum"),
-        parameters,
-        [(x, y)],
-        fisher_type=types.TYPE2 if labels == "exact" else types.EMPIRICAL,
-        kfac_approx="reduce" if "reduce" in structure else "expand",
-        separate_weight_and_bias=False,
-        check_deterministic=False,
-    )
-    lin = evalkit.linearize(model, x, y)
-    eye = torch.eye(lin.num_params).double()
-    direct = torch.linalg.solve(operator @ eye + 1e-2 * eye, lin.gradient)
-    assert near(direction(lin, f"{structure}:labels={labels}", 1e-2), direct, 1e-9)

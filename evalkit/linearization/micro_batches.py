@@ -148,6 +148,10 @@ class MicroBatches:
             self._model, self._inputs, self._num_samples, step, torch.float64, self.budget
         )
 
+    def module_and_inputs(self) -> tuple[nn.Module, Inputs]:
+        """Return a copy of the model in the precision of the logits, and the whole batch in it."""
+        return copy.deepcopy(self._model).to(self.dtype), self._evaluated.cast(self._inputs)
+
     def _last(self) -> MicroBatch:
         # Whichever is at hand: parameters and their shapes are the same for all.
         return next(reversed(self._kept.values()))

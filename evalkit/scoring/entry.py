@@ -28,6 +28,7 @@ from evalkit.storage.columns import frame_of
 from evalkit.storage.rows import Score
 from evalkit.updates.parser import parse
 from evalkit.updates.registry import check_dampings
+from evalkit.work import threads_of
 
 
 def score(
@@ -72,7 +73,12 @@ def score(
     names, dampings = check_request(methods, damping)
     seed, others = check_seed(seed), check_others(others)
     given = model, inputs, targets, likelihood, micro_batch_size, dtype
-    with memory_failures(), full_precision(), linearized(*given, others) as (lin, _):
+    with (
+        memory_failures(),
+        full_precision(),
+        linearized(*given, others) as (lin, _),
+        threads_of(lin),
+    ):
         rows = score_linearization(lin, names, dampings, seed, again=dtype is None, others=others)
         return frame_of(rows, Score)
 

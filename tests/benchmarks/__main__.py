@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tests.benchmarks import commands
 from tests.benchmarks.markdown import machine
 from tests.benchmarks.marks import verdicts
 from tests.benchmarks.measure import Memory, Row, measure, memory
@@ -27,7 +28,11 @@ def main() -> None:
     parser.add_argument("--problem", action="append", choices=[p.name for p in PROBLEMS])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
+    parser.add_argument("--only", choices=["commands"], help="seconds that commands take, alone")
     arguments = parser.parse_args()
+    if arguments.only:
+        commands.main(REPORT if arguments.write else None)
+        return
     chosen = [p for p in PROBLEMS if not arguments.problem or p.name in arguments.problem]
     rows: list[Row] = []
     memories: list[Memory] = []
@@ -41,8 +46,11 @@ def main() -> None:
         text = as_markdown(rows, memories, verdicts(rows, memories), where)
         if arguments.write:  # as far as it has come, so that an interruption loses one problem
             suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
-            REPORT.with_stem(REPORT.stem + suffix).write_text(text, encoding="utf-8")
+            path = REPORT.with_stem(REPORT.stem + suffix)
+            path.write_text(commands.kept(path, text), encoding="utf-8")
     print(text)
+    if not arguments.problem and arguments.device == "cpu":
+        commands.main(REPORT if arguments.write else None)
 
 
 if __name__ == "__main__":
