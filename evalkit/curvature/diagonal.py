@@ -15,6 +15,7 @@ from evalkit.curvature.kronecker import Cut, Solution
 from evalkit.curvature.noise import Moments, Noise, noises
 from evalkit.curvature.pulled import PART, Names, Pulled
 from evalkit.curvature.rotated import Rotated, random_signs
+from evalkit.layers.low_rank import LowRank
 from evalkit.linearization import LayerFactors
 
 
@@ -42,9 +43,17 @@ class Diagonal:
     size: int
     mixed: tuple[Tensor, ...]
 
-    def rotated(self, gradient: Tensor) -> Tensor | Rotated:
+    @property
+    def inputs(self) -> Tensor | None:
+        """Qa where it is thin and G lies within it."""
+        if self.bases is None or not (self.within[1] and self.bases[1].beside):
+            return None
+        return self.bases[1].vectors
+
+    def rotated(self, gradient: Tensor | LowRank) -> Tensor | Rotated:
         """Return a gradient, (groups, out, in) float64, in the bases of the block."""
         if self.bases is None:
+            assert isinstance(gradient, Tensor)
             return gradient
         return Rotated.of(gradient, (self.bases[0].vectors, self.bases[1].vectors), self.within)
 
@@ -90,7 +99,7 @@ class Diagonal:
             far, slope = far + added, slope + along
         far = far * cut.inverse.square() + cut.hidden
 
-        def deviation(generator: torch.Generator) -> Tensor:
+        def deviation(generator: torch.Generator) -> Tensor | LowRank:
             if turned is not None:
                 return turned.drawn(far, generator).joined()
             return random_signs(far, generator) * far.sqrt()

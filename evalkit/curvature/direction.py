@@ -11,18 +11,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from evalkit.curvature.kronecker import Solution
+from evalkit.curvature.diagonal import Diagonal
+from evalkit.curvature.kronecker import Kronecker, Solution
 from evalkit.curvature.labels import Source
 from evalkit.curvature.pulled import Names, Pulled, pulled
 from evalkit.curvature.rows import RowBlock, row_blocks, summed_rows
+from evalkit.curvature.thin import thin_gradients
 from evalkit.errors import EvalkitError
-from evalkit.linearization import Linearization
+from evalkit.layers.low_rank import LowRank
+from evalkit.linearization import ByParameter, Linearization
 
 
 class BlockSolver(Protocol):
     """A block of a structure, decomposed."""
 
-    def rotated(self, gradient: Tensor) -> Any:
+    def rotated(self, gradient: Any) -> Any:
         """Return what all dampings share of a gradient, (groups, out, in) float64."""
 
     def solve(self, gradient: Any, damping: float) -> Solution:
@@ -39,19 +42,24 @@ class Preconditioned:
     """A direction, and what is known of it.
 
     Attributes:
-        vector: d, (P,).
+        parts: d, by parameter.
         moved: how far rounding is expected to have moved it.
         slope: how far it has moved d^T g.
         lost: |g| of what a pseudo-inverse maps to zero, as a part of |g|.
-        deviation: draws a change of d of the kind that rounding makes, (P,); None where d may be
+        deviation: draws a change of d of the kind that rounding makes; None where d may be
             anything.
     """
 
-    vector: Tensor
+    parts: ByParameter
     moved: float
     slope: float
     lost: float
-    deviation: Callable[[], Tensor] | None
+    deviation: Callable[[], ByParameter] | None
+
+    @property
+    def vector(self) -> Tensor:
+        """d, formed: (P,)."""
+        return self.parts.vector()
 
 
 def preconditioned(
@@ -73,13 +81,13 @@ def preconditioned(
     key = (key, source.key)
     blocks = lin.shared(("blocks", key), lambda: {**structure(found), **_others(found)})
     solutions = dict(_solutions(found, key, blocks, damping))
-    direction: dict[str, Tensor] = {}
+    direction: dict[str, Tensor | LowRank] = {}
     for names, one in solutions.items():
-        direction |= found.blocks[names].tensors(lin, one.matrix.to(lin.logits.dtype))
+        direction |= found.blocks[names].tensors(lin, one.solved)
     lost = math.sqrt(sum(one.lost for one in solutions.values()))
     drawable = all(one.deviation is not None for one in solutions.values())
     return Preconditioned(
-        lin.flattened(direction),
+        _ordered(lin, direction).to(lin.logits.dtype),
         math.sqrt(sum(one.moved for one in solutions.values())),
         math.sqrt(sum(one.slope for one in solutions.values())),
         lost / max(lin.gradient_norm, 1e-300),
@@ -112,24 +120,36 @@ def _solutions(
 def _rotated(found: Pulled, blocks: Blocks) -> dict[Names, Any]:
     """Return the gradient in the bases of each block."""
     lin = found.lin
+    bases = {
+        names: inputs
+        for names, one in blocks.items()
+        if isinstance(one, Kronecker | Diagonal) and (inputs := one.inputs) is not None
+    }
+    thin = thin_gradients(lin, bases)
     return {
-        names: one.rotated(found.blocks[names].matrix(lin, lin.gradient))
+        names: one.rotated(
+            thin[names] if names in thin else found.blocks[names].matrix(lin, lin.gradient)
+        )
         for names, one in blocks.items()
         if not isinstance(one, RowBlock)
     }
 
 
-def _deviation(found: Pulled, key: Hashable, blocks: Blocks, damping: float) -> Tensor:
-    """Return a change of the direction of the kind that rounding makes: (P,).
+def _ordered(lin: Linearization, parts: Mapping[str, Tensor | LowRank]) -> ByParameter:
+    return ByParameter({name: parts[name] for name in lin.parameters})
+
+
+def _deviation(found: Pulled, key: Hashable, blocks: Blocks, damping: float) -> ByParameter:
+    """Return a change of the direction of the kind that rounding makes.
 
     Everything is solved again, so that nothing is held for a change that is seldom asked for.
     """
     generator = torch.Generator().manual_seed(0)
-    changes: dict[str, Tensor] = {}
+    changes: dict[str, Tensor | LowRank] = {}
     for names, one in _solutions(found, key, blocks, damping):
         assert one.deviation is not None
         changes |= found.blocks[names].tensors(found.lin, one.deviation(generator))
-    return found.lin.flattened(changes)
+    return _ordered(found.lin, changes)
 
 
 def _others(found: Pulled) -> Mapping[Names, BlockSolver | RowBlock]:

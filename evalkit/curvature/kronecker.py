@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evalkit.curvature.eigen import Eigen
 from evalkit.curvature.rotated import Rotated
+from evalkit.layers.low_rank import LowRank
 
 Style = Literal["tikhonov", "pi", "plain"]
 
@@ -24,7 +25,7 @@ class Solution:
     """What a block contributes to a direction.
 
     Attributes:
-        matrix: X, (groups, out, in).
+        solved: X, (groups, out, in), or as a product of thin matrices.
         moved: the square of how far rounding is expected to have moved it.
         slope: the square of how far it has moved its part of d^T g.
         lost: the square of the part of G that a pseudo-inverse maps to zero.
@@ -32,11 +33,16 @@ class Solution:
             anything.
     """
 
-    matrix: Tensor
+    solved: Tensor | LowRank
     moved: float
     slope: float
     lost: float = 0.0
-    deviation: Callable[[torch.Generator], Tensor] | None = None
+    deviation: Callable[[torch.Generator], Tensor | LowRank] | None = None
+
+    @property
+    def matrix(self) -> Tensor:
+        """X, formed."""
+        return self.solved.formed() if isinstance(self.solved, LowRank) else self.solved
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +116,12 @@ class Kronecker:
     unit: float
     style: Style = "tikhonov"
 
-    def rotated(self, gradient: Tensor) -> Rotated:
+    @property
+    def inputs(self) -> Tensor | None:
+        """Qa where it is thin and G lies within it."""
+        return self.inside.vectors if self.within[1] and self.inside.beside else None
+
+    def rotated(self, gradient: Tensor | LowRank) -> Rotated:
         """Return a gradient, (groups, out, in) float64, in the bases of the block."""
         return Rotated.of(gradient, (self.out.vectors, self.inside.vectors), self.within)
 

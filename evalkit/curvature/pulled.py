@@ -18,6 +18,7 @@ from torch import Tensor
 
 from evalkit.curvature.labels import Cotangents, Source, cotangents
 from evalkit.evaluation.wrapped import plain_name
+from evalkit.layers.low_rank import LowRank
 from evalkit.linearization import FormedRows, LayerFactors, Linearization
 from evalkit.rounding import relative_noise
 
@@ -102,12 +103,25 @@ class Block:
             return values[self.names[0]].double().reshape(self.shape)
         return self.example.matrix(values).double()
 
-    def tensors(self, lin: Linearization, matrix: Tensor) -> dict[str, Tensor]:
+    def tensors(
+        self, lin: Linearization, matrix: Tensor | LowRank
+    ) -> dict[str, Tensor | LowRank]:
         """Return matrices, (groups, out, in), as tensors like the parameters, by name."""
+        if isinstance(matrix, LowRank):
+            if self.example is not None and len(self.example.shape) == 2:
+                left, right = matrix.left[0], matrix.right[0]
+                if self.example.bias is None:
+                    return {self.example.weight: LowRank(left, right)}
+                bias = left @ right[-1]
+                return {
+                    self.example.weight: LowRank(left, right[:-1]),
+                    self.example.bias: bias,
+                }
+            matrix = matrix.formed()
         if self.example is None:
             name = self.names[0]
             return {name: matrix.reshape(lin.parameters[name].shape)}
-        return self.example.tensors(matrix.reshape(self.shape))
+        return {**self.example.tensors(matrix.reshape(self.shape))}
 
 
 class Pulled:

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evalkit.layers.low_rank import LowRank
+
+THIN = 0.5
+"""Part of a matrix's numbers up to which it is better kept as two factors."""
+
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """Return 1 or -1 for each entry."""
@@ -28,11 +33,16 @@ class Rotated:
     corner: Tensor | None
 
     @classmethod
-    def of(cls, matrix: Tensor, bases: tuple[Tensor, Tensor], within: tuple[bool, bool]) -> Rotated:
+    def of(
+        cls,
+        matrix: Tensor | LowRank,
+        bases: tuple[Tensor, Tensor],
+        within: tuple[bool, bool],
+    ) -> Rotated:
         """Return a matrix in two bases.
 
         Args:
-            matrix: (groups, out, in).
+            matrix: (groups, out, in); one of low rank has the basis Qa on its right.
             bases: Qb and Qa.
             within: whether the matrix is zero beside each of them.
         """
@@ -41,6 +51,12 @@ class Rotated:
             basis.shape[2] < basis.shape[1] and not known
             for basis, known in zip(bases, within, strict=True)
         ]
+        if isinstance(matrix, LowRank):
+            if matrix.right is inside and not thin[1]:
+                inner = out.mT @ matrix.left
+                right = matrix.left - out @ inner if thin[0] else None
+                return cls(bases, inner, right, None, None)
+            matrix = matrix.formed()
         across = matrix @ inside
         inner = out.mT @ across
         right = across - out @ inner if thin[0] else None
@@ -120,12 +136,16 @@ class Rotated:
         found[:, :-1, :-1] = inner.square()
         return found
 
-    def joined(self) -> Tensor:
-        """Return X, (groups, out, in)."""
+    def joined(self) -> Tensor | LowRank:
+        """Return X, (groups, out, in), as a product where Qa is thin and holds its rows."""
         out, inside = self.bases
         across = out @ self.inner
         if self.right is not None:
             across = across + self.right
+        sizes = out.shape[1], inside.shape[1]
+        if self.below is None and self.corner is None:
+            if inside.shape[2] * sum(sizes) <= THIN * sizes[0] * sizes[1]:
+                return LowRank(across, inside)
         whole = across @ inside.mT
         if self.below is not None:
             whole = whole + out @ self.below

@@ -54,4 +54,4 @@ def structured(
             "and is lost without damping",
             stacklevel=2,
         )
-    return VectorUpdate(found.vector, rounding=Rounding(found.moved, found.slope, found.deviation))
+    return VectorUpdate(found.parts, rounding=Rounding(found.moved, found.slope, found.deviation))
