@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from evalkit.curvature.diagonal import Diagonal
 from evalkit.curvature.kronecker import Kronecker, Solution
 from evalkit.curvature.labels import Source
 from evalkit.curvature.pulled import Names, Pulled, pulled
+from evalkit.curvature.rotated import Rotated
 from evalkit.curvature.rows import RowBlock, row_blocks, summed_rows
 from evalkit.curvature.thin import thin_gradients
 from evalkit.errors import EvalkitError
@@ -81,13 +82,10 @@ def preconditioned(
     key = (key, source.key)
     blocks = lin.shared(("blocks", key), lambda: {**structure(found), **_others(found)})
     solutions = dict(_solutions(found, key, blocks, damping))
-    direction: dict[str, Tensor | LowRank] = {}
-    for names, one in solutions.items():
-        direction |= found.blocks[names].tensors(lin, one.solved)
     lost = math.sqrt(sum(one.lost for one in solutions.values()))
     drawable = all(one.deviation is not None for one in solutions.values())
     return Preconditioned(
-        _ordered(lin, direction).to(lin.logits.dtype),
+        _vector(found, solutions),
         math.sqrt(sum(one.moved for one in solutions.values())),
         math.sqrt(sum(one.slope for one in solutions.values())),
         lost / max(lin.gradient_norm, 1e-300),
@@ -135,8 +133,35 @@ def _rotated(found: Pulled, blocks: Blocks) -> dict[Names, Any]:
     }
 
 
-def _ordered(lin: Linearization, parts: Mapping[str, Tensor | LowRank]) -> ByParameter:
-    return ByParameter({name: parts[name] for name in lin.parameters})
+def _vector(found: Pulled, solutions: Mapping[Names, Solution]) -> ByParameter:
+    """Return the direction of solutions, what is thin as it is and all else as it is scored."""
+    dtype = found.lin.logits.dtype
+    held = {
+        names: one.solved if isinstance(one.solved, Rotated) else one.solved.to(dtype)
+        for names, one in solutions.items()
+    }
+    squares = [one.square for one in solutions.values() if one.square is not None]
+    return ByParameter(
+        lambda: _by_name(
+            found,
+            (
+                (names, one.joined() if isinstance(one, Rotated) else one)
+                for names, one in held.items()
+            ),
+        ),
+        dtype,
+        math.sqrt(sum(squares)) if len(squares) == len(solutions) else None,
+    )
+
+
+def _by_name(
+    found: Pulled, matrices: Iterable[tuple[Names, Tensor | LowRank]]
+) -> dict[str, Tensor | LowRank]:
+    """Return the matrices of blocks by parameter, in the order of the parameters."""
+    parts: dict[str, Tensor | LowRank] = {}
+    for names, matrix in matrices:
+        parts |= found.blocks[names].tensors(found.lin, matrix)
+    return {name: parts[name] for name in found.lin.parameters}
 
 
 def _deviation(found: Pulled, key: Hashable, blocks: Blocks, damping: float) -> ByParameter:
@@ -145,11 +170,14 @@ def _deviation(found: Pulled, key: Hashable, blocks: Blocks, damping: float) -> 
     Everything is solved again, so that nothing is held for a change that is seldom asked for.
     """
     generator = torch.Generator().manual_seed(0)
-    changes: dict[str, Tensor | LowRank] = {}
-    for names, one in _solutions(found, key, blocks, damping):
-        assert one.deviation is not None
-        changes |= found.blocks[names].tensors(found.lin, one.deviation(generator))
-    return _ordered(found.lin, changes)
+
+    def drawn() -> Iterator[tuple[Names, Tensor | LowRank]]:
+        for names, one in _solutions(found, key, blocks, damping):
+            assert one.deviation is not None
+            yield names, one.deviation(generator)
+
+    changes = _by_name(found, drawn())
+    return ByParameter(lambda: changes, found.lin.logits.dtype)
 
 
 def _others(found: Pulled) -> Mapping[Names, BlockSolver | RowBlock]:

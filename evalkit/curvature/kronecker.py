@@ -25,24 +25,31 @@ class Solution:
     """What a block contributes to a direction.
 
     Attributes:
-        solved: X, (groups, out, in), or as a product of thin matrices.
+        solved: X, (groups, out, in), or in bases where it is a product of thin matrices.
         moved: the square of how far rounding is expected to have moved it.
         slope: the square of how far it has moved its part of d^T g.
         lost: the square of the part of G that a pseudo-inverse maps to zero.
         deviation: draws a change of X of the kind that rounding makes, like X; None where X may be
             anything.
+        square: |X|^2, where it is known.
     """
 
-    solved: Tensor | LowRank
+    solved: Tensor | Rotated
     moved: float
     slope: float
     lost: float = 0.0
     deviation: Callable[[torch.Generator], Tensor | LowRank] | None = None
+    square: float | None = None
 
     @property
     def matrix(self) -> Tensor:
         """X, formed."""
-        return self.solved.formed() if isinstance(self.solved, LowRank) else self.solved
+        found = self.joined()
+        return found.formed() if isinstance(found, LowRank) else found
+
+    def joined(self) -> Tensor | LowRank:
+        """Return X."""
+        return self.solved.joined() if isinstance(self.solved, Rotated) else self.solved
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +78,7 @@ class Cut:
         void: Tensor,
         damping: float,
         unit: float,
+        total: Tensor | None = None,
     ) -> Cut:
         """Return the inverse.
 
@@ -82,12 +90,14 @@ class Cut:
             void: where both are zero.
             damping: lambda.
             unit: the rounding of the evaluation.
+            total: the sum of squares, (groups, 1, 1), where these are a part of them.
         """
         if damping == 0:
             lost = float(squares.where(~known, 0.0).sum())
             inverse = shrunk.reciprocal().where(known, 0.0)
             return cls(inverse, torch.zeros_like(inverse), lost=lost)
-        least = (SEEN * unit) ** 2 * squares.sum((1, 2), keepdim=True)
+        total = squares.sum((1, 2), keepdim=True) if total is None else total
+        least = (SEEN * unit) ** 2 * total
         left_out, inverse = void | (empty & (squares <= least)), shrunk.reciprocal()
         coarse = unit > torch.finfo(torch.float64).eps
         hidden = squares.where(left_out & ~void & coarse, 0.0)
@@ -146,7 +156,7 @@ class Kronecker:
         cut = Cut.of(gradient.squares(), shrunk, known, empty, void, damping, self.unit)
         x = gradient.scaled(cut.inverse)
         if damping == 0 and (self.out.hazy or self.inside.hazy):
-            return Solution(x.joined(), math.inf, math.inf, cut.lost)
+            return Solution(x.kept(), math.inf, math.inf, cut.lost)
         squares = x.squares()
         far = self.out.variances @ (squares * a.square())
         far = far + (squares * b.square()) @ self.inside.variances.mT
@@ -155,11 +165,12 @@ class Kronecker:
         slope = slope + (x.products(b, 1) * self.inside.variances).sum()
         slope = slope + 4 * self.gradient * squares.sum()
         return Solution(
-            x.joined(),
+            x.kept(),
             float(far.sum()),
             float(slope) + cut.slope,
             cut.lost,
             lambda generator: x.drawn(far, generator).joined(),
+            float(squares.sum()),
         )
 
     def _either(self, out: Tensor, inside: Tensor) -> Tensor:

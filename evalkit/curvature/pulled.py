@@ -103,9 +103,7 @@ class Block:
             return values[self.names[0]].double().reshape(self.shape)
         return self.example.matrix(values).double()
 
-    def tensors(
-        self, lin: Linearization, matrix: Tensor | LowRank
-    ) -> dict[str, Tensor | LowRank]:
+    def tensors(self, lin: Linearization, matrix: Tensor | LowRank) -> dict[str, Tensor | LowRank]:
         """Return matrices, (groups, out, in), as tensors like the parameters, by name."""
         if isinstance(matrix, LowRank):
             if self.example is not None and len(self.example.shape) == 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ class Rotated:
 
     X = Qb x Qa^T + right Qa^T + Qb below + corner, where Qb^T right = 0, below Qa = 0, and the
     corner is orthogonal to both. What is zero, as there is nothing beside a basis, is None.
+
+    Attributes:
+        pending: what the other three are yet to be multiplied by, like :meth:`squares`.
+        known: :meth:`squares`.
     """
 
     bases: tuple[Tensor, Tensor]
@@ -31,6 +35,8 @@ class Rotated:
     right: Tensor | None
     below: Tensor | None
     corner: Tensor | None
+    pending: Tensor | None = None
+    known: Tensor | None = None
 
     @classmethod
     def of(
@@ -70,15 +76,20 @@ class Rotated:
 
     def scaled(self, factors: Tensor) -> Rotated:
         """Return it with every entry multiplied: by factors (groups, rank + 1, rank + 1)."""
-        inner, right = factors[:, :-1, :-1], factors[:, -1:, :-1]
-        below, corner = factors[:, :-1, -1:], factors[:, -1:, -1:]
-        return Rotated(
-            self.bases,
-            self.inner * inner,
-            None if self.right is None else self.right * right,
-            None if self.below is None else self.below * below,
-            None if self.corner is None else self.corner * corner,
+        return replace(
+            self,
+            inner=self.inner * factors[:, :-1, :-1],
+            pending=factors if self.pending is None else factors * self.pending,
+            known=self.squares() * factors.square(),
         )
+
+    @property
+    def thin(self) -> bool:
+        """Whether it is a product of thin matrices."""
+        (out, inside), rank = (basis.shape[1] for basis in self.bases), self.bases[1].shape[2]
+        if self.below is not None or self.corner is not None:
+            return False
+        return rank * (out + inside) <= THIN * out * inside
 
     def drawn(self, squares: Tensor, generator: torch.Generator) -> Rotated:
         """Return a matrix whose entries have random signs and given squares, as :meth:`squares`.
@@ -102,6 +113,8 @@ class Rotated:
 
     def squares(self) -> Tensor:
         """Return the squares of entries, what lies beside a basis summed: like factors."""
+        if self.known is not None:
+            return self.known
         inner = self.inner.square()
         zero = [torch.zeros_like(inner[:, :1]), torch.zeros_like(inner[:, :, :1])]
         last = zero[0] if self.right is None else self.right.square().sum(1, keepdim=True)
@@ -136,17 +149,24 @@ class Rotated:
         found[:, :-1, :-1] = inner.square()
         return found
 
+    def kept(self) -> Tensor | Rotated:
+        """Return it as it is where that takes less than X."""
+        if self.thin:
+            return self
+        whole = self.joined()
+        assert isinstance(whole, Tensor)
+        return whole
+
     def joined(self) -> Tensor | LowRank:
         """Return X, (groups, out, in), as a product where Qa is thin and holds its rows."""
         out, inside = self.bases
+        factors = torch.ones_like(self.squares()) if self.pending is None else self.pending
         across = out @ self.inner
         if self.right is not None:
-            across = across + self.right
-        sizes = out.shape[1], inside.shape[1]
-        if self.below is None and self.corner is None:
-            if inside.shape[2] * sum(sizes) <= THIN * sizes[0] * sizes[1]:
-                return LowRank(across, inside)
+            across = across + self.right * factors[:, -1:, :-1]
+        if self.thin:
+            return LowRank(across, inside)
         whole = across @ inside.mT
         if self.below is not None:
-            whole = whole + out @ self.below
-        return whole if self.corner is None else whole + self.corner
+            whole = whole + out @ (self.below * factors[:, :-1, -1:])
+        return whole if self.corner is None else whole + self.corner * factors[:, -1:, -1:]

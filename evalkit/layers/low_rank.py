@@ -39,6 +39,6 @@ class LowRank:
         """Return the matrix, (..., out, in)."""
         return self.left @ self.right.mT
 
-    def to(self, like: torch.dtype | Tensor) -> LowRank:
-        """Return it in a dtype, or on the device and in the dtype of a tensor."""
-        return LowRank(self.left.to(like), self.right.to(like))
+    def to(self, dtype: torch.dtype) -> LowRank:
+        """Return it in a dtype."""
+        return LowRank(self.left.to(dtype), self.right.to(dtype))

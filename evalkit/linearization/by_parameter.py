@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from evalkit.layers.low_rank import LowRank
 from evalkit.reductions import is_finite, norm
+
+Parts = Mapping[str, Tensor | LowRank]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,14 +23,25 @@ class ByParameter:
     ever formed.
 
     Attributes:
-        parts: in the shapes of the parameters and in their order, by name.
+        form: returns its parts, in the shapes of the parameters and in their order, by name.
+        dtype: that the parts are brought to.
+        length: the norm of the vector, where it is known.
     """
 
-    parts: Mapping[str, Tensor | LowRank]
+    form: Callable[[], Parts]
+    dtype: torch.dtype
+    length: float | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """The parts, formed each time."""
+        return {name: one.to(self.dtype) for name, one in self.form().items()}
 
     @property
     def norm(self) -> float:
         """The norm of the vector."""
+        if self.length is not None:
+            return self.length
         return math.hypot(
             *(
                 one.norm if isinstance(one, LowRank) else norm(one.flatten())
@@ -39,18 +52,18 @@ class ByParameter:
     @property
     def finite(self) -> bool:
         """Whether no number is infinite or NaN."""
+        if self.length is not None and self.length < torch.finfo(self.dtype).max:
+            return True
         return all(
             one.finite if isinstance(one, LowRank) else is_finite(one)
             for one in self.parts.values()
         )
 
-    def to(self, like: torch.dtype | Tensor) -> ByParameter:
-        """Return it in a dtype, or on the device and in the dtype of a tensor."""
-        return ByParameter({name: one.to(like) for name, one in self.parts.items()})
+    def to(self, dtype: torch.dtype) -> ByParameter:
+        """Return it in a dtype."""
+        return replace(self, dtype=dtype)
 
     def vector(self) -> Tensor:
         """Return it formed: (P,)."""
-        formed = (
-            one.formed() if isinstance(one, LowRank) else one for one in self.parts.values()
-        )
+        formed = (one.formed() if isinstance(one, LowRank) else one for one in self.parts.values())
         return torch.cat([one.flatten() for one in formed])

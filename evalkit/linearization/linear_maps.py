@@ -66,7 +66,7 @@ class LinearMaps:
             EvalkitError: v is not a vector of length P.
         """
         if isinstance(vector, ByParameter):
-            parts = vector.to(self.logits).parts
+            parts = vector.to(self.logits.dtype).parts
             return self._batches.jvp([parts[name] for name in self.parameters])
         return self._batches.jvp(self.split(vector))
 

@@ -64,7 +64,7 @@ def products(
     made_up = _sweep_products(lin, updates) if costly else None
     for place, update in enumerate(updates):
         if isinstance(update, VectorUpdate):
-            yield lin.jvp(vector := update.vector), _length(vector)
+            yield lin.jvp(update.vector), _length(update.vector)
         elif update.cotangents is lin.logit_gradients:
             yield lin.gradient_jvp, lin.gradient_norm
         else:

@@ -87,7 +87,7 @@ def accept(name: str, result: Any, lin: Linearization) -> Update:
         if not isinstance(result, VectorUpdate):
             result = VectorUpdate(result)
         if isinstance(result.vector, ByParameter):
-            answer = result.vector.to(lin.logits)
+            answer = result.vector.to(lin.logits.dtype)
         else:
             answer = _checked(name, result.vector, lin)
         result = replace(result, vector=answer)
