@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.benchmarks.committed import merged
 from tests.benchmarks.marks import MLP, verdicts
 from tests.benchmarks.measure import Memory, Row
-from tests.benchmarks.table import COSTS, as_markdown
+from tests.benchmarks.table import COSTS, MEMORY, as_markdown
 
 OTHER = Row("other", "F v", 1.25, "curvlinops", 2.5, "five processes")
 ROWS = [Row(MLP, "J v", 0.6), Row(MLP, "J v", 0.6, "torch.func.linearize", 0.8), OTHER]
@@ -48,4 +48,5 @@ def test_the_committed_table_is_read_as_it_was_written() -> None:
 
 
 def costs(text: str) -> list[list[str]]:
-    return [line.split("|")[1:6] for line in text.partition(COSTS)[2].splitlines()]
+    table = text.partition(COSTS)[2].partition(MEMORY)[0]
+    return [line.split("|")[1:6] for line in table.splitlines()]
