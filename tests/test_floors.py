@@ -32,7 +32,7 @@ linearization.broadcasts
 linearization.recorder
 linearization.graph_ends
 linearization.recording
-linearization.adjoint linearization.sample_axis
+linearization.adjoint linearization.sample_axis linearization.by_parameter
 linearization.ruled_rows linearization.per_sample
 linearization.tangents
 linearization.micro_batches

@@ -83,7 +83,7 @@ def two_level(
     level = _Level(lin, places, column, inverse, images, inner, damping, coarse)
     c = level.solve(level.transposed(g - damping * d0) - images @ along.flatten())
     d = d0 + level.expanded(c)
-    result = replace(fine, vector=d.to(fine.vector))
+    result = replace(fine, parts=d.to(lin.logits))
     if fine.deviation is None:
         return replace(result, moved=math.inf, slope=math.inf)
     change = partial(level.change, matrix, d0, c, d)
@@ -155,7 +155,7 @@ class _Level:
         lin, damping = self.lin, self.damping
         noise = gradient_noise(lin).norm()
         part = float(noise) / max(float(lin.gradient_norms.norm()), 1e-300)
-        change = matrix.change(damping, generator).double()
+        change = matrix.change(damping, generator).vector().double()
         right = torch.zeros_like(c)
         moved = change
         if self.coarse != "ones":

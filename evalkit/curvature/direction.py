@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -17,15 +17,19 @@ from evalkit.curvature.labels import Source
 from evalkit.curvature.noise import noises
 from evalkit.curvature.others import Unchanged, check_left, no_layers
 from evalkit.curvature.pulled import Names, Pulled, pulled
+from evalkit.curvature.rotated import Rotated
 from evalkit.curvature.rows import ParameterBlock, RowBlock, of_vector, row_blocks, summed_rows
-from evalkit.linearization import Linearization
+from evalkit.curvature.thin import thin_gradients
+from evalkit.curvature.two_terms import TwoTerms
+from evalkit.layers.low_rank import LowRank
+from evalkit.linearization import ByParameter, Linearization
 from evalkit.settings import Others
 
 
 class BlockSolver(Protocol):
     """A block of a structure, decomposed."""
 
-    def rotated(self, gradient: Tensor) -> Any:
+    def rotated(self, gradient: Any) -> Any:
         """Return what all dampings share of a gradient, (groups, out, in) float64."""
 
     def solve(self, gradient: Any, damping: float) -> Solution:
@@ -62,7 +66,7 @@ class BlockMatrix:
     def solutions(self, damping: float) -> Iterator[tuple[Names, Solution]]:
         """Yield (F_l + lambda I)^-1 g_l of each block for the gradient, 0 for pseudo-inverses."""
         lin = self.pulled.lin
-        rotated = lin.shared(("rotated", self.key), lambda: self.rotated(lin.gradient))
+        rotated = lin.shared(("rotated", self.key), lambda: self._rotated_gradient())
         yield from self._solved(self.blocks, rotated, damping)
 
     def solve(self, vector: Tensor, damping: float) -> Tensor:
@@ -73,6 +77,23 @@ class BlockMatrix:
         other = replace(self, blocks=blocks | of_vector(found, rows, vector))
         solutions = other._solved(other.blocks, other.rotated(vector), damping)
         return self.joined({names: one.matrix for names, one in solutions})
+
+    def _rotated_gradient(self) -> dict[Names, Any]:
+        """Return the gradient in the bases of the blocks; that of thin layers is not formed."""
+        lin, found = self.pulled.lin, self.pulled
+        bases = {
+            names: inputs
+            for names, one in self.blocks.items()
+            if isinstance(one, Kronecker | Diagonal) and (inputs := one.inputs) is not None
+        }
+        thin = thin_gradients(lin, bases)
+        return {
+            names: one.rotated(
+                thin[names] if names in thin else found.blocks[names].matrix(lin, lin.gradient)
+            )
+            for names, one in self.blocks.items()
+            if not isinstance(one, RowBlock)
+        }
 
     def rotated(self, vector: Tensor) -> dict[Names, Any]:
         """Return a vector, (P,), in the bases of the blocks that have one."""
@@ -85,22 +106,32 @@ class BlockMatrix:
 
     def joined(self, matrices: Mapping[Names, Tensor]) -> Tensor:
         """Return the matrices of all blocks, (groups, out, in), as a vector: (P,)."""
-        lin = self.pulled.lin
-        values: dict[str, Tensor] = {}
-        for names, matrix in matrices.items():
-            values |= self.pulled.blocks[names].tensors(lin, matrix.to(lin.logits.dtype))
-        return lin.flattened(values)
+        dtype = self.pulled.lin.logits.dtype
+        parts = self.by_name(matrices.items())
+        return ByParameter(lambda: parts, dtype).vector()
 
-    def change(self, damping: float, generator: torch.Generator) -> Tensor:
-        """Return a change of the gradient's solutions of the kind that rounding makes: (P,).
+    def by_name(
+        self, matrices: Iterable[tuple[Names, Tensor | LowRank]]
+    ) -> dict[str, Tensor | LowRank]:
+        """Return the matrices of all blocks by parameter, in the order of the parameters."""
+        lin, parts = self.pulled.lin, dict[str, Tensor | LowRank]()
+        for names, matrix in matrices:
+            parts |= self.pulled.blocks[names].tensors(lin, matrix)
+        return {name: parts[name] for name in lin.parameters}
+
+    def change(self, damping: float, generator: torch.Generator) -> ByParameter:
+        """Return a change of the gradient's solutions of the kind that rounding makes.
 
         Everything is solved again, so that nothing is held for a change that is seldom asked for.
         """
-        changes: dict[Names, Tensor] = {}
-        for names, one in self.solutions(damping):
-            assert one.deviation is not None
-            changes[names] = one.deviation(generator)
-        return self.joined(changes)
+
+        def drawn() -> Iterator[tuple[Names, Tensor | LowRank]]:
+            for names, one in self.solutions(damping):
+                assert one.deviation is not None
+                yield names, one.deviation(generator)
+
+        changes = self.by_name(drawn())
+        return ByParameter(lambda: changes, self.pulled.lin.logits.dtype)
 
     def _solved(
         self, blocks: Blocks, rotated: Mapping[Names, Any], damping: float
@@ -121,24 +152,29 @@ class Preconditioned:
     """A direction, and what is known of it.
 
     Attributes:
-        vector: d, (P,).
+        parts: d, (P,) or by parameter.
         moved: how far rounding is expected to have moved it.
         slope: how far it has moved d^T g.
         lost: |g| of what a pseudo-inverse maps to zero, as a part of |g|.
-        deviation: draws a change of d of the kind that rounding makes, (P,); None where d may be
+        deviation: draws a change of d of the kind that rounding makes; None where d may be
             anything.
         matrix: that was solved with, undamped.
         floored: for each block, by its parameters, the part of its directions along which the floor
             of a two-term method takes the place of what its matrix has there.
     """
 
-    vector: Tensor
+    parts: Tensor | ByParameter
     moved: float
     slope: float
     lost: float
-    deviation: Callable[[], Tensor] | None
+    deviation: Callable[[], Tensor | ByParameter] | None
     matrix: BlockMatrix
     floored: Mapping[Names, float] = field(default_factory=dict)
+
+    @property
+    def vector(self) -> Tensor:
+        """d, formed: (P,)."""
+        return self.parts if isinstance(self.parts, Tensor) else self.parts.vector()
 
 
 def block_matrix(
@@ -212,7 +248,7 @@ def solved(
     lost = math.sqrt(sum(one.lost for one in solutions.values()))
     drawable = all(one.deviation is not None for one in solutions.values())
     return Preconditioned(
-        matrix.joined({names: one.matrix for names, one in solutions.items()}),
+        _kept(matrix, solutions),
         math.sqrt(sum(one.moved for one in solutions.values())),
         math.sqrt(sum(one.slope for one in solutions.values())),
         lost / max(matrix.pulled.lin.gradient_norm, 1e-300),
@@ -226,12 +262,30 @@ def _anywhere(block: BlockSolver | RowBlock) -> BlockSolver | RowBlock:
     """Return a block that takes nothing for granted about where a vector lies."""
     if isinstance(block, ParameterBlock):
         return replace(block, matrix=replace(block.matrix, within=(False, False)))
-    if isinstance(block, Kronecker | Diagonal):
+    if isinstance(block, Kronecker | Diagonal | TwoTerms):
         return replace(block, within=(False, False))
     return block
 
 
-def _deviation(matrix: BlockMatrix, damping: float) -> Tensor:
+def _kept(matrix: BlockMatrix, solutions: Mapping[Names, Solution]) -> ByParameter:
+    """Return the direction of solutions, what is thin as it is and all else as it is scored."""
+    dtype = matrix.pulled.lin.logits.dtype
+    held = {
+        names: one.solved if isinstance(one.solved, Rotated) else one.solved.to(dtype)
+        for names, one in solutions.items()
+    }
+    squares = [one.square for one in solutions.values() if one.square is not None]
+    return ByParameter(
+        lambda: matrix.by_name(
+            (names, one.joined() if isinstance(one, Rotated) else one)
+            for names, one in held.items()
+        ),
+        dtype,
+        math.sqrt(sum(squares)) if len(squares) == len(solutions) else None,
+    )
+
+
+def _deviation(matrix: BlockMatrix, damping: float) -> ByParameter:
     return matrix.change(damping, torch.Generator().manual_seed(0))
 
 

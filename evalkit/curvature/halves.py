@@ -172,13 +172,12 @@ class _Layer:
             tilted = largest * tilted + float((eta * slopes).square() @ part)
         if not math.isfinite(total) or plain.deviation is None or solved_rest.deviation is None:
             return Solution(eta[:, None, None] * d, math.inf, math.inf, plain.lost)
-        draws = plain.deviation, solved_rest.deviation
 
         def deviation(generator: torch.Generator) -> Tensor:
             signs = [random_signs(w, generator) for _ in range(2)]
             to_w = signs[0] * turned.sqrt()
             to_x = -w * signs[1] * off.sqrt()
-            change = draws[0](generator) + w[:, None, None] * draws[1](generator)
+            change = plain.change(generator) + w[:, None, None] * solved_rest.change(generator)
             change = change + to_w[:, None, None] * y + to_x[:, None, None] * x
             return eta[:, None, None] * change
 

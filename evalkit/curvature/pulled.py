@@ -9,15 +9,17 @@ that are used with a bias here and without it there) have per-sample gradients a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from evalkit.curvature.labels import Cotangents, Source, cotangents
 from evalkit.evaluation.wrapped import plain_name
+from evalkit.layers.low_rank import LowRank
 from evalkit.linearization import FormedRows, LayerFactors, Linearization
 from evalkit.rounding import relative_noise
 
@@ -102,8 +104,29 @@ class Block:
             return values[self.names[0]].double().reshape(self.shape)
         return self.example.matrix(values).double()
 
-    def tensors(self, lin: Linearization, matrix: Tensor) -> dict[str, Tensor]:
+    @overload
+    def tensors(self, lin: Linearization, matrix: Tensor) -> dict[str, Tensor]: ...
+
+    @overload
+    def tensors(
+        self, lin: Linearization, matrix: Tensor | LowRank
+    ) -> Mapping[str, Tensor | LowRank]: ...
+
+    def tensors(
+        self, lin: Linearization, matrix: Tensor | LowRank
+    ) -> Mapping[str, Tensor | LowRank]:
         """Return matrices, (groups, out, in), as tensors like the parameters, by name."""
+        if isinstance(matrix, LowRank):
+            if self.example is not None and len(self.example.shape) == 2:
+                left, right = matrix.left[0], matrix.right[0]
+                if self.example.bias is None:
+                    return {self.example.weight: LowRank(left, right)}
+                bias = left @ right[-1]
+                return {
+                    self.example.weight: LowRank(left, right[:-1]),
+                    self.example.bias: bias,
+                }
+            matrix = matrix.formed()
         if self.example is None:
             name = self.names[0]
             return {name: matrix.reshape(lin.parameters[name].shape)}

@@ -139,7 +139,12 @@ class RowBlock:
         if not math.isfinite(each):
             return Solution(matrix, moved, slope, lost)
         return Solution(
-            matrix, moved, slope, lost, lambda generator: random_signs(matrix, generator) * each
+            matrix,
+            moved,
+            slope,
+            lost,
+            lambda generator: random_signs(matrix, generator) * each,
+            float(matrix.square().sum()),
         )
 
 

@@ -113,7 +113,7 @@ class TwoTerms:
         if mixed:
             slope += self._mixed_slope(mixed[0][0], mixed[1][0], damped)
         return Solution(
-            matrix.joined(),
+            matrix.kept(),
             sum(far) / DRAWS + float(cut.hidden.sum()),
             slope + cut.slope,
             deviation=lambda generator: deviation(generator).joined(),
@@ -235,7 +235,7 @@ class _Damped:
         x = x.scaled(scale)
         out, inside = self.turns
         inner = out @ (weights * (out.mT @ x.inner @ inside)) @ inside.mT
-        others = [None if one is None else beside * one for one in (x.right, x.below, x.corner)]
+        others = [None if one is None else beside * one for one in x.beside]
         return Rotated(x.bases, inner, *others).scaled(scale)
 
     def mixed(self, gradient: Rotated) -> list[tuple[Rotated, Tensor]]:
@@ -264,14 +264,14 @@ def _times(x: Rotated, left: Tensor | None, right: Tensor | None) -> Rotated:
         part = part if first is None else first @ part
         return part if last is None else part @ last
 
-    inner = product(x.inner, left, right)
+    inner, (beside, below, corner) = product(x.inner, left, right), x.beside
     assert inner is not None
     return Rotated(
         x.bases,
         inner,
-        product(x.right, None, right) if left is None else None,
-        product(x.below, left, None) if right is None else None,
-        x.corner if left is None and right is None else None,
+        product(beside, None, right) if left is None else None,
+        product(below, left, None) if right is None else None,
+        corner if left is None and right is None else None,
     )
 
 
@@ -279,9 +279,9 @@ def _products(x: Rotated, y: Rotated, axis: int) -> Tensor:
     """Return squares of X Y^T, or of X^T Y for axis 1; beside a basis what bounds them."""
     found = x.squares().sum(2 - axis)[:, :, None] * y.squares().sum(2 - axis)[:, None, :]
     if axis == 0:
-        inner, beside = x.inner @ y.inner.mT, (x.below, y.below)
+        inner, beside = x.inner @ y.inner.mT, (x.beside[1], y.beside[1])
     else:
-        inner, beside = x.inner.mT @ y.inner, (x.right, y.right)
+        inner, beside = x.inner.mT @ y.inner, (x.beside[0], y.beside[0])
     if beside[0] is not None and beside[1] is not None:
         inner = inner + (beside[0] @ beside[1].mT if axis == 0 else beside[0].mT @ beside[1])
     found[:, :-1, :-1] = inner.square()
@@ -297,7 +297,5 @@ def _sum(x: Rotated, y: Rotated) -> Rotated:
     return Rotated(
         x.bases,
         x.inner + y.inner,
-        both(x.right, y.right),
-        both(x.below, y.below),
-        both(x.corner, y.corner),
+        *(both(one, other) for one, other in zip(x.beside, y.beside, strict=True)),
     )

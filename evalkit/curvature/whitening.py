@@ -45,8 +45,7 @@ class Whitening:
             return Solution(matrix, moved, slope)
 
         def deviation(generator: torch.Generator) -> Tensor:
-            draws = [one.deviation(generator) for one in found if one.deviation is not None]
-            return torch.stack(draws)
+            return torch.stack([one.change(generator) for one in found])
 
         return Solution(matrix, moved, slope, deviation=deviation)
 

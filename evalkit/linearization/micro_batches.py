@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from evalkit.evaluation.determinism import nearly, refuse_varying_forward, repea
 from evalkit.evaluation.forward import evaluation, taking
 from evalkit.evaluation.given import Inputs
 from evalkit.layers.budget import BUDGET, Budget
+from evalkit.layers.low_rank import LowRank
 from evalkit.linearization.recording import Recording, record
 from evalkit.linearization.sample_axis import (
     ROUNDING,
@@ -194,7 +195,7 @@ class MicroBatches:
         """Return views of a vector, (P,), in the shapes of the parameters."""
         return self._last().tangents.split(vector)
 
-    def jvp(self, values: tuple[Tensor, ...]) -> Tensor:
+    def jvp(self, values: Sequence[Tensor | LowRank]) -> Tensor:
         """Return J v for v in the shapes of the parameters: like logits."""
         return torch.cat([batch.tangents.push(values) for batch in self])
 

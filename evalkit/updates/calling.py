@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization import Linearization
+from evalkit.linearization import ByParameter, Linearization
 from evalkit.reductions import is_finite
 from evalkit.settings import DEFAULT_DAMPING, Others, check_damping, check_others, check_seed
 from evalkit.updates.parser import GIVEN, checked_settings, parse
@@ -84,14 +84,18 @@ def accept(name: str, result: Any, lin: Linearization) -> Update:
             f"expected method '{name}' to leave the linearization as it is, found lin.{changed} "
             "changed in place; work on a clone"
         )
+    answer: Tensor | ByParameter
     if isinstance(result, CotangentUpdate):
         answer = result.cotangents
     else:
         if not isinstance(result, VectorUpdate):
             result = VectorUpdate(result)
-        answer = _checked(name, result.vector, lin)
+        if isinstance(result.vector, ByParameter):
+            answer = result.vector.to(lin.logits.dtype)
+        else:
+            answer = _checked(name, result.vector, lin)
         result = replace(result, vector=answer)
-    if not is_finite(answer):
+    if not (answer.finite if isinstance(answer, ByParameter) else is_finite(answer)):
         raise EvalkitError(
             f"expected method '{name}' to return finite numbers, found NaN or infinity; raise the "
             "damping or check the method"

@@ -90,5 +90,4 @@ def as_update(name: str, found: Preconditioned, damping: float) -> VectorUpdate:
             "and is lost without damping",
             stacklevel=3,
         )
-    rounding = Rounding(found.moved, found.slope, found.deviation)
-    return VectorUpdate(found.vector, rounding=rounding)
+    return VectorUpdate(found.parts, rounding=Rounding(found.moved, found.slope, found.deviation))
