@@ -21,8 +21,8 @@ from evalkit.storage.run_folder import read_run
 from evalkit.updates import compute
 from tests.support.cases import CASES, Batch, Draw
 from tests.support.documents import ROOT
+from tests.support.layered_cases import MADE, near
 from tests.support.structured import LABELS, Oracle, cotangents, kfac_factors, kronecker
-from tests.test_curvature import MADE, near
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outside of the range")
 
@@ -290,7 +290,7 @@ def test_one_layer_has_no_second_level() -> None:
 def test_columns_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coarse, "MOST_NUMBERS", 10)
     lin = evalkit.linearize(*CASES["mlp_categorical"].make())
-    with pytest.raises(evalkit.EvalkitError, match="at most 10 numbers in J z.*smaller batches"):
+    with pytest.raises(evalkit.EvalkitError, match=r"at most 10 numbers in J z.*smaller batches"):
         evalkit.update("two-level-kfac", lin)
 
 
