@@ -16,7 +16,7 @@ from evalkit.updates import compute
 from tests.support.blocks import at_most
 from tests.support.cases import CASES, Draw, Net
 from tests.support.structured import DAMPED, LABELS, STRUCTURES, Oracle, cotangents, full
-from tests.support.structured_cases import MADE
+from tests.support.structured_cases import MADE, near
 from tests.support.table import initialise
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -50,10 +50,6 @@ def test_every_structure_is_the_dense_one(turn: int, name: str) -> None:
                 continue
             for settings in VARIANTS.get(structure, [{}]):
                 assert_direction(oracle, structure, damping, labels=labels, **settings)
-
-
-def near(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-8) -> bool:
-    return float((found - wanted).norm()) <= tolerance * float(wanted.norm())
 
 
 def direction(lin: evalkit.Linearization, text: str, damping: float) -> torch.Tensor:

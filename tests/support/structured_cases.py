@@ -62,3 +62,7 @@ MADE = {
     "two_modules_with_one_weight": two_modules_with_one_weight,
     "weight_with_and_without_its_bias": weight_with_and_without_its_bias,
 }
+
+
+def near(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-8) -> bool:
+    return float((found - wanted).norm()) <= tolerance * float(wanted.norm())
