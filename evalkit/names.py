@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-MANY = 7
+MANY = 8
 """The most methods that one panel shows; more are grouped by family."""
 
 Family = Literal[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from evalkit.names import family, split_method
+from evalkit.names import arranged, family, split_method
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def method_styles(methods: Iterable[str]) -> dict[str, Style]:
     Layerwise methods have a marker for each structure and dashes for their labels. No two methods
     share marker and dashes, so that they are told apart without colour.
     """
-    others = [method for method in dict.fromkeys(methods) if method not in _METHODS]
+    others = [method for method in arranged(methods) if method not in _METHODS]
     colors = [style.color for style in _SPARE] + list(_MORE_COLORS)
     markers: dict[str, str] = {}
     styles = dict(_METHODS)
