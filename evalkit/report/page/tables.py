@@ -38,8 +38,8 @@ def scores_table(shown: pd.DataFrame, marks: Marks) -> Table:
             )
             for method in methods
         )
-        head = (f"{name} ({progress:.2f})" for name, progress in checkpoints)
-        return Table(("method", "family", *head), rows, names=2)
+        columns = (f"{name} ({progress:.2f})" for name, progress in checkpoints)
+        return Table(("method", "family", *columns), rows, names=2)
     rows = tuple(
         (
             Cell(name),
