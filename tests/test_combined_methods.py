@@ -21,8 +21,8 @@ from evalkit.storage.run_folder import read_run
 from evalkit.updates import compute
 from tests.support.cases import CASES, Batch, Draw
 from tests.support.documents import ROOT
-from tests.support.structured_cases import MADE, near
 from tests.support.structured import LABELS, Oracle, cotangents, kfac_factors, kronecker
+from tests.support.structured_cases import MADE, near
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outside of the range")
 

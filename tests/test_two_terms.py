@@ -18,6 +18,7 @@ from evalkit.curvature.two_terms import TwoTerms
 from evalkit.updates import compute
 from tests.support.cases import CASES, Draw
 from tests.support.structured import Oracle, full, kfac_factors, rearranged
+from tests.support.structured_cases import near
 from tests.support.table import initialise
 from tests.support.two_terms import leading_two, second, symmetric_basis, symmetric_pairs
 
@@ -31,10 +32,6 @@ STRUCTURES: dict[str, Any] = {
 
 def direction(lin: evalkit.Linearization, text: str, damping: float = 1e-2) -> Tensor:
     return evalkit.update(text, lin, damping=damping)
-
-
-def near(found: Tensor, wanted: Tensor, tolerance: float = 1e-8) -> bool:
-    return float((found - wanted).norm()) <= tolerance * float(wanted.norm())
 
 
 def formed(block: TwoTerms) -> Tensor:

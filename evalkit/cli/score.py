@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.console import remark, say, say_wrapped
+from evalkit.cli.console import say, say_wrapped
 from evalkit.cli.early import check_names, check_there
 from evalkit.cli.options import (
     BATCH_SIZE,
@@ -23,6 +23,7 @@ from evalkit.cli.options import (
     CommaSeparated,
     Number,
 )
+from evalkit.cli.ratios import print_ratios
 from evalkit.cli.wording import in_options
 from evalkit.machine import own_processes
 from evalkit.settings import Others, Settings
@@ -113,7 +114,7 @@ def command(
     )
     run = run if run is not None else Path("runs") / _run_name(folder)
     _score((folder, order, key), (task, dict(task_settings)), code, settings, run)
-    _print_table(run)
+    print_ratios(run)
     say(f"Tables in {run}; figures and page: evalkit report {run}")
 
 
@@ -157,34 +158,3 @@ def _score(
             )
 
         run_study(trajectory, task, settings, run, show, begin, processes)
-
-
-def _print_table(run: Path) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from evalkit.cli.console import print_table
-    from evalkit.results.summaries import final_table, headline, shown_marks
-    from evalkit.storage.lost_rows import lost_rows
-    from evalkit.storage.run_folder import read_run
-
-    result = read_run(run)
-    remark("warning", lost_rows(result))
-    rows = final_table(result)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title="gamma relative to SGD's, and efficiency (floor / gamma), at damping "
-        f"{result.scores['damping'].min():g}",
-        title_justify="left",
-    )
-    for position, column in enumerate(rows.columns):
-        table.add_column(Text(column), justify="right" if position else "left", no_wrap=True)
-    for row in rows.itertuples(index=False):
-        table.add_row(*map(Text, row))
-    print_table(table)
-    for sentence in shown_marks(result).sentences:
-        say_wrapped(sentence)
-    say(headline(result))
