@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import evalkit
 from evalkit.cli import main
 from evalkit.curvature import Source, block, coarse, kfac
-from evalkit.curvature.direction import operator
+from evalkit.curvature.direction import block_matrix
 from evalkit.scoring import check_request
 from evalkit.storage.run_folder import read_run
 from evalkit.updates import compute
@@ -50,11 +50,13 @@ def test_a_structure_solves_for_any_vector() -> None:
         for structure in (block, kfac):
             for labels in ("improved", "sampled"):
                 source = Source(labels)
-                matrix = operator(lin, source, (structure.__name__, "test"), structure)
+                matrix = block_matrix(lin, source, (structure.__name__, "test"), structure)
                 c = cotangents(oracle.reference, lin, labels)
                 for damping in (1e-2, 0.0):
                     wanted = torch.zeros_like(v)
-                    for places, solve in oracle.blocks(structure.__name__, c):
+                    for places, solve in oracle.blocks(
+                        structure.__name__, oracle.rows(c), oracle.layers(c)
+                    ):
                         wanted[places.flatten()] = solve(v[places], damping).flatten()
                     assert near(matrix.solve(v, damping), wanted, 1e-7), (structure, labels)
 

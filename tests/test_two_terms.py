@@ -166,7 +166,7 @@ def test_stated_movements_are_those_of_float32(method: str, floor: float) -> Non
             assert float(change.norm()) <= 8 * found.rounding.moved + 1e-6 * float(wanted.norm())
             slope = abs(float(change @ g))
             assert slope <= 8 * found.rounding.slope + 1e-6 * float(wanted @ g)
-            drawn = found.rounding.deviation().norm()
+            drawn = found.rounding.deviation().norm
             ratios.append(float(drawn) / found.rounding.moved)
     assert all(0.3 < ratio < 3 for ratio in ratios)
 

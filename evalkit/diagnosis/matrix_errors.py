@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from evalkit.curvature import BlockMatrix, MatrixBlock, Source
 from evalkit.curvature.pulled import Names, Pulled, pulled
+from evalkit.curvature.rows import RowBlock
 from evalkit.diagnosis.blocks import (
     MOST,
     ROUNDING,
@@ -246,7 +247,7 @@ def _solver(matrix: BlockMatrix, names: Names) -> Solver:
             "divides these parameters otherwise; leave out `micro_batch_size`"
         )
     block = matrix.blocks[names]
-    assert isinstance(block, MatrixBlock)
+    assert isinstance(block, MatrixBlock | RowBlock)
     return block
 
 
