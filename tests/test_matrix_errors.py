@@ -362,7 +362,7 @@ def test_the_command_writes_and_prints_both_tables(
     out = tmp_path / "out"
     assert main([*arguments, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "KFAC (labels=exact)" in printed
+    assert "KFAC (exact)" in printed
     assert "Error 1 by layer at step-000092" in printed
     errors, scales, described = tables(out)
     assert set(errors["checkpoint"]) == {"step-000000", "step-000092"}

@@ -22,6 +22,8 @@ from evalkit.linearization.ruled_rows import joined_biases, row_kinds
 
 NUMBER = 8
 """Bytes of a float64 number."""
+KFAC = ("kfac", "fop", "two-level-kfac")
+"""Structures whose factors are those of KFAC."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,9 @@ def _parts(
             yield ("rows", key), _of_rows(size, rows)
         return
     yield ("rotated", one), Taken(numbers)
+    if one.structure == "swan":  # an SVD of each layer's gradient
+        yield "swan", Taken(numbers, worked=numbers)
+        return
     if one.structure == "diagonal":
         yield ("diagonal", key), Taken(numbers, numbers)
         return
@@ -156,7 +161,7 @@ def _parts(
     if one.structure == "ekfac":
         ranks = [_rank(size.inside, samples * spots), _rank(size.out, rows * spots)]
         yield ("ekfac", key), Taken(3 * size.groups * (ranks[0] + 1) * (ranks[1] + 1))
-    elif one.structure != "kfac":  # factors of its own, and the rows in these bases
+    elif one.structure not in KFAC:  # factors of its own, and the rows in these bases
         yield ("in bases", key), Taken(_pulled(size, samples, rows // samples))
         yield (one.structure, key, "inputs"), inside
         yield (one.structure, key, "gradients"), out
