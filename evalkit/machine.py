@@ -99,3 +99,8 @@ def keep_freed_memory() -> None:
         return
     mallopt(trim_threshold, 512 << 20)
     mallopt(mmap_threshold, 32 << 20)
+
+
+def gigabytes(count: int) -> str:
+    """Return a number of bytes as sentences say it."""
+    return f"{count / 2**30:.3g} GiB"

@@ -45,9 +45,8 @@ from evalkit.storage.run_folder import (
 from evalkit.study.batches import on_device
 from evalkit.study.execute import Rows, execute
 from evalkit.study.identity import check_same_request, check_same_run
-from evalkit.study.notes import without_factors
 from evalkit.study.plan import Unit, cells_of, plan
-from evalkit.study.provenance import checkpoint_entry, describe_run, now
+from evalkit.study.provenance import checkpoint_entry, describe_run, now, without_factors
 from evalkit.study.store import Store
 from evalkit.tasks.task import user_code
 

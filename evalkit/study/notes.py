@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from evalkit.curvature.others import kinds
-from evalkit.linearization import Linearization
+from evalkit.machine import gigabytes
 from evalkit.overlap import overlap_of
-from evalkit.settings import Settings
-from evalkit.updates.foreseen import LARGE, by_layers, gigabytes
 
+LARGE = 1 << 30
+"""Bytes from which on it is said what matrices take."""
 SHOWN = 4
 """Parameters that a note names; ``run.json`` has all."""
 _BECOMES = {
@@ -20,21 +19,6 @@ _BECOMES = {
     "is arbitrary (`others=gradient`)",
     "leave": "left out of every row (`others=leave`)",
 }
-
-
-def without_factors(
-    lin: Linearization, settings: Settings, left_out: tuple[str, ...]
-) -> dict[str, Any]:
-    """Return what ``run.json`` says of parameters without factors, where a method needs them.
-
-    Args:
-        lin: of the first batch.
-        settings: of the run.
-        left_out: the parameters that the linearization leaves out.
-    """
-    if settings.others == "leave":
-        return {"without_factors": list(left_out)}
-    return {"without_factors": list(kinds(lin).others)} if by_layers(settings.methods) else {}
 
 
 def notes_on(provenance: Mapping[str, Any], needed: int = 0) -> tuple[str, ...]:

@@ -25,10 +25,10 @@ from evalkit.storage.files import check_writable
 from evalkit.study.batches import check_device, samples_to_score, take_batch
 from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
 from evalkit.study.execute import Rows, execute
-from evalkit.study.notes import notes_on, without_factors
+from evalkit.study.notes import notes_on
 from evalkit.study.plan import Unit, cells_of, plan
 from evalkit.study.processes import executed, is_small, shared_by
-from evalkit.study.provenance import describe_study
+from evalkit.study.provenance import describe_study, without_factors
 from evalkit.study.store import open_store
 from evalkit.tasks import Task
 from evalkit.updates.foreseen import check_needs

@@ -11,13 +11,10 @@ from evalkit.curvature import Source, foreseen
 from evalkit.errors import EvalkitError
 from evalkit.given_settings import defaults_of
 from evalkit.linearization import Linearization
-from evalkit.machine import free_memory
+from evalkit.machine import free_memory, gigabytes
 from evalkit.settings import Others
 from evalkit.updates.parser import parse
 from evalkit.updates.registry import registered
-
-LARGE = 1 << 30
-"""Bytes from which on it is said what factors take."""
 
 
 def by_layers(methods: Sequence[str]) -> tuple[foreseen.Asked, ...]:
@@ -60,11 +57,6 @@ def check_needs(lin: Linearization, methods: Sequence[str], others: Others) -> i
             "fewer methods or labels at a time, or take methods on the whole matrix, as ief"
         )
     return needed
-
-
-def gigabytes(count: int) -> str:
-    """Return a number of bytes as sentences say it."""
-    return f"{count / 2**30:.3g} GiB"
 
 
 def _free(device: torch.device) -> int | None:
