@@ -43,6 +43,21 @@ def memory_gib() -> float | None:
         return None
 
 
+def free_memory() -> int | None:
+    """Return the bytes that this process may still take, None where the system does not tell it.
+
+    They are what Linux holds available, files that it keeps in memory included, or the limit of the
+    container where that is less.
+    """
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        listed = Path("/proc/meminfo").read_text(encoding="ascii").split("MemAvailable:")[1]
+        found.append(int(listed.split()[0]) * 1024)
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(found, default=None)
+
+
 def let_threads_sleep() -> None:
     """Let the threads of torch sleep while they wait, where torch is not loaded yet.
 
@@ -84,3 +99,8 @@ def keep_freed_memory() -> None:
         return
     mallopt(trim_threshold, 512 << 20)
     mallopt(mmap_threshold, 32 << 20)
+
+
+def gigabytes(count: int) -> str:
+    """Return a number of bytes as sentences say it."""
+    return f"{count / 2**30:.3g} GiB"

@@ -2,26 +2,68 @@
 
 from __future__ import annotations
 
-_NAMES = {
-    "sgd": "SGD",
-    "ef": "EF",
-    "ief": "iEF",
-    "ief-tikhonov": "iEF (Tikhonov)",
-    "fgn": "FGN",
-    "fgn-tikhonov": "FGN (Tikhonov)",
-    "polyak": "Polyak",
-    "best-weights": "best weights",
-    "sf": "SF",
-    "kfac": "KFAC",
-    "ekfac": "EKFAC",
-    "kpsvd": "KPSVD",
-    "shampoo": "Shampoo",
-    "eva": "Eva",
-    "ngd": "NGD",
-}
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-_KFAC: dict[str | None, str] = {"empirical": "eKFAC", "improved": "ieKFAC"}
+MANY = 8
+"""The most methods that one panel shows; more are grouped by family."""
+
+Family = Literal[
+    "gradient", "sample weights", "sampled labels", "KFAC", "other layerwise", "your own", "exact"
+]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+"""Kinds of methods, in the order of tables and figures that group them."""
+YOURS: Family = "your own"
+"""What is not in the table below."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A method that evalkit has.
+
+    Attributes:
+        shown: how its name reads in figures and tables.
+        family: what it is grouped with.
+    """
+
+    shown: str
+    family: Family
+
+
+KNOWN: dict[str, Known] = {
+    "sgd": Known("SGD", "gradient"),
+    "swan": Known("SWAN", "gradient"),
+    "ef": Known("EF", "sample weights"),
+    "ief": Known("iEF", "sample weights"),
+    "ief-tikhonov": Known("iEF (Tikhonov)", "sample weights"),
+    "fgn": Known("FGN", "sample weights"),
+    "fgn-tikhonov": Known("FGN (Tikhonov)", "sample weights"),
+    "polyak": Known("Polyak", "sample weights"),
+    "best-weights": Known("best weights", "sample weights"),
+    "sf": Known("SF", "sampled labels"),
+    "kfac": Known("KFAC", "KFAC"),
+    "kfac-corrected": Known("KFAC-corrected", "KFAC"),
+    "ekfac": Known("EKFAC", "KFAC"),
+    "two-level-kfac": Known("two-level KFAC", "KFAC"),
+    "fop": Known("FOP", "KFAC"),
+    "block": Known("block", "other layerwise"),
+    "diagonal": Known("diagonal", "other layerwise"),
+    "kpsvd": Known("KPSVD", "other layerwise"),
+    "deflation": Known("Deflation", "other layerwise"),
+    "lanczos": Known("Lanczos", "other layerwise"),
+    "shampoo": Known("Shampoo", "other layerwise"),
+    "eva": Known("Eva", "other layerwise"),
+    "fopng": Known("FOPNG", "other layerwise"),
+    "ngd": Known("NGD", "exact"),
+}
+"""Tables are read where no method need be registered, so that this stands apart from the code."""
+
+_LABELS = ("sampled", "exact", "empirical", "improved", "floor")
+"""Sources of cotangents, which read without the name of their setting."""
+_KFAC = {"empirical": "eKFAC", "improved": "ieKFAC"}
 """What KFAC is called with some labels (paper, eq. 41-43)."""
+_TAKEN = {known.shown for known in KNOWN.values()} | set(_KFAC.values())
 
 
 def split_method(method: str) -> tuple[str, dict[str, str | None]]:
@@ -39,15 +81,50 @@ def split_method(method: str) -> tuple[str, dict[str, str | None]]:
 
 
 def display_name(method: str) -> str:
-    """Return how a method is written in figures and tables, its other settings in brackets."""
+    """Return how a method is written in figures and tables.
+
+    Its settings follow in brackets as they are given, ``labels`` by its value alone:
+    ``EKFAC (exact, style=pi)``; KFAC with empirical and improved labels is eKFAC and ieKFAC. What
+    is not given is not named, so that two methods never read alike. A method of the user with a
+    name that reads as one of evalkit's is put in quotes.
+    """
     base, settings = split_method(method)
-    name = _NAMES.get(base, base)
+    name = KNOWN[base].shown if base in KNOWN else f"'{base}'" if base in _TAKEN else base
     if base == "kfac" and settings.get("labels") in _KFAC:
-        name = _KFAC[settings.pop("labels")]
-    listed = ", ".join(k if value is None else f"{k}={value}" for k, value in settings.items())
+        name = _KFAC[str(settings.pop("labels"))]
+    listed = ", ".join(
+        str(value) if key == "labels" and value in _LABELS else _setting(key, value)
+        for key, value in settings.items()
+    )
     if not settings:
         return name
     return f"{name[:-1]}, {listed})" if name.endswith(")") else f"{name} ({listed})"
+
+
+def _setting(key: str, value: str | None) -> str:
+    return key if value is None else f"{key}={value}"
+
+
+def family(method: str) -> Family:
+    """Return what a method is grouped with."""
+    base = base_name(method)
+    return KNOWN[base].family if base in KNOWN else YOURS
+
+
+def by_family(methods: Iterable[str]) -> dict[Family, tuple[str, ...]]:
+    """Return methods by family, in the order of :data:`FAMILIES`, each family as given."""
+    groups: dict[Family, list[str]] = {name: [] for name in FAMILIES}
+    for method in dict.fromkeys(methods):
+        groups[family(method)].append(method)
+    return {name: tuple(group) for name, group in groups.items() if group}
+
+
+def arranged(methods: Iterable[str]) -> tuple[str, ...]:
+    """Return methods as given, more than :data:`MANY` family by family."""
+    given = tuple(dict.fromkeys(methods))
+    if len(given) <= MANY:
+        return given
+    return tuple(method for group in by_family(given).values() for method in group)
 
 
 def base_name(method: str) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, get_args
 
 from evalkit.errors import EvalkitError, shortened
 
@@ -17,7 +17,12 @@ DEFAULT_TOLERANCE = 0.05
 """Of the gate: five percent of a ratio, and of the efficiency that is possible."""
 MAX_ITERATIONS = 200
 """Of conjugate gradients."""
+PROBES = 32
+"""Random probes of a block whose matrix errors are not found exactly."""
 PRECISIONS = ("float32", "float64")
+Others = Literal["block", "gradient", "leave"]
+"""What is made of parameters without factors: a block for each in methods by layers, the gradient
+itself there, or nothing, as if they were frozen, in every row of every method."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Settings:
         dtype: that of the evaluation, ``"float32"`` or ``"float64"``; None for the model's own.
         micro_batch_size: samples whose graph is held at a time; None for the whole batch.
         device: where the model is evaluated, as torch names it.
+        others: what is made of parameters without factors.
 
     Raises:
         EvalkitError: a value is out of range or given twice.
@@ -46,6 +52,7 @@ class Settings:
     dtype: str | None = None
     micro_batch_size: int | None = None
     device: str = "cpu"
+    others: Others = "block"
 
     def __post_init__(self) -> None:
         check_each_once("method", self.methods)
@@ -53,6 +60,7 @@ class Settings:
         for damping in self.dampings:
             check_damping(damping)
         check_dtype(self.dtype)
+        check_others(self.others)
         for name in ("batches", "batch_size", "micro_batch_size"):
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**63:
@@ -97,6 +105,22 @@ def check_dtype(dtype: Any) -> str | None:
             "digits that scores need"
         )
     return name
+
+
+def check_others(others: Any) -> Others:
+    """Return what is made of parameters without factors.
+
+    Raises:
+        EvalkitError: it is none of the three.
+    """
+    known: tuple[Others, ...] = get_args(Others)
+    for one in known:
+        if others == one:
+            return one
+    raise EvalkitError(
+        f"expected `others` to be one of {', '.join(known)}, found {shortened(repr(others))}; "
+        f"its default is '{known[0]}'"
+    )
 
 
 def check_seed(seed: Any) -> int:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,6 +28,9 @@ MOST_OUTPUTS = 4096
 
 MOST_SKETCHED = 2048
 """Those of a sketched one, at most: 512 MiB of columns in float32."""
+
+SMALL = 0.01
+"""Seconds of a product, by typical rates, below which a thread of torch is enough."""
 
 CALLS = 100
 """Small operations of torch that a product of a linearization takes whatever the model."""
@@ -157,11 +161,43 @@ def multiplied(lin: Linearization, count: float) -> Work:
     return Work(double=count) if lin.logits.dtype == torch.float64 else Work(single=count)
 
 
-def product_work(lin: Linearization) -> Work:
-    """Return the work of a product J J^T c: two passes and the weights' part."""
-    uses, samples = lin.batches[0].recording.uses, lin.num_samples
-    total = 2 * _pass_work(lin) + sum(use.layer.work.kernel_product(samples) for use in uses)
+def product_work(lin: Linearization, samples: int | None = None) -> Work:
+    """Return the work of a product J J^T c: two passes and the weights' part.
+
+    Args:
+        lin: the model and batch.
+        samples: N of a batch to foresee it for, of which this one has some; None for this one.
+    """
+    uses, samples = lin.batches[0].recording.uses, samples or lin.num_samples
+    total = 2 * _pass_work(lin) * samples / lin.num_samples
+    total += sum(use.layer.work.kernel_product(samples) for use in uses)
     return multiplied(lin, total) + Work(calls=_calls(lin))
+
+
+def is_small(work: Work) -> bool:
+    """Return whether a model with products of such work is so small that threads gain nothing."""
+    return TYPICAL.seconds(work) < SMALL
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch have so many threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def threads_of(lin: Linearization) -> AbstractContextManager[None]:
+    """Let torch have one thread within the block where a model is small, on the CPU.
+
+    Several gain nothing there, and beside busy processes wait for each other many times as long as
+    they work.
+    """
+    small = lin.logits.device.type == "cpu" and is_small(product_work(lin))
+    return threads(1 if small else torch.get_num_threads())
 
 
 def kernel_work(lin: Linearization, draws: int | None = None) -> Work:

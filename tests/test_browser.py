@@ -180,6 +180,44 @@ def test_a_method_is_switched_off_and_on(browser: Chrome, alone: Path) -> None:
     assert button.get_attribute("aria-pressed") == "true"
 
 
+LOOKS = """return Object.fromEntries(Bokeh.documents[0].roots()[0].renderers
+  .filter(({glyph}) => glyph.type === "Line")
+  .map(({name, glyph}) => [name, [glyph.line_alpha.value ?? glyph.line_alpha,
+    glyph.line_width.value ?? glyph.line_width]]))"""
+
+
+def test_a_method_is_lit_from_its_switch_its_column_and_its_line(
+    browser: Chrome, alone: Path
+) -> None:
+    show(browser, alone)
+    before = browser.execute_script(LOOKS)
+    assert {tuple(look) for look in before.values()} == {(1, 2)}
+
+    def lit(tag: str | None) -> bool:
+        found = browser.execute_script(LOOKS)
+        return found == {
+            name: [1, 2]
+            if tag is None or name == "floor"
+            else ([1, 4] if name == tag else [pytest.approx(0.12), 2])
+            for name in before
+        }
+
+    mouse = ActionChains(browser)
+    mouse.move_to_element(switch(browser, "NGD")).perform()
+    wait(browser, lambda: lit("method2"))
+    mouse.move_to_element(browser.find_element(By.TAG_NAME, "h1")).perform()
+    wait(browser, lambda: lit(None))
+    mouse.move_to_element(heads(browser)["EF"]).perform()
+    wait(browser, lambda: lit("method1"))
+    chart = browser.find_element(By.ID, "chart-ratio")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    for down in range(-150, 150, 3):  # somewhere there, at one pace of the search
+        mouse.move_to_element_with_offset(chart, 0, down).perform()
+        if lit("method2"):
+            break
+    assert lit("method2")
+
+
 def test_values_follow_the_pointer(browser: Chrome, alone: Path) -> None:
     show(browser, alone)
     switch(browser, "NGD").click()

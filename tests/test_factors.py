@@ -118,4 +118,6 @@ def test_kfac_of_the_documentation(micro_batch_size: int | None) -> None:
         expected.append(step.view(d.shape[1], a.shape[1]))
     weight, bias = expected[0][:, :-1], expected[0][:, -1]
     wanted = torch.cat([weight.flatten(), bias, expected[1].flatten()])
-    assert_near(evalkit.update("kfac-empirical", lin, damping=0.1), wanted)
+    found = evalkit.update("kfac-empirical", lin, damping=0.1)
+    assert_near(found, wanted)
+    assert_near(found, evalkit.update("kfac:labels=empirical", lin, damping=0.1))

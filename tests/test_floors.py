@@ -32,7 +32,7 @@ linearization.broadcasts
 linearization.recorder
 linearization.graph_ends
 linearization.recording
-linearization.adjoint linearization.sample_axis
+linearization.adjoint linearization.sample_axis linearization.by_parameter
 linearization.ruled_rows linearization.per_sample
 linearization.tangents
 linearization.micro_batches
@@ -56,9 +56,14 @@ study.batches study.plan study.estimate study.identity study.notes study.source_
 study.execute study.provenance
 study.store study.processes
 study
+diagnosis.blocks
+diagnosis.matrix_errors
+diagnosis.scales
+diagnosis.running
+diagnosis
 testing toy callback bench
 results.intervals results.spreads results.marks
-results.summaries results.pairs
+results.summaries results.pairs results.diagnoses
 results
 figures
 gate report

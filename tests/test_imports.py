@@ -45,7 +45,7 @@ WITHOUT_TORCH = (
     "report.page",
     "report.writing",
 )
-COMMANDS = ("train", "score", "report", "check", "toy", "cost", "list")
+COMMANDS = ("train", "score", "report", "check", "toy", "cost", "errors", "list")
 BAD = (
     ["score", str(BUNDLED), "--methods", "sgd,iefs"],
     ["score", "no-such-folder"],

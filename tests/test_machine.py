@@ -1,4 +1,4 @@
-"""What the command line arranges with the machine."""
+"""What commands and scores arrange with the machine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import os
 import sys
 
 import pytest
+import torch
 from threadpoolctl import ThreadpoolController
 
+import evalkit
 from evalkit import factor
 from evalkit.machine import let_threads_sleep
+from evalkit.work import threads
 
 
 @pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
@@ -35,3 +38,20 @@ def test_lapack_keeps_to_one_thread_while_it_is_asked() -> None:
     with factor._one_thread(rows=1000):
         assert threads() <= {1}
     assert threads() == before
+
+
+@pytest.mark.parametrize(("layers", "wanted"), [(1, 1), (60, 3)])
+def test_a_small_model_is_scored_with_one_thread(layers: int, wanted: int) -> None:
+    seen = []
+
+    @evalkit.method("threads-seen")
+    def threads_seen(lin: evalkit.Linearization, damping: float) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return lin.gradient
+
+    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(layers)))
+    batch = torch.randn(6, 3), torch.arange(6) % 3
+    with threads(3):
+        evalkit.score(model, *batch, methods="threads-seen")
+        assert torch.get_num_threads() == 3
+    assert set(seen) == {wanted}

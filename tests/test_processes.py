@@ -16,12 +16,14 @@ import torch
 import evalkit.study.processes
 from evalkit.cli import main
 from evalkit.errors import EvalkitError
+from evalkit.linearization import linearize
 from evalkit.settings import Settings
 from evalkit.storage.rows import Cell
 from evalkit.study.execute import Rows
 from evalkit.study.plan import Unit
 from evalkit.study.processes import executed, is_small, shared_by
 from evalkit.tasks import Samples
+from evalkit.work import product_work
 
 UNITS = tuple(Unit(Cell("one", 0, 0.0, batch), frozenset()) for batch in range(9))
 
@@ -107,6 +109,35 @@ def test_a_model_is_small_by_its_products() -> None:
     large = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(60)), torch.nn.Linear(4, 3))
     assert not is_small(large, samples, "categorical", settings)
     assert not is_small(Failing(), samples, "categorical", settings)  # told when it is scored
+
+
+class Counting(torch.nn.Linear):
+    """Notes how many samples it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.seen: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(x))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+def test_a_few_samples_tell_the_work_of_the_batch(micro_batch_size: int | None) -> None:
+    model, samples = Counting(), Samples(torch.randn(90, 4), torch.arange(90) % 3)
+    settings = Settings(("sgd",), batch_size=80, micro_batch_size=micro_batch_size)
+    assert is_small(model, samples, "categorical", settings)
+    assert max(model.seen) == 2
+    whole = linearize(model, *samples.take(torch.arange(80)))
+    few = linearize(model, *samples.take(torch.arange(2)))
+    assert product_work(few, 80) == product_work(whole)
+
+
+def test_a_small_model_in_many_parts_is_none() -> None:
+    samples = Samples(torch.randn(90, 4), torch.arange(90) % 3)
+    settings = Settings(("sgd",), batch_size=80, micro_batch_size=1)
+    assert not is_small(torch.nn.Linear(4, 3), samples, "categorical", settings)
 
 
 def test_processes_have_some_units_each() -> None:

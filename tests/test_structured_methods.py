@@ -11,7 +11,7 @@ from torch import nn
 import evalkit
 from evalkit.scoring import check_request
 from tests.support.cases import CASES, Draw
-from tests.support.structured import LABELS, STRUCTURES, Oracle
+from tests.support.structured import DAMPED, LABELS, STRUCTURES, Oracle
 
 
 def test_dampings_share_their_decompositions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_float32_scores_are_within_their_errors(name: str) -> None:
         labels = LABELS[(turn + len(name)) % 5]
         if structure == "eva" and labels == "exact":
             labels = "empirical"
-        dampings = [0.0, 1e-12, 1e-6, 1e-3][structure == "eva" :]
+        dampings = [0.0, 1e-12, 1e-6, 1e-3][structure in DAMPED :]
         text = f"{structure}:labels={labels}"
         for row in evalkit.score(*batch, text, dampings, dtype="float32").itertuples():
             wanted = oracle.reference.gamma(oracle.direction(structure, row.damping, labels))
@@ -83,6 +83,10 @@ def test_scores_that_float32_hides_are_found_in_float64() -> None:
         ("shampoo:exponent=2", "1, 0.5 or 0.25"),
         ("shampoo:exponent=0.5:style=pi", "style=pi with exponent=1 alone"),
         ("eva:labels=exact", "labels with a mean"),
+        ("lanczos:floor=0", "floor above 0 in method 'lanczos', found 0"),
+        ("kfac-corrected:floor=-1", "floor above 0"),
+        ("deflation:style=tikhonov", "style"),
+        ("deflation:sharing=reduce", "sharing"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_computed(text: str, sentence: str) -> None:
@@ -91,8 +95,9 @@ def test_bad_settings_are_refused_before_anything_is_computed(text: str, sentenc
 
 
 def test_what_needs_damping_or_layers_or_few_outputs_says_so() -> None:
-    with pytest.raises(evalkit.EvalkitError, match="damping above 0 for method 'eva'"):
-        check_request(["sgd", "eva"], [1e-3, 0.0])
+    for name in DAMPED:
+        with pytest.raises(evalkit.EvalkitError, match=f"damping above 0 for method '{name}'"):
+            check_request(["sgd", name], [1e-3, 0.0])
     batch = CASES["mlp_categorical"].make()
     with pytest.raises(evalkit.EvalkitError, match="damping above 0 for method 'eva'"):
         evalkit.update("eva", evalkit.linearize(*batch), damping=0.0)

@@ -30,9 +30,10 @@ from evalkit.checkpoints.trainer_state import whole_epoch
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.wrapped import evaluated_module
 from evalkit.extras import missing
+from evalkit.linearization import Linearization
 from evalkit.next_token import base_model, check_shift
 from evalkit.scoring import check_request
-from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Settings
+from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Others, Settings
 from evalkit.storage.run_folder import (
     PROVENANCE_FILE,
     drop_after,
@@ -45,7 +46,7 @@ from evalkit.study.batches import on_device
 from evalkit.study.execute import Rows, execute
 from evalkit.study.identity import check_same_request, check_same_run
 from evalkit.study.plan import Unit, cells_of, plan
-from evalkit.study.provenance import checkpoint_entry, describe_run, now
+from evalkit.study.provenance import checkpoint_entry, describe_run, now, without_factors
 from evalkit.study.store import Store
 from evalkit.tasks.task import user_code
 
@@ -79,6 +80,7 @@ class ScoreCallback(TrainerCallback):
         shift_labels: whether position t of the logits is compared with the label at t + 1; None to
             find out from the model's own loss, as
             :func:`evalkit.callback.trainer_batches.shifts_labels`.
+        others: as in :func:`evalkit.score`.
 
     Raises:
         EvalkitError: a method is unknown, or a number is out of range.
@@ -97,11 +99,12 @@ class ScoreCallback(TrainerCallback):
         initial: bool = True,
         task: str | None = None,
         shift_labels: bool | None = None,
+        others: Others = "block",
     ) -> None:
         self.folder = Path(folder)
         names, dampings = check_request(methods, damping)
         self.settings = Settings(
-            names, dampings, batches, batch_size, seed, dtype, micro_batch_size
+            names, dampings, batches, batch_size, seed, dtype, micro_batch_size, others=others
         )
         self.initial = initial
         self.task = task
@@ -207,7 +210,15 @@ class ScoreCallback(TrainerCallback):
         drawn = on_device(dict(self._batches.draw(self.settings, unit.cell.batch)), _device(model))
         batch = supervised(model, drawn, self._shifts)
         pair = (batch.inputs, batch.targets)
-        return execute(model, pair, batch.likelihood, self.settings, unit, task)
+        return execute(
+            model, pair, batch.likelihood, self.settings, unit, task, on_gradient=self._note
+        )
+
+    def _note(self, lin: Linearization, left_out: tuple[str, ...]) -> None:
+        """Let ``run.json`` name the parameters without factors, once."""
+        assert self._store is not None
+        if "without_factors" not in self._store.provenance:
+            self._store.note(without_factors(lin, self.settings, left_out))
 
 
 def _checkpoint(args: Any, state: Any, model: nn.Module, name: str) -> Checkpoint:

@@ -39,8 +39,21 @@ def remark(kind: str, text: str) -> None:
 def print_table(table: Table) -> None:
     """Print a table, wider than the window rather than cut off."""
     from rich.console import Console
+
+    Console(width=max(window(), width_of(table))).print(table)
+
+
+def window() -> int:
+    """Return how many characters a line of the window has, 80 where there is none."""
+    from rich.console import Console
+
+    return Console().width
+
+
+def width_of(table: Table) -> int:
+    """Return how many characters a line of a table takes without wrapping."""
+    from rich.console import Console
     from rich.measure import Measurement
 
     endless = Console(width=10_000)
-    needed = Measurement.get(endless, endless.options, table).maximum
-    Console(width=max(Console().width, needed)).print(table)
+    return Measurement.get(endless, endless.options, table).maximum

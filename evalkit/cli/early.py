@@ -54,11 +54,19 @@ def check_names(kind: str, names: Iterable[str], code: Sequence[str | None] = ()
     """
     if any(location and (":" in location or "." in location) for location in code):
         return
-    known = registered(kind)
+    known, before = registered(kind), ""
     for name in names:
         base = base_name(name)
         if base not in known:
-            raise EvalkitError(f"unknown {kind} '{base}'; {suggest(base, known)}")
+            near = suggest(base, known)
+            if "=" in before and ":" not in name and near.startswith("known"):
+                setting = before.rpartition("=")[0]
+                near = (
+                    f"a comma after '{before}' starts the next {kind}; write each value of a "
+                    f"setting as {before},{setting}={base}"
+                )
+            raise EvalkitError(f"unknown {kind} '{base}'; {near}")
+        before = name
 
 
 def check_there(folder: Path) -> None:

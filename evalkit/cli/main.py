@@ -19,7 +19,7 @@ from evalkit.version import __version__
 UNUSABLE_INPUT = 2
 INTERRUPTED = 130
 DEBUG = "--debug"
-COMMANDS = ("train", "score", "report", "check", "toy", "cost", "list")
+COMMANDS = ("train", "score", "report", "check", "toy", "cost", "errors", "list")
 
 
 class _Commands(click.Group):
@@ -86,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = commands.main(args=asked, prog_name="evalkit", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        hint = "; the same command goes on where it stopped" if asked[:1] == ["score"] else ""
+        named = any(argument.split("=")[0] == "--out" for argument in asked)
+        kept = asked[:1] == ["score"] or (asked[:1] == ["errors"] and named)
+        hint = "; the same command goes on where it stopped" if kept else ""
         print(f"evalkit: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:

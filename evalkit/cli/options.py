@@ -106,6 +106,34 @@ LOAD = click.option(
     metavar="FILE.py",
     help="Python file or module to import first, for methods of your own; repeatable.",
 )
+TASK = click.option(
+    "--task", metavar="TASK", help="Registered name, file.py:attribute or module:attribute."
+)
+DAMPINGS = click.option(
+    "--damping",
+    "dampings",
+    type=CommaSeparated(float, "x[,y...]"),
+    default=",".join(f"{value:g}" for value in Settings.dampings),
+    show_default=True,
+    help="Absolute damping; several make a sweep.",
+)
+SEED = click.option(
+    "--seed",
+    type=Number(int),
+    default=Settings.seed,
+    show_default=True,
+    help="Of the batches and of sampled labels.",
+)
+ORDER = click.option(
+    "--order",
+    type=CommaSeparated(str, "a,b"),
+    help="Of checkpoints whose names tell none: name, time, or the names in order.",
+)
+KEY = click.option(
+    "--key",
+    metavar="NAME",
+    help="Where the weights lie in each file: a key, or how the tensors' names begin.",
+)
 BATCH_SIZE = click.option(
     "--batch-size",
     type=Number(int),

@@ -6,21 +6,27 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.console import remark, say, say_wrapped
+from evalkit.cli.console import say, say_wrapped
 from evalkit.cli.early import check_names, check_there
 from evalkit.cli.options import (
     BATCH_SIZE,
+    DAMPINGS,
     DEVICE,
     DTYPE,
+    KEY,
     LOAD,
     MICRO_BATCH_SIZE,
+    ORDER,
+    SEED,
     SET,
+    TASK,
     CommaSeparated,
     Number,
 )
+from evalkit.cli.ratios import print_ratios
 from evalkit.cli.wording import in_options
 from evalkit.machine import own_processes
-from evalkit.settings import Settings
+from evalkit.settings import Others, Settings
 
 
 @click.command(
@@ -37,9 +43,7 @@ Examples:
 """,
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--task", metavar="TASK", help="Registered name, file.py:attribute or module:attribute."
-)
+@TASK
 @SET
 @LOAD
 @click.option(
@@ -49,14 +53,7 @@ Examples:
     show_default=True,
     help="Methods, with settings if wanted: sf:labels_per_sample=4.",
 )
-@click.option(
-    "--damping",
-    "dampings",
-    type=CommaSeparated(float, "x[,y...]"),
-    default=",".join(f"{value:g}" for value in Settings.dampings),
-    show_default=True,
-    help="Absolute damping; several make a sweep.",
-)
+@DAMPINGS
 @click.option(
     "--batches",
     type=Number(int),
@@ -65,26 +62,19 @@ Examples:
     help="Batches per checkpoint.",
 )
 @BATCH_SIZE
-@click.option(
-    "--seed",
-    type=Number(int),
-    default=Settings.seed,
-    show_default=True,
-    help="Of the batches and of sampled labels.",
-)
-@click.option(
-    "--order",
-    type=CommaSeparated(str, "a,b"),
-    help="Of checkpoints whose names tell none: name, time, or the names in order.",
-)
-@click.option(
-    "--key",
-    metavar="NAME",
-    help="Where the weights lie in each file: a key, or how the tensors' names begin.",
-)
+@SEED
+@ORDER
+@KEY
 @DTYPE
 @MICRO_BATCH_SIZE
 @DEVICE
+@click.option(
+    "--others",
+    default=Settings.others,
+    show_default=True,
+    help="Of parameters without factors: block (each its own), gradient, or leave (all rows "
+    "without them).",
+)
 @click.option(
     "--out",
     "run",
@@ -107,6 +97,7 @@ def command(
     dtype: str | None,
     micro_batch_size: int | None,
     device: str,
+    others: Others,
     run: Path | None,
 ) -> None:
     """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
@@ -119,11 +110,11 @@ def command(
     check_there(folder)
     check_names("method", methods, (*code, task))
     settings = Settings(
-        methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device
+        methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device, others
     )
     run = run if run is not None else Path("runs") / _run_name(folder)
     _score((folder, order, key), (task, dict(task_settings)), code, settings, run)
-    _print_table(run)
+    print_ratios(run)
     say(f"Tables in {run}; figures and page: evalkit report {run}")
 
 
@@ -167,34 +158,3 @@ def _score(
             )
 
         run_study(trajectory, task, settings, run, show, begin, processes)
-
-
-def _print_table(run: Path) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from evalkit.cli.console import print_table
-    from evalkit.results.summaries import final_table, headline, shown_marks
-    from evalkit.storage.lost_rows import lost_rows
-    from evalkit.storage.run_folder import read_run
-
-    result = read_run(run)
-    remark("warning", lost_rows(result))
-    rows = final_table(result)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title="gamma relative to SGD's, and efficiency (floor / gamma), at damping "
-        f"{result.scores['damping'].min():g}",
-        title_justify="left",
-    )
-    for position, column in enumerate(rows.columns):
-        table.add_column(Text(column), justify="right" if position else "left", no_wrap=True)
-    for row in rows.itertuples(index=False):
-        table.add_row(*map(Text, row))
-    print_table(table)
-    for sentence in shown_marks(result).sentences:
-        say_wrapped(sentence)
-    say(headline(result))

@@ -15,7 +15,11 @@ from evalkit.curvature.kronecker import Cut, Solution
 from evalkit.curvature.noise import Moments, Noise, noises
 from evalkit.curvature.pulled import PART, Names, Pulled
 from evalkit.curvature.rotated import Rotated, random_signs
+from evalkit.layers.low_rank import LowRank
 from evalkit.linearization import LayerFactors
+
+CACHED = 1 << 16
+"""Numbers that entries are solved for at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +46,17 @@ class Diagonal:
     size: int
     mixed: tuple[Tensor, ...]
 
-    def rotated(self, gradient: Tensor) -> Tensor | Rotated:
+    @property
+    def inputs(self) -> Tensor | None:
+        """Qa where it is thin and G lies within it."""
+        if self.bases is None or not (self.within[1] and self.bases[1].beside):
+            return None
+        return self.bases[1].vectors
+
+    def rotated(self, gradient: Tensor | LowRank) -> Tensor | Rotated:
         """Return a gradient, (groups, out, in) float64, in the bases of the block."""
         if self.bases is None:
+            assert isinstance(gradient, Tensor)
             return gradient
         return Rotated.of(gradient, (self.bases[0].vectors, self.bases[1].vectors), self.within)
 
@@ -59,44 +71,91 @@ class Diagonal:
             gradient: G, in the bases.
             damping: lambda.
         """
+        if not isinstance(gradient, Rotated):
+            return self._by_entries(gradient, damping)
+        assert self.bases is not None
         s, size = self.values, self.size
-        eps = torch.finfo(torch.float64).eps
-        least = s.amax((1, 2), keepdim=True) * size * eps
+        least = s.amax((1, 2), keepdim=True) * size * torch.finfo(torch.float64).eps
         known = s > least
         shrunk = s.where(known, 0.0) + damping
-        empty, entries = ~known & self.within[0], torch.ones_like(s[0])
-        if isinstance(gradient, Tensor):
-            none = torch.zeros_like(known)
-            cut = Cut.of(gradient.square(), shrunk, known, empty, none, damping, self.unit)
-            matrix = gradient * cut.inverse
-            turned, squares = None, matrix.square()
-        else:
-            assert self.bases is not None
-            out, inside = (basis.void for basis in self.bases)
-            void = (out & self.within[0])[:, :, None] | (inside & self.within[1])[:, None, :]
-            cut = Cut.of(gradient.squares(), shrunk, known, empty, void, damping, self.unit)
-            turned, entries = gradient.scaled(cut.inverse), gradient.entries()
-            squares, matrix = turned.squares(), turned.joined()
-        near = least * max(2 * self.unit / eps, NEAR)
-        if damping == 0 and bool((known & (s <= near)).any()):
-            return Solution(matrix, math.inf, math.inf, cut.lost)
-        rows: Moments = self.noise.rows
-        each = rows.mean_move(size)
-        spread = 4 * each * s + (rows.shift(size) / len(s)) ** 2
-        far = spread * squares + self.noise.gradient * entries
+        out, inside = (basis.void for basis in self.bases)
+        void = (out & self.within[0])[:, :, None] | (inside & self.within[1])[:, None, :]
+        empty = ~known & self.within[0]
+        cut = Cut.of(gradient.squares(), shrunk, known, empty, void, damping, self.unit)
+        turned = gradient.scaled(cut.inverse)
+        if damping == 0 and bool((known & (s <= self._near(least))).any()):
+            return Solution(turned.kept(), math.inf, math.inf, cut.lost)
+        squares, spread = turned.squares(), self._spread(s)
+        far = spread * squares + self.noise.gradient * gradient.entries()
         slope = (spread * squares.square()).sum() + 4 * self.noise.gradient * squares.sum()
-        if self.bases is not None and turned is not None:
-            added, along = _turned(s, (self.mixed[0], self.mixed[1]), turned, self.bases)
-            far, slope = far + added, slope + along
+        added, along = _turned(s, (self.mixed[0], self.mixed[1]), turned, self.bases)
+        far, slope = far + added, slope + along
         far = far * cut.inverse.square() + cut.hidden
+        return Solution(
+            turned.kept(),
+            float(far.sum()),
+            float(slope) + cut.slope,
+            cut.lost,
+            lambda generator: turned.drawn(far, generator).joined(),
+            float(squares.sum()),
+        )
+
+    def _by_entries(self, gradient: Tensor, damping: float) -> Solution:
+        """Return the solution without bases, some rows at a time, so that all stays in a cache."""
+        least = self.values.amax((1, 2), keepdim=True) * self.size * torch.finfo(torch.float64).eps
+        near = self._near(least)
+        total = torch.linalg.vector_norm(gradient, dim=(1, 2), keepdim=True).square()
+        step = max(1, CACHED // gradient[:, 0].numel())
+        parts = [slice(i, i + step) for i in range(0, gradient.shape[1], step)]
+
+        def solved(here: slice) -> tuple[Cut, Tensor, Tensor]:
+            """Return the inverse, the solution, and the mean squares of how far it moves."""
+            s, g = self.values[:, here], gradient[:, here]
+            known = s > least
+            empty, none = ~known & self.within[0], torch.zeros_like(known)
+            shrunk = s.where(known, 0.0) + damping
+            cut = Cut.of(g.square(), shrunk, known, empty, none, damping, self.unit, total)
+            x = g * cut.inverse
+            far = self._spread(s) * x.square() + self.noise.gradient
+            return cut, x, far * cut.inverse.square() + cut.hidden
+
+        matrix, hazy = torch.empty_like(gradient), False
+        moved = slope = hidden = lost = square = 0.0
+        for here in parts:
+            s = self.values[:, here]
+            cut, x, far = solved(here)
+            matrix[:, here], squares = x, x.square()
+            hazy = hazy or (damping == 0 and bool(((s > least) & (s <= near)).any()))
+            moved, lost = moved + float(far.sum()), lost + cut.lost
+            square, hidden = square + float(squares.sum()), hidden + cut.slope**0.5
+            slope += float((self._spread(s) * squares.square()).sum())
+        if hazy:
+            return Solution(matrix, math.inf, math.inf, lost)
 
         def deviation(generator: torch.Generator) -> Tensor:
-            if turned is not None:
-                return turned.drawn(far, generator).joined()
-            return random_signs(far, generator) * far.sqrt()
+            found = random_signs(gradient, generator)
+            for here in parts:
+                found[:, here] *= solved(here)[2].sqrt()
+            return found
 
-        total = float(slope) + cut.slope
-        return Solution(matrix, float(far.sum()), total, cut.lost, deviation)
+        slope += 4 * self.noise.gradient * square + hidden**2
+        return Solution(matrix, moved, slope, lost, deviation, square)
+
+    def _near(self, least: Tensor) -> Tensor:
+        """Return up to where rounding may have lifted entries of s above the cut-off."""
+        return least * max(2 * self.unit / torch.finfo(torch.float64).eps, NEAR)
+
+    def _spread(self, s: Tensor) -> Tensor:
+        """Return the mean square moves of entries of s."""
+        rows: Moments = self.noise.rows
+        return 4 * rows.mean_move(self.size) * s + (rows.shift(self.size) / len(s)) ** 2
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return the undamped block applied to matrices, (..., groups, out, in) float64."""
+        if self.bases is None:
+            return self.values * x
+        out, inside = (basis.vectors for basis in self.bases)
+        return out @ (self.values[:, :-1, :-1] * (out.mT @ x @ inside)) @ inside.mT
 
 
 def _turned(

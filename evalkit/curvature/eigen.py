@@ -99,7 +99,11 @@ def decomposed(sums: Sums, moments: Moments, scale: float, unit: float) -> Eigen
     some = kept[:, :, None] | kept[:, None, :]
     variances = variances + some * (DECOMPOSED * largest[:, :, None]) ** 2 / size
     variances[:, -1] *= beside
-    variances += (scale * moments.shift(size)) ** 2 * torch.eye(values.shape[1]).to(values)
+    shift = (scale * moments.shift(size)) ** 2 * torch.eye(values.shape[1]).to(values)
+    if beside and not hazy and bool(kept[:, :-1].all()):
+        # As many vectors as directions: moved, they still span no more, and these only turn.
+        shift[-1, -1] = 0.0
+    variances += shift
     empty = void(values, size - sums.count - beside)
     return Eigen(vectors, values, kept, empty, hazy, variances, values.sum(1) / size)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,13 +13,9 @@ from evalkit.curvature.kfac import gradient_factors, input_factors
 from evalkit.curvature.kronecker import Kronecker, Style
 from evalkit.curvature.noise import Noise, noises
 from evalkit.curvature.pulled import PART, Names, Pulled
+from evalkit.curvature.singular import RESIDUAL, Singular, leading
 from evalkit.factor import DECOMPOSED
 from evalkit.linearization import LayerFactors
-
-STEPS, RESTARTS = 24, 40
-"""Of a search for a leading singular pair."""
-RESIDUAL = 1e-13
-"""Of that search, as a part of the squared singular value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,71 +85,44 @@ def kpsvd(pulled: Pulled, style: Style = "tikhonov") -> dict[Names, Kronecker]:
     are its leading singular pair. R maps positive semi-definite matrices to such, and so are they.
     """
     lin = pulled.lin
-    pairs = lin.shared(
-        ("kpsvd", pulled.source.key),
-        lambda: {names: _nearest(one, lin.unit) for names, one in layers(pulled).items()},
+
+    def compute() -> dict[Names, tuple[Eigen, Eigen]]:
+        found, made = nearest(pulled), {}
+        for names, layer in layers(pulled).items():
+            one = found[names]
+            moved = one.gaps[0], lin.unit, one.residuals[0]
+            made[names] = (
+                _factor(one.left[0], layer.bases[0], layer.noise, *moved),
+                _factor(one.right[0], layer.bases[1], layer.noise, *moved),
+            )
+        return made
+
+    return _blocks(pulled, lin.shared(("kpsvd", pulled.source.key), compute), style)
+
+
+def nearest(pulled: Pulled) -> dict[Names, Singular]:
+    """Return the leading singular pair of R of each layer, in the bases of KFAC's factors.
+
+    Both matrices are positive semi-definite.
+    """
+    return pulled.lin.shared(
+        ("nearest products", pulled.source.key),
+        lambda: {names: _nearest(one) for names, one in layers(pulled).items()},
     )
-    return _blocks(pulled, pairs, style)
 
 
-def _nearest(layer: Layer, unit: float) -> tuple[Eigen, Eigen]:
+def _nearest(layer: Layer) -> Singular:
     start = torch.diag_embed(layer.bases[1].values[:, :-1])
     if not start.any():
         start = torch.diag_embed(torch.ones_like(layer.bases[1].values[:, :-1]))
-    right, gap = leading(lambda x: layer.inner(layer.outer(x)), start)
-    trace = right.diagonal(dim1=1, dim2=2).sum(1)
-    right = right * trace.sign()[:, None, None]
-    left = layer.outer(right)
-    return (
-        _factor(left, layer.bases[0], layer.noise, gap, unit),
-        _factor(right, layer.bases[1], layer.noise, gap, unit),
-    )
+    return positive(leading(layer.outer, layer.inner, [start]))
 
 
-def leading(product: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, Tensor]:
-    """Return leading eigenvectors by Lanczos, and by how much each stands out.
-
-    Args:
-        product: a linear map of symmetric matrices (groups, m, m), positive semi-definite in the
-            Frobenius product of each group.
-        start: where to start.
-
-    Returns:
-        Matrices of norm 1, and 1 / (1 - the second eigenvalue / the first), (groups,).
-    """
-    v = start / start.norm(dim=(1, 2), keepdim=True)
-    before = torch.full_like(v[:, 0, 0], torch.inf)
-    for _ in range(RESTARTS):
-        basis, images, last = [v], [], v.new_zeros(len(v))
-        for _ in range(min(STEPS, v[0].numel())):
-            image = product(basis[-1])
-            images.append(image)
-            w = image
-            for _ in range(2):  # once loses orthogonality
-                for one in basis:
-                    w = w - (one * w).sum((1, 2), keepdim=True) * one
-            last = w.norm(dim=(1, 2))
-            size = image.norm(dim=(1, 2))
-            if bool((last <= 1e-15 * size).all()):
-                break
-            basis.append(w / last.where(last > 0, 1.0)[:, None, None])
-        vectors, moved = torch.stack(basis[: len(images)], 1), torch.stack(images, 1)
-        inner = vectors.flatten(2) @ moved.flatten(2).mT
-        values, small = torch.linalg.eigh((inner + inner.mT) / 2)
-        v = torch.einsum("gj,gjab->gab", small[:, :, -1], vectors)
-        v = (v + v.mT) / 2
-        v = v / v.norm(dim=(1, 2), keepdim=True)
-        first = values[:, -1]
-        residual = torch.einsum("gj,gjab->gab", small[:, :, -1], moved)
-        residual = residual - first[:, None, None] * v
-        size = residual.norm(dim=(1, 2))
-        # No nearer than before is as near as rounding lets it come.
-        if bool(((size <= RESIDUAL * first) | (size > 0.9 * before)).all()):
-            break
-        before = size
-    second = values[:, -2] if values.shape[1] > 1 else torch.zeros_like(first)
-    gaps = (first - second.clamp_min(0.0)) / first.where(first > 0, 1.0)
-    return v, gaps.clamp_min(1e-15).reciprocal()
+def positive(found: Singular) -> Singular:
+    """Return singular pairs with the signs that give the right matrices positive traces."""
+    signs = found.right.diagonal(dim1=2, dim2=3).sum(2).sign()[:, :, None, None]
+    signs = signs.where(signs != 0, 1.0)
+    return replace(found, right=found.right * signs, left=found.left * signs)
 
 
 def shampoo(
@@ -202,7 +171,14 @@ def _blocks(
     }
 
 
-def _factor(matrix: Tensor, basis: Eigen, noise: Noise, gap: Tensor, unit: float) -> Eigen:
+def _factor(
+    matrix: Tensor,
+    basis: Eigen,
+    noise: Noise,
+    gap: Tensor,
+    unit: float,
+    residual: Tensor | float = RESIDUAL,
+) -> Eigen:
     """Return a factor Q M Q^T decomposed.
 
     Rounding moves its terms, of which few may count, by a part rho of each:
@@ -215,6 +191,7 @@ def _factor(matrix: Tensor, basis: Eigen, noise: Noise, gap: Tensor, unit: float
         noise: of the layer.
         gap: what the change is multiplied by, (groups,).
         unit: the rounding of the evaluation.
+        residual: what a search for the factor has left, as a part of it, (groups,).
     """
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
     vectors = basis.vectors @ vectors
@@ -226,7 +203,8 @@ def _factor(matrix: Tensor, basis: Eigen, noise: Noise, gap: Tensor, unit: float
     variances = rho * (mean[:, None, None] * pairs + 4 * values[:, :, None] * values[:, None, :])
     some = kept[:, :, None] | kept[:, None, :]
     largest = values.amax(1)[:, None, None]
-    rounded = torch.hypot(some * DECOMPOSED * largest / size**0.5, RESIDUAL * largest)
+    left = torch.as_tensor(residual).to(largest).view(-1, 1, 1) * largest
+    rounded = torch.hypot(some * DECOMPOSED * largest / size**0.5, left)
     variances = gap[:, None, None] ** 2 * (variances + rounded**2)
     variances[:, -1] *= size - vectors.shape[2]
     shift = ((gap * rho * mean) ** 2)[:, None] * torch.ones_like(values)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evalkit.curvature.eigen import Eigen
 from evalkit.curvature.rotated import Rotated
+from evalkit.layers.low_rank import LowRank
 
 Style = Literal["tikhonov", "pi", "plain"]
 
@@ -24,19 +25,40 @@ class Solution:
     """What a block contributes to a direction.
 
     Attributes:
-        matrix: X, (groups, out, in).
+        solved: X, (groups, out, in), or in bases where it is a product of thin matrices.
         moved: the square of how far rounding is expected to have moved it.
         slope: the square of how far it has moved its part of d^T g.
         lost: the square of the part of G that a pseudo-inverse maps to zero.
         deviation: draws a change of X of the kind that rounding makes, like X; None where X may be
             anything.
+        floored: the part of the block's directions along which a floor takes the place of what its
+            matrix has there; 0 for blocks without one.
+        square: |X|^2, where it is known.
     """
 
-    matrix: Tensor
+    solved: Tensor | Rotated
     moved: float
     slope: float
     lost: float = 0.0
-    deviation: Callable[[torch.Generator], Tensor] | None = None
+    deviation: Callable[[torch.Generator], Tensor | LowRank] | None = None
+    square: float | None = None
+    floored: float = 0.0
+
+    @property
+    def matrix(self) -> Tensor:
+        """X, formed."""
+        found = self.joined()
+        return found.formed() if isinstance(found, LowRank) else found
+
+    def joined(self) -> Tensor | LowRank:
+        """Return X."""
+        return self.solved.joined() if isinstance(self.solved, Rotated) else self.solved
+
+    def change(self, generator: torch.Generator) -> Tensor:
+        """Return a change of X of the kind that rounding makes, formed."""
+        assert self.deviation is not None
+        found = self.deviation(generator)
+        return found.formed() if isinstance(found, LowRank) else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +87,7 @@ class Cut:
         void: Tensor,
         damping: float,
         unit: float,
+        total: Tensor | None = None,
     ) -> Cut:
         """Return the inverse.
 
@@ -76,12 +99,14 @@ class Cut:
             void: where both are zero.
             damping: lambda.
             unit: the rounding of the evaluation.
+            total: the sum of squares, (groups, 1, 1), where these are a part of them.
         """
         if damping == 0:
             lost = float(squares.where(~known, 0.0).sum())
             inverse = shrunk.reciprocal().where(known, 0.0)
             return cls(inverse, torch.zeros_like(inverse), lost=lost)
-        least = (SEEN * unit) ** 2 * squares.sum((1, 2), keepdim=True)
+        total = squares.sum((1, 2), keepdim=True) if total is None else total
+        least = (SEEN * unit) ** 2 * total
         left_out, inverse = void | (empty & (squares <= least)), shrunk.reciprocal()
         coarse = unit > torch.finfo(torch.float64).eps
         hidden = squares.where(left_out & ~void & coarse, 0.0)
@@ -110,7 +135,12 @@ class Kronecker:
     unit: float
     style: Style = "tikhonov"
 
-    def rotated(self, gradient: Tensor) -> Rotated:
+    @property
+    def inputs(self) -> Tensor | None:
+        """Qa where it is thin and G lies within it."""
+        return self.inside.vectors if self.within[1] and self.inside.beside else None
+
+    def rotated(self, gradient: Tensor | LowRank) -> Rotated:
         """Return a gradient, (groups, out, in) float64, in the bases of the block."""
         return Rotated.of(gradient, (self.out.vectors, self.inside.vectors), self.within)
 
@@ -123,19 +153,14 @@ class Kronecker:
             gradient: G, in the bases.
             damping: lambda; 0 gives B^+ G A^+.
         """
-        b, a = self.out.values[:, :, None], self.inside.values[:, None, :]
-        shrunk = b * a + damping
-        if self.style != "tikhonov" and damping:
-            left, right = self._added(damping)
-            b, a = b + left[:, None, None], a + right[:, None, None]
-            shrunk = b * a
+        b, a, shrunk = self._damped(damping)
         known = self.out.kept[:, :, None] & self.inside.kept[:, None, :]
         empty = self._either(~self.out.kept, ~self.inside.kept)
         void = self._either(self.out.void, self.inside.void)
         cut = Cut.of(gradient.squares(), shrunk, known, empty, void, damping, self.unit)
         x = gradient.scaled(cut.inverse)
         if damping == 0 and (self.out.hazy or self.inside.hazy):
-            return Solution(x.joined(), math.inf, math.inf, cut.lost)
+            return Solution(x.kept(), math.inf, math.inf, cut.lost)
         squares = x.squares()
         far = self.out.variances @ (squares * a.square())
         far = far + (squares * b.square()) @ self.inside.variances.mT
@@ -144,12 +169,43 @@ class Kronecker:
         slope = slope + (x.products(b, 1) * self.inside.variances).sum()
         slope = slope + 4 * self.gradient * squares.sum()
         return Solution(
-            x.joined(),
+            x.kept(),
             float(far.sum()),
             float(slope) + cut.slope,
             cut.lost,
             lambda generator: x.drawn(far, generator).joined(),
+            float(squares.sum()),
         )
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return B X A, the undamped block applied to matrices, (..., groups, out, in) float64."""
+        (out, b), (inside, a) = (
+            (one.vectors, one.values[:, :-1]) for one in (self.out, self.inside)
+        )
+        inner = (out.mT @ x @ inside) * b[:, :, None] * a[:, None, :]
+        return out @ inner @ inside.mT
+
+    def damped_product(self, x: Rotated, damping: float) -> Rotated:
+        """Return (B (x) A + lambda I) vec X, damped as the style says, in the bases.
+
+        Args:
+            x: X, in the bases.
+            damping: lambda.
+        """
+        return x.scaled(self._damped(damping)[2])
+
+    def trace(self, damping: float) -> Tensor:
+        """Return the trace of the damped matrix within its bases, (groups,)."""
+        return self._damped(damping)[2].sum((1, 2))
+
+    def _damped(self, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the values of B and A, damped where the style does, and of the damped matrix."""
+        b, a = self.out.values[:, :, None], self.inside.values[:, None, :]
+        if self.style == "tikhonov" or not damping:
+            return b, a, b * a + damping
+        left, right = self._added(damping)
+        b, a = b + left[:, None, None], a + right[:, None, None]
+        return b, a, b * a
 
     def _either(self, out: Tensor, inside: Tensor) -> Tensor:
         """Return where one of two is true, (groups, rank + 1) each, as far as G is within."""
@@ -158,12 +214,22 @@ class Kronecker:
     def _added(self, damping: float) -> tuple[Tensor, Tensor]:
         """Return what is added to B and to A, (groups,) each: lambda, or parts of its root.
 
-        With the style ``pi`` these are sqrt(lambda) / pi and pi sqrt(lambda),
-        pi^2 = (tr A / in) / (tr B / out).
+        With the style ``pi`` these are those of :func:`roots`.
         """
         if self.style == "plain":
             both = torch.full_like(self.out.mean, damping)
             return both, both
-        pi = (self.inside.mean / self.out.mean).sqrt()
-        pi = pi.where((pi > 0) & pi.isfinite(), 1.0)
-        return math.sqrt(damping) / pi, math.sqrt(damping) * pi
+        return roots(self.out.mean, self.inside.mean, damping)
+
+
+def roots(out: Tensor, inside: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Return sqrt(lambda) / pi and pi sqrt(lambda), pi^2 = (tr A / in) / (tr B / out): (groups,).
+
+    Args:
+        out: tr B / out, (groups,).
+        inside: tr A / in.
+        damping: lambda.
+    """
+    pi = (inside / out).sqrt()
+    pi = pi.where((pi > 0) & pi.isfinite(), 1.0)
+    return math.sqrt(damping) / pi, math.sqrt(damping) * pi

@@ -108,14 +108,15 @@ def sampled(lin: Linearization, source: Source) -> Cotangents:
     return Cotangents(drawn / root, root * shares.view(len(drawn), -1), rest)
 
 
-def exact(lin: Linearization, source: Source) -> Cotangents:
-    """Return the columns of B_n with S_n = B_n B_n^T, one position at a time: F is the exact one.
-
-    Columns that are zero, as those of positions without a label, are left out.
+def draws(lin: Linearization, source: Source) -> int:
+    """Return K, the cotangents that a source has of each sample, at most.
 
     Raises:
-        EvalkitError: there are more than :data:`MOST_OUTPUTS` of a sample.
+        EvalkitError: there are more than :data:`MOST_OUTPUTS` for ``exact``, or more numbers in
+            them than are held at once.
     """
+    if source.labels != "exact":
+        return source.labels_per_sample if source.labels == "sampled" else 1
     labelled, classes = lin.targets != IGNORED_LABEL, lin.logits.shape[-1]
     if lin.targets.shape == lin.logits.shape:  # a target for each output
         labelled, classes = labelled | (not lin.likelihood.ignores_labels), 1
@@ -131,6 +132,18 @@ def exact(lin: Linearization, source: Source) -> Cotangents:
             f"expected cotangents for labels=exact of at most {lin.batches.budget.held} numbers, "
             f"found {numbers}; use labels=sampled, or a smaller batch"
         )
+    return outputs * classes
+
+
+def exact(lin: Linearization, source: Source) -> Cotangents:
+    """Return the columns of B_n with S_n = B_n B_n^T, one position at a time: F is the exact one.
+
+    Columns that are zero, as those of positions without a label, are left out.
+
+    Raises:
+        EvalkitError: as :func:`draws`.
+    """
+    draws(lin, source)
     samples = zip(
         lin.logits.split(1), lin.targets.split(1), lin.logit_gradients.split(1), strict=True
     )

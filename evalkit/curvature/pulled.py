@@ -9,15 +9,17 @@ that are used with a bias here and without it there) have per-sample gradients a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from evalkit.curvature.labels import Cotangents, Source, cotangents
 from evalkit.evaluation.wrapped import plain_name
+from evalkit.layers.low_rank import LowRank
 from evalkit.linearization import FormedRows, LayerFactors, Linearization
 from evalkit.rounding import relative_noise
 
@@ -102,8 +104,29 @@ class Block:
             return values[self.names[0]].double().reshape(self.shape)
         return self.example.matrix(values).double()
 
-    def tensors(self, lin: Linearization, matrix: Tensor) -> dict[str, Tensor]:
+    @overload
+    def tensors(self, lin: Linearization, matrix: Tensor) -> dict[str, Tensor]: ...
+
+    @overload
+    def tensors(
+        self, lin: Linearization, matrix: Tensor | LowRank
+    ) -> Mapping[str, Tensor | LowRank]: ...
+
+    def tensors(
+        self, lin: Linearization, matrix: Tensor | LowRank
+    ) -> Mapping[str, Tensor | LowRank]:
         """Return matrices, (groups, out, in), as tensors like the parameters, by name."""
+        if isinstance(matrix, LowRank):
+            if self.example is not None and len(self.example.shape) == 2:
+                left, right = matrix.left[0], matrix.right[0]
+                if self.example.bias is None:
+                    return {self.example.weight: LowRank(left, right)}
+                bias = left @ right[-1]
+                return {
+                    self.example.weight: LowRank(left, right[:-1]),
+                    self.example.bias: bias,
+                }
+            matrix = matrix.formed()
         if self.example is None:
             name = self.names[0]
             return {name: matrix.reshape(lin.parameters[name].shape)}
@@ -133,7 +156,7 @@ class Pulled:
         self.given: Cotangents = cotangents(lin, source)
         relative = relative_noise(lin).clamp_min(lin.unit)
         self.relative = relative.expand(len(self.given.values), -1)
-        apart = lin.shared("parameters of several layers", lambda: _of_several_layers(lin))
+        apart = several_layers(lin)
         self._apart = apart
         while True:
             blocks: dict[Names, Block] = {}
@@ -163,6 +186,48 @@ class Pulled:
     def rest(self) -> Tensor | None:
         """g' = J^T c', (P,): what the rows leave of the gradient; None where it is zero."""
         return None if self.given.rest is None else self.lin.vjp(self.given.rest)
+
+    def formed(self, names: Names) -> Tensor:
+        """Return the rows of a block, (groups, K N, size) float64."""
+        own, shape = self.blocks[names], self.given.targets.shape
+        found = self.given.targets.new_zeros(own.shape[0], *shape, own.size)
+        for part in self.parts():
+            if part.names == names:
+                for samples, rows in part.rows():
+                    found[:, part.draws, samples] = rows.movedim(2, 0).flatten(3)
+        return found.flatten(1, 2)
+
+    def along(self, names: Names, x: Tensor) -> Tensor:
+        """Return R X, the rows of a block times matrices: (..., groups, K, N).
+
+        Args:
+            names: the parameters of the block.
+            x: (..., groups, out, in) float64.
+        """
+        flat = x.flatten(-2).reshape(-1, x.shape[-3], x.shape[-2] * x.shape[-1])
+        found = flat.new_zeros(*flat.shape[:2], *self.given.targets.shape)
+        for part in self.parts():
+            if part.names == names:
+                for samples, rows in part.rows():
+                    along = torch.einsum("bgs,kngs->bgkn", flat, rows.flatten(3))
+                    found[:, :, part.draws, samples] = along
+        return found.view(*x.shape[:-3], *found.shape[1:])
+
+    def across(self, names: Names, weights: Tensor) -> Tensor:
+        """Return R^T w of a block: (..., groups, out, in).
+
+        Args:
+            names: the parameters of the block.
+            weights: w, (..., groups, K, N) float64.
+        """
+        own, flat = self.blocks[names], weights.reshape(-1, *weights.shape[-3:])
+        found = flat.new_zeros(*flat.shape[:2], own.size)
+        for part in self.parts():
+            if part.names == names:
+                for samples, rows in part.rows():
+                    w = flat[:, :, part.draws, samples]
+                    found += torch.einsum("bgkn,kngs->bgs", w, rows.flatten(3))
+        return found.view(*weights.shape[:-3], *own.shape)
 
     def _pull(self, apart: set[str]) -> Iterator[Part]:
         values = self.given.values
@@ -235,6 +300,14 @@ def _numbers(part: Part) -> int:
         (found.rows,) if isinstance(found, FormedRows) else (found.inputs, found.output_gradients)
     )
     return sum(value.numel() for value in held)
+
+
+def several_layers(lin: Linearization) -> set[str]:
+    """Return the parameters that have no factors for their uses, those known so far.
+
+    Micro-batches that use a parameter in different ways add it.
+    """
+    return lin.shared("parameters of several layers", lambda: _of_several_layers(lin))
 
 
 def _of_several_layers(lin: Linearization) -> set[str]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from evalkit.layers.low_rank import LowRank
+
+THIN = 0.5
+"""Part of a matrix's numbers up to which it is better kept as two factors."""
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -19,6 +24,10 @@ class Rotated:
 
     X = Qb x Qa^T + right Qa^T + Qb below + corner, where Qb^T right = 0, below Qa = 0, and the
     corner is orthogonal to both. What is zero, as there is nothing beside a basis, is None.
+
+    Attributes:
+        pending: what the other three are yet to be multiplied by, like :meth:`squares`.
+        known: :meth:`squares`.
     """
 
     bases: tuple[Tensor, Tensor]
@@ -26,13 +35,20 @@ class Rotated:
     right: Tensor | None
     below: Tensor | None
     corner: Tensor | None
+    pending: Tensor | None = None
+    known: Tensor | None = None
 
     @classmethod
-    def of(cls, matrix: Tensor, bases: tuple[Tensor, Tensor], within: tuple[bool, bool]) -> Rotated:
+    def of(
+        cls,
+        matrix: Tensor | LowRank,
+        bases: tuple[Tensor, Tensor],
+        within: tuple[bool, bool],
+    ) -> Rotated:
         """Return a matrix in two bases.
 
         Args:
-            matrix: (groups, out, in).
+            matrix: (groups, out, in); one of low rank has the basis Qa on its right.
             bases: Qb and Qa.
             within: whether the matrix is zero beside each of them.
         """
@@ -41,6 +57,12 @@ class Rotated:
             basis.shape[2] < basis.shape[1] and not known
             for basis, known in zip(bases, within, strict=True)
         ]
+        if isinstance(matrix, LowRank):
+            if matrix.right is inside and not thin[1]:
+                inner = out.mT @ matrix.left
+                right = matrix.left - out @ inner if thin[0] else None
+                return cls(bases, inner, right, None, None)
+            matrix = matrix.formed()
         across = matrix @ inside
         inner = out.mT @ across
         right = across - out @ inner if thin[0] else None
@@ -54,15 +76,50 @@ class Rotated:
 
     def scaled(self, factors: Tensor) -> Rotated:
         """Return it with every entry multiplied: by factors (groups, rank + 1, rank + 1)."""
-        inner, right = factors[:, :-1, :-1], factors[:, -1:, :-1]
-        below, corner = factors[:, :-1, -1:], factors[:, -1:, -1:]
-        return Rotated(
-            self.bases,
-            self.inner * inner,
-            None if self.right is None else self.right * right,
-            None if self.below is None else self.below * below,
-            None if self.corner is None else self.corner * corner,
+        return replace(
+            self,
+            inner=self.inner * factors[:, :-1, :-1],
+            pending=factors if self.pending is None else factors * self.pending,
+            known=self.squares() * factors.square(),
         )
+
+    @property
+    def thin(self) -> bool:
+        """Whether it is a product of thin matrices."""
+        (out, inside), rank = (basis.shape[1] for basis in self.bases), self.bases[1].shape[2]
+        if self.below is not None or self.corner is not None:
+            return False
+        return rank * (out + inside) <= THIN * out * inside
+
+    def dot(self, other: Rotated) -> Tensor:
+        """Return the inner product with a matrix in the same bases, (groups,)."""
+        total = (self.inner * other.inner).sum((1, 2))
+        for own, its in zip(self.beside, other.beside, strict=True):
+            if own is not None and its is not None:
+                total = total + (own * its).sum((1, 2))
+        return total
+
+    def plus(self, other: Rotated, factors: Tensor) -> Rotated:
+        """Return the sum with another matrix in the same bases times factors, (groups,)."""
+        f = factors[:, None, None]
+        beside = (
+            None if own is None or its is None else own + f * its
+            for own, its in zip(self.beside, other.beside, strict=True)
+        )
+        return Rotated(self.bases, self.inner + f * other.inner, *beside)
+
+    @property
+    def beside(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What lies beside the bases, multiplied by what is pending: right, below and corner."""
+        parts, f = (self.right, self.below, self.corner), self.pending
+        if f is None:
+            return parts
+        places = f[:, -1:, :-1], f[:, :-1, -1:], f[:, -1:, -1:]
+        right, below, corner = (
+            None if part is None else part * place
+            for part, place in zip(parts, places, strict=True)
+        )
+        return right, below, corner
 
     def drawn(self, squares: Tensor, generator: torch.Generator) -> Rotated:
         """Return a matrix whose entries have random signs and given squares, as :meth:`squares`.
@@ -86,6 +143,8 @@ class Rotated:
 
     def squares(self) -> Tensor:
         """Return the squares of entries, what lies beside a basis summed: like factors."""
+        if self.known is not None:
+            return self.known
         inner = self.inner.square()
         zero = [torch.zeros_like(inner[:, :1]), torch.zeros_like(inner[:, :, :1])]
         last = zero[0] if self.right is None else self.right.square().sum(1, keepdim=True)
@@ -120,13 +179,24 @@ class Rotated:
         found[:, :-1, :-1] = inner.square()
         return found
 
-    def joined(self) -> Tensor:
-        """Return X, (groups, out, in)."""
+    def kept(self) -> Tensor | Rotated:
+        """Return it as it is where that takes less than X."""
+        if self.thin:
+            return self
+        whole = self.joined()
+        assert isinstance(whole, Tensor)
+        return whole
+
+    def joined(self) -> Tensor | LowRank:
+        """Return X, (groups, out, in), as a product where Qa is thin and holds its rows."""
         out, inside = self.bases
+        right, below, corner = self.beside
         across = out @ self.inner
-        if self.right is not None:
-            across = across + self.right
+        if right is not None:
+            across = across + right
+        if self.thin:
+            return LowRank(across, inside)
         whole = across @ inside.mT
-        if self.below is not None:
-            whole = whole + out @ self.below
-        return whole if self.corner is None else whole + self.corner
+        if below is not None:
+            whole = whole + out @ below
+        return whole if corner is None else whole + corner

@@ -12,8 +12,8 @@ range of R^T.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,10 @@ class ParameterBlock:
         """
         return self.matrix.solve(gradient, damping)
 
+    def product(self, x: Tensor) -> Tensor:
+        """Return the undamped block applied to matrices, (..., groups, out, in) float64."""
+        return self.matrix.product(x.flatten(-2).unsqueeze(-2)).view(x.shape)
+
 
 @dataclass(frozen=True, eq=False)
 class RowBlock:
@@ -67,6 +71,8 @@ class RowBlock:
         targets: t, (K N,).
         rest: g', (groups, out, in), None where it is zero.
         slopes: R g', (groups, K N).
+        pulled: where the rows R are found again.
+        names: the parameters of the block.
     """
 
     factors: tuple[GramFactor, ...]
@@ -74,6 +80,12 @@ class RowBlock:
     targets: Tensor
     rest: Tensor | None
     slopes: Tensor
+    pulled: Pulled
+    names: Names
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return R^T R X, the undamped block applied to matrices, (..., groups, out, in)."""
+        return self.pulled.across(self.names, self.pulled.along(self.names, x))
 
     def weights(self, damping: float) -> Tensor:
         """Return w, (groups, K N): the direction is R^T w, and g' / lambda where there is one."""
@@ -127,7 +139,12 @@ class RowBlock:
         if not math.isfinite(each):
             return Solution(matrix, moved, slope, lost)
         return Solution(
-            matrix, moved, slope, lost, lambda generator: random_signs(matrix, generator) * each
+            matrix,
+            moved,
+            slope,
+            lost,
+            lambda generator: random_signs(matrix, generator) * each,
+            float(matrix.square().sum()),
         )
 
 
@@ -142,6 +159,22 @@ def block(pulled: Pulled) -> dict[Names, ParameterBlock | RowBlock]:
     """Return F_l of each layer."""
     layers = {names for names, one in pulled.blocks.items() if one.example is not None}
     return row_blocks(pulled, layers)
+
+
+def of_vector(
+    pulled: Pulled, blocks: Mapping[Names, RowBlock], vector: Tensor
+) -> dict[Names, RowBlock]:
+    """Return blocks that solve for any vector, (P,), in place of the gradient."""
+    slopes = _slopes(pulled, set(blocks), vector)
+    return {
+        names: replace(
+            one,
+            targets=torch.zeros_like(one.targets),
+            rest=pulled.blocks[names].matrix(pulled.lin, vector),
+            slopes=slopes[names],
+        )
+        for names, one in blocks.items()
+    }
 
 
 def summed_rows(pulled: Pulled, weights: dict[Names, Tensor]) -> dict[Names, Tensor]:
@@ -217,10 +250,10 @@ def _by_gram(pulled: Pulled, wanted: set[Names]) -> dict[Names, RowBlock]:
         if names in known and own.shape[0] == 1:
             factors = (_of_gram(known[names], lin.unit, own.size),)
         else:
-            factors = tuple(_factor(rows, lin.unit) for rows in _formed(pulled, names))
+            factors = tuple(_factor(rows, lin.unit) for rows in pulled.formed(names))
         noise = torch.stack([factor.norms * relative for factor in factors])
         part = None if rest is None else own.matrix(lin, rest)
-        found[names] = RowBlock(factors, noise, targets, part, slopes[names])
+        found[names] = RowBlock(factors, noise, targets, part, slopes[names], pulled, names)
     return found
 
 
@@ -246,17 +279,6 @@ def _factor(rows: Tensor, unit: float) -> GramFactor:
     ):
         return factorize_rows(rows)
     return _of_gram(rows @ rows.T, unit, rows.shape[1])
-
-
-def _formed(pulled: Pulled, names: Names) -> Tensor:
-    """Return the rows of a block, (groups, K N, size) float64."""
-    own, shape = pulled.blocks[names], pulled.given.targets.shape
-    found = pulled.given.targets.new_zeros(own.shape[0], *shape, own.size)
-    for part in pulled.parts():
-        if part.names == names:
-            for samples, rows in part.rows():
-                found[:, part.draws, samples] = rows.movedim(2, 0).flatten(3)
-    return found.flatten(1, 2)
 
 
 def _slopes(pulled: Pulled, wanted: set[Names], rest: Tensor | None) -> dict[Names, Tensor]:

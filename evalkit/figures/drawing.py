@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -92,11 +92,20 @@ def label_ends(ax: Axes, ends: Sequence[tuple[str, float, Style]]) -> None:
     to_axes = ax.transScale + ax.transLimits
     heights = [min(float(to_axes.transform((0, min(end[1], upper)))[1]), 1) for end in shown]
     names = [name + (" (infinite)" if math.isinf(value) else "") for name, value, _ in shown]
-    names = [textwrap.fill(name, 20, break_long_words=False) for name in names]
+    names = [_folded(name) for name in names]
     width, height = np.array(ax.get_window_extent().size) * 72 / ax.figure.dpi
     places = _spread_out(heights, names, height)
     for name, (_, _, style), start, place in zip(names, shown, heights, places, strict=True):
         _label(ax, name, style, (start, place), width)
+
+
+def _folded(name: str) -> str:
+    return textwrap.fill(name, 20, break_long_words=False)
+
+
+def label_lines(names: Iterable[str]) -> float:
+    """Return the height that names at the ends of lines take above one another, in font sizes."""
+    return _LINE * sum(_folded(name).count("\n") + 1 for name in names)
 
 
 def _spread_out(heights: list[float], names: list[str], points: float) -> list[float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from evalkit.names import arranged, family, split_method
+
 
 @dataclass(frozen=True)
 class Style:
@@ -36,9 +38,36 @@ _SPARE = (
     Style("#56b4e9", "X", (2, 1)),
     Style("#7b3294", "<", (5, 1, 1, 1, 1, 1)),
     Style("#8c6d1f", ">", (4, 2)),
-    Style("#a6cee3", "p", (8, 1.5)),
+    Style("#3854e0", "p", (8, 1.5)),
     Style("#7a9a01", "*", (1, 1.5)),
 )
+_MORE_COLORS = (
+    "#30bf48",
+    "#264c13",
+    "#e065e0",
+    "#34735e",
+    "#30bfbf",
+    "#735334",
+    "#9f92e0",
+    "#bfa730",
+    "#539945",
+    "#e0ac92",
+    "#a9bf7c",
+    "#a6cee3",
+)
+"""Of methods beyond the spare styles."""
+_MARKERS = ("^", "X", "<", ">", "p", "*", "D", "v", "s", "P", "o")
+"""Of methods without a style of their own: one for each name, whatever its settings."""
+_LABELS: dict[str | None, tuple[float, ...]] = {
+    "empirical": _METHODS["ef"].dashes,
+    "sampled": _METHODS["sf"].dashes,
+    "exact": _METHODS["ngd"].dashes,
+    "improved": _METHODS["ief-tikhonov"].dashes,
+    "floor": (1, 1.5),
+}
+"""Dashes of a layerwise method by its labels, those of the method that has the same on the whole
+matrix where it has any; solid where a method is left to its own."""
+_LAYERWISE = ("KFAC", "other layerwise")
 _RUNS = (
     Style("#0072b2", "o"),
     Style("#e8432a", "s", (6, 1.5)),
@@ -49,6 +78,8 @@ _RUNS = (
     Style("#1a1a1a", "P", (2, 1)),
     Style("#8c6d1f", "<", (4, 2)),
 )
+QUIET = "#9a9a9a"
+"""The colour of a method that a panel repeats beside those that it is about."""
 FLOOR = Style("#8c8c8c", "", (1, 1.2))
 IMBALANCE = {
     "imbalance": ("parameters", Style("#1a1a1a", "o")),
@@ -58,9 +89,26 @@ IMBALANCE = {
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, Style]:
-    """Return a style per method: the fixed one where there is one, else the next spare one."""
-    others = [method for method in dict.fromkeys(methods) if method not in _METHODS]
-    return _METHODS | {name: _SPARE[place % len(_SPARE)] for place, name in enumerate(others)}
+    """Return a style per method: the fixed one where there is one, else the next spare one.
+
+    Layerwise methods have a marker for each structure and dashes for their labels. No two methods
+    share marker and dashes, so that they are told apart without colour.
+    """
+    others = [method for method in arranged(methods) if method not in _METHODS]
+    colors = [style.color for style in _SPARE] + list(_MORE_COLORS)
+    markers: dict[str, str] = {}
+    styles = dict(_METHODS)
+    for place, method in enumerate(others):
+        base, settings = split_method(method)
+        marker = markers.setdefault(base, _MARKERS[len(markers) % len(_MARKERS)])
+        wanted = _SPARE[place % len(_SPARE)].dashes
+        if family(method) in _LAYERWISE:
+            wanted = _LABELS.get(settings.get("labels"), ())
+        taken = {style.dashes for style in styles.values() if style.marker == marker}
+        choices = (wanted, *_LABELS.values(), *(style.dashes for style in _SPARE))
+        dashes = next((dashes for dashes in choices if dashes not in taken), wanted)
+        styles[method] = Style(colors[place % len(colors)], marker, dashes)
+    return styles
 
 
 def run_styles(names: Sequence[str]) -> dict[str, Style]:

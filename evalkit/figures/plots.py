@@ -26,7 +26,8 @@ from evalkit.figures.drawing import (
     log_limits,
     shade_floor,
 )
-from evalkit.figures.palette import FLOOR, IMBALANCE, Style, method_styles
+from evalkit.figures.groups import Group
+from evalkit.figures.palette import FLOOR, IMBALANCE, QUIET, Style, method_styles
 from evalkit.names import display_name
 from evalkit.results.spreads import spread
 
@@ -41,6 +42,7 @@ def plot_ratio(
     floors: pd.DataFrame,
     ax: Axes,
     limits: tuple[float, float] | None = None,
+    group: Group | None = None,
 ) -> Axes:
     """Draw gamma relative to SGD against progress: a line per method, SGD at 1, the floor.
 
@@ -49,38 +51,39 @@ def plot_ratio(
         floors: the result of ``results.summarize_batches``.
         ax: where to draw.
         limits: the limits of the log axis; those of the data by default.
+        group: the methods to draw; all by default.
     """
     styles = method_styles(summary["method"])
     log_axis(ax, *(limits or ratio_limits(summary, floors)))
     ax.axhline(1, **line_style(styles["sgd"]), zorder=2)
     shade_floor(ax, floors["progress"], floors["floor_ratio_mean"])
     ends = [("SGD", 1.0, styles["sgd"]), ("floor", last_value(floors["floor_ratio_mean"]), FLOOR)]
-    for method, rows in _by_method(summary):
+    for method, rows, style in _by_method(summary, group):
         if method != "sgd":
-            curve(ax, rows["progress"], spread(rows, "ratio"), styles[method])
-            ends.append((display_name(method), last_value(rows["ratio_mean"]), styles[method]))
+            curve(ax, rows["progress"], spread(rows, "ratio"), style)
+            ends.append((display_name(method), last_value(rows["ratio_mean"]), style))
     ax.set(xlim=(-0.02, 1.02), ylabel=RATIO)
     label_ends(ax, ends)
     return ax
 
 
-def plot_efficiency(summary: pd.DataFrame, ax: Axes) -> Axes:
+def plot_efficiency(summary: pd.DataFrame, ax: Axes, group: Group | None = None) -> Axes:
     """Draw efficiency, floor / gamma, against progress: a line per method on a linear axis.
 
     Args:
         summary: the result of ``results.summarize``, one damping per method.
         ax: where to draw.
+        group: the methods to draw; all by default.
     """
-    styles = method_styles(summary["method"])
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.03), xlabel=PROGRESS)
     ax.set_ylabel(r"Efficiency, $\gamma_{\mathrm{floor}}\,/\,\gamma$")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.axhline(1, **line_style(FLOOR), zorder=2)
     ends = [("floor", 1.0, FLOOR)]
-    for method, rows in _by_method(summary):
+    for method, rows, style in _by_method(summary, group):
         mean = rows["efficiency_mean"]
-        curve(ax, rows["progress"], spread(rows, "efficiency"), styles[method])
-        ends.append((display_name(method), last_value(mean), styles[method]))
+        curve(ax, rows["progress"], spread(rows, "efficiency"), style)
+        ends.append((display_name(method), last_value(mean), style))
     label_ends(ax, ends)
     return ax
 
@@ -110,6 +113,7 @@ def plot_damping(
     ax: Axes,
     limits: tuple[float, float],
     labels: bool = True,
+    group: Group | None = None,
 ) -> Axes:
     """Draw gamma relative to SGD against damping at one checkpoint: a line per method.
 
@@ -121,6 +125,7 @@ def plot_damping(
         ax: where to draw.
         limits: the limits of the log axis of ratios.
         labels: whether lines are named.
+        group: the methods to draw; all by default.
     """
     styles = method_styles(summary["method"])
     log_axis(ax, *limits)
@@ -129,16 +134,16 @@ def plot_damping(
     ax.axhline(1, **line_style(styles["sgd"]), zorder=2)
     shade_floor(ax, pd.Series(ax.get_xlim()), pd.Series([floor, floor]))
     ends = [("SGD", 1.0, styles["sgd"]), ("floor", floor, FLOOR)]
-    for method, rows in _by_method(summary):
+    for method, rows, style in _by_method(summary, group):
         if method == "sgd":
             continue
         rows = rows.sort_values("damping")
         x = rows["damping"].map(places)
-        curve(ax, x, spread(rows, "ratio"), styles[method])
-        ends.append((display_name(method), last_value(rows["ratio_mean"]), styles[method]))
+        curve(ax, x, spread(rows, "ratio"), style)
+        ends.append((display_name(method), last_value(rows["ratio_mean"]), style))
         if np.isfinite(rows["ratio_mean"]).any():
             best = rows["ratio_mean"].fillna(np.inf).idxmin()
-            ring: dict[str, Any] = {"markerfacecolor": "none", "color": styles[method].color}
+            ring: dict[str, Any] = {"markerfacecolor": "none", "color": style.color}
             ax.plot(x[best], rows["ratio_mean"][best], "o", markersize=point, **ring, zorder=4)
     if labels:
         label_ends(ax, ends)
@@ -202,5 +207,14 @@ def ratio_limits(summary: pd.DataFrame, floors: pd.DataFrame) -> tuple[float, fl
     return log_limits(np.concatenate([bar_ends(summary, "ratio"), floor]), 1.0)
 
 
-def _by_method(summary: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    return ((str(method), rows) for method, rows in summary.groupby("method", sort=False))
+def _by_method(
+    summary: pd.DataFrame, group: Group | None
+) -> Iterator[tuple[str, pd.DataFrame, Style]]:
+    """Yield each method of a group that has rows, with them and its style."""
+    styles = method_styles(summary["method"])
+    for method, rows in summary.groupby("method", sort=False):
+        method = str(method)
+        if group is None or method in group.methods:
+            yield method, rows, styles[method]
+        elif method in group.quiet:
+            yield method, rows, replace(styles[method], color=QUIET)

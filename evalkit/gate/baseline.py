@@ -14,6 +14,7 @@ from evalkit.doubts import IMPOSSIBLE, MARKED, judge
 from evalkit.errors import EvalkitError
 from evalkit.gate.baseline_file import (
     COLUMNS,
+    DEFAULTS,
     ERROR,
     IDENTITY,
     INFORMATION,
@@ -73,7 +74,7 @@ def _entry(provenance: Mapping[str, Any], name: str, path: Path) -> str:
     place = {"task": "", "evalkit": "", "torch": "versions"}.get(name, "settings")
     entries = provenance.get(place) if place else provenance
     key = name.replace(" ", "_")
-    value = entries.get(key) if isinstance(entries, Mapping) else None
+    value = entries.get(key, DEFAULTS.get(key)) if isinstance(entries, Mapping) else None
     if value is None:
         raise EvalkitError(f"expected '{key}' in {path}, found none; {SCORE_AGAIN}")
     return str(value)

@@ -16,13 +16,16 @@ import pandas as pd
 
 from evalkit.doubts import MARKED, UNEQUAL
 from evalkit.errors import EvalkitError
+from evalkit.settings import Settings
 from evalkit.storage.columns import Column, Source, csv_line, parse_csv
 from evalkit.storage.files import check_regular
 from evalkit.storage.tables import TABLES
 
 FORMAT = "1"
-IDENTITY = ("task", "likelihood", "seed", "batch size")
+IDENTITY = ("task", "likelihood", "seed", "batch size", "others")
 """What two runs must share before their scores can be compared."""
+DEFAULTS = {"others": Settings.others}
+"""What is written where it is something else alone, as earlier versions knew nothing of it."""
 INFORMATION = ("dtype", "evalkit", "torch")
 """What may differ: whether it matters shows in the numbers."""
 KEY = ("checkpoint", "method", "damping", "batch")
@@ -60,7 +63,11 @@ class Baseline:
 def render(baseline: Baseline) -> str:
     """Return a baseline as text: sorted, numbers in eight digits, errors in two."""
     lines = [f"# evalkit baseline: {FORMAT}"]
-    lines += [f"# {name}: {value}" for name, value in baseline.made_with.items()]
+    lines += [
+        f"# {name}: {value}"
+        for name, value in baseline.made_with.items()
+        if DEFAULTS.get(name) != value
+    ]
     lines += [f"# checkpoint: {sha} {name}" for name, sha in baseline.checkpoints.items()]
     order = {name: place for place, name in enumerate(baseline.checkpoints)}
     rows = baseline.rows.assign(place=baseline.rows["checkpoint"].map(order))
@@ -114,7 +121,7 @@ def parse(text: str, path: Path) -> Baseline:
     """
     lines = text.split("\n")
     height = next((place for place, line in enumerate(lines) if line[:1] != "#"), len(lines))
-    made_with: dict[str, str] = {}
+    made_with: dict[str, str] = dict(DEFAULTS)
     checkpoints: dict[str, str] = {}
     for number, line in enumerate(lines[:height], start=1):
         key, colon, value = line[1:].strip().partition(": ")

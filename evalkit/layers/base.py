@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from evalkit.layers.low_rank import LowRank
 from evalkit.layers.rows import Formed, GradientRows
 from evalkit.layers.work import LayerWork
 
@@ -118,6 +119,10 @@ class MovedLayer(Layer):
             weight: v_W, None for no change.
             bias: v_b, None for no change.
         """
+
+    def moved_by(self, weight: LowRank, bias: Tensor | None) -> Tensor:
+        """Return :meth:`moved` for a change of the weight of low rank."""
+        return self.moved(weight.formed(), bias)
 
     def parameter_gradients(
         self, d: Tensor, weight: bool, bias: bool

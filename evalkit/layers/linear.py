@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from evalkit.layers.base import MovedLayer, WeightCalls
+from evalkit.layers.low_rank import LowRank
 from evalkit.layers.products import inner_products
 from evalkit.layers.rows import Formed, OuterProducts
 from evalkit.layers.work import LayerWork
@@ -43,6 +44,11 @@ class Linear(MovedLayer):
             return functional.linear(self.inputs, weight, bias)
         assert bias is not None
         return bias.expand(*self.inputs.shape[:-1], len(bias))
+
+    def moved_by(self, weight: LowRank, bias: Tensor | None) -> Tensor:
+        """Return (x R) L^T + v_b."""
+        inner = functional.linear(self.inputs, weight.right.mT)
+        return functional.linear(inner, weight.left, bias)
 
     def weight_gradient(self, d: Tensor) -> Tensor:
         """Return D^T A over all positions."""

@@ -6,11 +6,12 @@ From the ground up, on the forward of :mod:`evalkit.evaluation`: what it does is
 made into inner products of per-sample gradients (``ruled_rows``, ``per_sample``, ``gram``), some of
 whose output gradients are ``kept``; ``factors`` hands out what each layer's rows are made of.
 ``linear_maps`` and, on them, ``linearized`` hold what the rest of evalkit works with, ``entry`` the
-way to it.
+way to it; ``by_parameter`` is a vector that need not be formed.
 """
 
+from evalkit.linearization.by_parameter import ByParameter
 from evalkit.linearization.entry import linearize
 from evalkit.linearization.factors import FormedRows, LayerFactors
 from evalkit.linearization.linearized import Linearization
 
-__all__ = ["FormedRows", "LayerFactors", "Linearization", "linearize"]
+__all__ = ["ByParameter", "FormedRows", "LayerFactors", "Linearization", "linearize"]

@@ -178,7 +178,7 @@ class _Part:
     def by_rules(self) -> Iterator[LayerFactors | FormedRows]:
         """Yield what the rules of layers tell, and form the rest."""
         pulled = output_gradients(self.recording, self.cotangents)
-        calls = _matrix_calls(pulled)
+        calls = matrix_calls(pulled)
         biases = joined_biases(self.recording)
         for weight, uses in calls.items():
             yield from self._of_layer(weight, biases.get(weight), uses)
@@ -263,7 +263,7 @@ class _Part:
         return slice(self.start + here.start, self.start + here.stop)
 
 
-def _matrix_calls(pulled: OutputGradients) -> dict[str, list[tuple[LayerUse, Tensor]]]:
+def matrix_calls(pulled: OutputGradients) -> dict[str, list[tuple[LayerUse, Tensor]]]:
     """Return the calls, with their output gradients, of each weight that is a matrix in all."""
     calls: dict[str, list[tuple[LayerUse, Tensor]]] = {}
     for use, d in zip(pulled.uses, pulled.gradients, strict=True):

@@ -11,6 +11,7 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import describe
 from evalkit.likelihoods import Likelihood
+from evalkit.linearization.by_parameter import ByParameter
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.reductions import norm, power_of_two
 
@@ -58,12 +59,15 @@ class LinearMaps:
         return self._batches.parameters
 
     @full_precision()
-    def jvp(self, vector: Tensor) -> Tensor:
+    def jvp(self, vector: Tensor | ByParameter) -> Tensor:
         """Return J v: (P,) -> like logits. About one backward.
 
         Raises:
             EvalkitError: v is not a vector of length P.
         """
+        if isinstance(vector, ByParameter):
+            parts = vector.to(self.logits.dtype).parts
+            return self._batches.jvp([parts[name] for name in self.parameters])
         return self._batches.jvp(self.split(vector))
 
     @full_precision()

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evalkit.evaluation.full_precision import full_precision
+from evalkit.evaluation.given import Inputs
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.factors import (
@@ -178,6 +179,17 @@ class Linearization(LossTerms):
     def in_float64(self) -> Linearization:
         """Return the same model and batch linearised in float64: about three times the work."""
         return Linearization(self._batches.in_float64(), self.likelihood, self._given)
+
+    def module_and_batch(self) -> tuple[nn.Module, Inputs, Tensor]:
+        """Return model, inputs and targets for the code of another library.
+
+        The module is a copy, with the parameters in their order, and in the precision of this
+        evaluation as inputs and real targets are: the same rows are found again in float64.
+        """
+        targets = self.targets
+        if targets.is_floating_point():
+            targets = targets.to(self.logits)
+        return *self._batches.module_and_inputs(), targets
 
     @full_precision()
     def gram_of(self, cotangents: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from evalkit.evaluation.determinism import nearly, refuse_varying_forward, repea
 from evalkit.evaluation.forward import evaluation, taking
 from evalkit.evaluation.given import Inputs
 from evalkit.layers.budget import BUDGET, Budget
+from evalkit.layers.low_rank import LowRank
 from evalkit.linearization.recording import Recording, record
 from evalkit.linearization.sample_axis import (
     ROUNDING,
@@ -148,6 +149,10 @@ class MicroBatches:
             self._model, self._inputs, self._num_samples, step, torch.float64, self.budget
         )
 
+    def module_and_inputs(self) -> tuple[nn.Module, Inputs]:
+        """Return a copy of the model in the precision of the logits, and the whole batch in it."""
+        return copy.deepcopy(self._model).to(self.dtype), self._evaluated.cast(self._inputs)
+
     def _last(self) -> MicroBatch:
         # Whichever is at hand: parameters and their shapes are the same for all.
         return next(reversed(self._kept.values()))
@@ -190,7 +195,7 @@ class MicroBatches:
         """Return views of a vector, (P,), in the shapes of the parameters."""
         return self._last().tangents.split(vector)
 
-    def jvp(self, values: tuple[Tensor, ...]) -> Tensor:
+    def jvp(self, values: Sequence[Tensor | LowRank]) -> Tensor:
         """Return J v for v in the shapes of the parameters: like logits."""
         return torch.cat([batch.tangents.push(values) for batch in self])
 

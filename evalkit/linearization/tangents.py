@@ -23,6 +23,7 @@ from torch import Tensor
 
 from evalkit.layers import MovedLayer, weight_calls
 from evalkit.layers.base import WeightCalls
+from evalkit.layers.low_rank import LowRank
 from evalkit.linearization.adjoint import compare, differentiating, refuse_opaque_backward
 from evalkit.linearization.broadcasts import Broadcast
 from evalkit.linearization.recorder import LayerUse
@@ -133,15 +134,18 @@ class Tangents:
             for part, value in zip(parts, values, strict=True)
         )
 
-    def push(self, values: Sequence[Tensor]) -> Tensor:
+    def push(self, values: Sequence[Tensor | LowRank]) -> Tensor:
         """Return J v for v in the shapes of the parameters: like logits."""
         by_name = dict(zip(self._recording.parameters, values, strict=True))
-        own = {name: by_name[name] for name in (*self._weights, *self._biases)}
-        moved: list[Tensor | None] = [
-            layer.moved(own.get(use.weight or ""), own.get(use.bias or ""))
-            for use, layer in self._uses
-        ]
-        return self._push([*moved, *(by_name[name] for name in self._others)])
+        moved: list[Tensor | None] = []
+        for use, layer in self._uses:
+            weight = by_name[use.weight] if use.weight in self._weights else None
+            bias = _formed(by_name[use.bias]) if use.bias in self._biases else None
+            if isinstance(weight, LowRank):
+                moved.append(layer.moved_by(weight, bias))
+            else:
+                moved.append(layer.moved(weight, bias))
+        return self._push([*moved, *(_formed(by_name[name]) for name in self._others)])
 
     def _push(self, changes: Sequence[Tensor | None]) -> Tensor:
         """Return the derivative of u -> J^T u along changes of what it pulls back to."""
@@ -277,6 +281,10 @@ class Tangents:
                 by_weight, by_bias = moved[place], layer.moved(None, totals[name])
                 moved[place] = by_bias if by_weight is None else by_weight.add_(by_bias)
         return self._push([*moved, *others])
+
+
+def _formed(value: Tensor | LowRank) -> Tensor:
+    return value.formed() if isinstance(value, LowRank) else value
 
 
 WeightedGradients = tuple[OutputGradients, int, Tensor]

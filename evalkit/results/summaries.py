@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evalkit.names import display_name
+from evalkit.names import MANY, arranged, display_name
 from evalkit.results.marks import UNRELIABLE_SIGN, Marks, marks_of
 from evalkit.results.spreads import GEOMETRIC, format_number, format_percent, geometric_spread
 from evalkit.storage.run_folder import Run
@@ -24,6 +24,8 @@ from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE, averaged
 _CHECKPOINT = ["checkpoint", "step", "progress"]
 _CURVE_POINT = [*_CHECKPOINT, "method", "damping"]
 _SCORES = averaged(SCORES_FILE)
+_BEST = 5
+"""Methods that the headline names, and the last, where there are many."""
 _BATCHES = (*averaged(BATCHES_FILE), "floor_ratio")
 
 
@@ -115,23 +117,27 @@ def final_table(run: Run) -> pd.DataFrame:
     :func:`shown_marks`.
 
     Returns:
-        Text columns: checkpoint, progress, one per method under its display name.
+        Text columns: checkpoint, progress, one per method under its display name, in the order of
+        :func:`evalkit.names.arranged`.
     """
     summary = near_zero(summarize(run))
     floors, marks = summarize_batches(run), shown_marks(run)
-    table = floors[["checkpoint"]].copy()
-    table["progress"] = [f"{value:.2f}" for value in floors["progress"]]
-    for method, group in summary.groupby("method", sort=False):
-        columns = ("checkpoint", "damping", "ratio_mean", "efficiency_mean")
+    methods = arranged(summary["method"])
+    columns = [list(floors["checkpoint"]), [f"{value:.2f}" for value in floors["progress"]]]
+    for method in methods:
+        group = summary[summary["method"] == method]
+        named = ("checkpoint", "damping", "ratio_mean", "efficiency_mean")
         cells = {
-            checkpoint: f"{format_number(ratio)}{marks.sign(checkpoint, str(method), damping)} "
+            checkpoint: f"{format_number(ratio)}{marks.sign(checkpoint, method, damping)} "
             f"{format_percent(efficiency)}"
             for checkpoint, damping, ratio, efficiency in zip(
-                *(group[column] for column in columns), strict=True
+                *(group[column] for column in named), strict=True
             )
         }
-        table[display_name(str(method))] = [cells.get(name, "") for name in table["checkpoint"]]
-    return table
+        columns.append([cells.get(name, "") for name in columns[0]])
+    # The same method, its settings in another order, reads alike.
+    names = ["checkpoint", "progress", *map(display_name, methods)]
+    return pd.DataFrame(dict(enumerate(columns))).set_axis(names, axis="columns")
 
 
 def shown_marks(run: Run) -> Marks:
@@ -141,6 +147,8 @@ def shown_marks(run: Run) -> Marks:
 
 def headline(run: Run) -> str:
     """Return the result at the last checkpoint in a few sentences, best method first.
+
+    Of many methods the best are named, and the last.
 
     A figure with the sign of :func:`shown_marks` that is not to be relied on is named as such.
     """
@@ -161,9 +169,10 @@ def headline(run: Run) -> str:
     floor = f"the floor is at {_times(last['floor_ratio_mean'])}"
     if not names:
         return f"At {where} {floor} SGD's gamma."
-    others = "".join(
-        f", {name} at {place}" for name, place in zip(names[1:], places[1:], strict=True)
-    )
+    told = [f", {name} at {place}" for name, place in zip(names, places, strict=True)][1:]
+    if len(names) > MANY:
+        told = [*told[: _BEST - 1], f", {len(told) - _BEST} more, and {told[-1][2:]}"]
+    others = "".join(told)
     text = f"At {where} {names[0]} is at {places[0]} SGD's gamma{others}; {floor}."
     for name, (_, row) in zip(names, rows.iterrows(), strict=True):
         if row["infinite"]:

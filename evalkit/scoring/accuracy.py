@@ -72,7 +72,7 @@ def score_error(
     along = rounding.moved * spread
     if SAFETY * along > MARKED * found.fisher_norm and rounding.deviation is not None:
         # What moves most of d may be what F sees least of: one product tells.
-        drawn = indicator(lin, lin.jvp(rounding.deviation().to(lin.logits))).fisher_norm
+        drawn = indicator(lin, lin.jvp(rounding.deviation().to(lin.logits.dtype))).fisher_norm
         along = min(along, drawn + entries.moved * spread)
     relative = SAFETY * (along / found.fisher_norm + rounding.slope / abs(found.slope))
     relative += (LEAST + float(lin.logits.abs().max())) * lin.unit

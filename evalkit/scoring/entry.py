@@ -10,22 +10,25 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from evalkit.curvature.others import linearized
 from evalkit.evaluation.failures import memory_failures
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs
-from evalkit.linearization import linearize
 from evalkit.scoring.rows import score_linearization
 from evalkit.settings import (
     DEFAULT_DAMPING,
     DEFAULT_METHODS,
+    Others,
     check_damping,
     check_each_once,
+    check_others,
     check_seed,
 )
 from evalkit.storage.columns import frame_of
 from evalkit.storage.rows import Score
 from evalkit.updates.parser import parse
 from evalkit.updates.registry import check_dampings
+from evalkit.work import threads_of
 
 
 def score(
@@ -38,6 +41,7 @@ def score(
     seed: int = 0,
     micro_batch_size: int | None = None,
     dtype: str | torch.dtype | None = None,
+    others: Others = "block",
 ) -> pd.DataFrame:
     """Score approximate natural-gradient updates of a model on one batch.
 
@@ -55,6 +59,9 @@ def score(
         seed: for methods that draw samples.
         micro_batch_size: as in :func:`evalkit.linearize`.
         dtype: as in :func:`evalkit.linearize`.
+        others: what is made of parameters without factors, such as normalisations and embeddings:
+            ``"block"``, a block for each in methods by layers, ``"gradient"``, the gradient itself
+            there, or ``"leave"``: in every row, whatever its method, as if they were frozen.
 
     Returns:
         A table with a row per method and damping, methods in the order given; the columns are the
@@ -64,10 +71,15 @@ def score(
         EvalkitError: something does not fit; the sentence says what to do.
     """
     names, dampings = check_request(methods, damping)
-    seed = check_seed(seed)
-    with memory_failures(), full_precision():
-        lin = linearize(model, inputs, targets, likelihood, micro_batch_size, dtype)
-        rows = score_linearization(lin, names, dampings, seed, again=dtype is None)
+    seed, others = check_seed(seed), check_others(others)
+    given = model, inputs, targets, likelihood, micro_batch_size, dtype
+    with (
+        memory_failures(),
+        full_precision(),
+        linearized(*given, others) as (lin, _),
+        threads_of(lin),
+    ):
+        rows = score_linearization(lin, names, dampings, seed, again=dtype is None, others=others)
         return frame_of(rows, Score)
 
 

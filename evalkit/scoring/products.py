@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from evalkit.linearization import Linearization
+from evalkit.linearization import ByParameter, Linearization
 from evalkit.reductions import norm
 from evalkit.solvers.kernel import sample_products
 from evalkit.updates import CotangentUpdate, Update, VectorUpdate
@@ -64,12 +64,16 @@ def products(
     made_up = _sweep_products(lin, updates) if costly else None
     for place, update in enumerate(updates):
         if isinstance(update, VectorUpdate):
-            yield lin.jvp(update.vector), norm(update.vector)
+            yield lin.jvp(update.vector), _length(update.vector)
         elif update.cotangents is lin.logit_gradients:
             yield lin.gradient_jvp, lin.gradient_norm
         else:
             product = _product(lin, update) if made_up is None else made_up[place]
             yield product, lin.pulled_norm(update.cotangents, product)
+
+
+def _length(vector: Tensor | ByParameter) -> float:
+    return vector.norm if isinstance(vector, ByParameter) else norm(vector)
 
 
 def _product(lin: Linearization, update: CotangentUpdate) -> Tensor:

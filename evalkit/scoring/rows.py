@@ -18,8 +18,10 @@ from evalkit.linearization import Linearization
 from evalkit.scoring.accuracy import score_error
 from evalkit.scoring.metrics import efficiency
 from evalkit.scoring.products import products
+from evalkit.settings import Others
 from evalkit.storage.rows import Score
 from evalkit.updates import CotangentUpdate, Update, compute
+from evalkit.updates.foreseen import check_needs
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def score_linearization(
     seed: int,
     on_iteration: Callable[[int, float], None] | None = None,
     again: bool = True,
+    others: Others = "block",
 ) -> list[Score]:
     """Return the rows of one batch: a row per method and damping, methods outermost.
 
@@ -57,16 +60,21 @@ def score_linearization(
         seed: for methods that draw samples.
         on_iteration: called by iterative methods with the iteration and its gamma.
         again: False leaves every row in the precision of the linearization.
+        others: what methods by layers make of parameters without factors.
+
+    Raises:
+        EvalkitError: methods by layers need more than there is, or as :func:`compute`.
     """
+    check_needs(lin, methods, others)
     keys = list(itertools.product(methods, dampings))
     again = again and lin.logits.dtype == torch.float32
-    rows = _rows(lin, keys, seed, on_iteration)
+    rows = _rows(lin, keys, seed, on_iteration, others)
     reference = _gradient_row(lin)
     doubtful = [key for key in keys if rows[key].curable > MARKED]
     if again and (doubtful or reference.curable > MARKED):
         try:
             double = lin.in_float64()
-            found = _rows(double, doubtful, seed, on_iteration)
+            found = _rows(double, doubtful, seed, on_iteration, others)
             reference = _gradient_row(double) if reference.curable > MARKED else reference
             rows |= found
         except EvalkitError as error:  # what there is stays, with its error
@@ -92,12 +100,13 @@ def _rows(
     keys: Sequence[tuple[str, float]],
     seed: int,
     on_iteration: Callable[[int, float], None] | None,
+    others: Others,
 ) -> dict[tuple[str, float], _Found]:
     """Return the rows of methods and dampings, without their ratios."""
     _ = lin.gram  # before J g, which then is the same whichever method comes first
     rows: dict[tuple[str, float], _Found] = {}
     for name, group in itertools.groupby(keys, key=lambda key: key[0]):
-        updates = {key: compute(name, lin, key[1], seed, on_iteration) for key in group}
+        updates = {key: compute(name, lin, key[1], seed, on_iteration, others) for key in group}
         found = products(lin, list(updates.values()))
         for (key, update), pair in zip(updates.items(), found, strict=True):
             rows[key] = _row(lin, *key, update, *pair)

@@ -98,3 +98,63 @@ class Batch:
     gamma_floor: float = field(metadata=GEOMETRIC)
     gram_rank: int
     data_sha256: str | None = field(metadata=LATER)
+
+
+@dataclass(frozen=True)
+class MatrixError:
+    """How far a method's matrix is from the exact Fisher matrix: a row of ``errors.csv``.
+
+    Attributes:
+        method: its name, with settings as written.
+        block: the layer, or the parameter; ``all blocks`` for the block-diagonal matrix of all, and
+            ``whole matrix`` for the Fisher matrix with what is between blocks.
+        parameters: how many the block has, in all groups of a convolution.
+        route: ``formed`` from the matrices themselves, ``gram`` from the inner products of the
+            exact rows, ``probes`` for an estimate from random probes, ``identical`` for a block
+            that is the exact one by construction, ``mixed`` for all blocks by several of these.
+        frobenius: |F - F~|_F / |F|_F, Koroko's Error 1; groups of a convolution are summed over.
+        low: lower end of what it may be, by rounding or by the spread of the probes (95%).
+        high: upper end of the same.
+        spectrum: |sv(F) - sv(F~)| / |sv(F)| of the singular values in falling order, Koroko's
+            Error 2; empty where they are not found.
+        off_diagonal: |F - blockdiag(F)|_F / |F|_F, for the whole matrix alone.
+    """
+
+    method: str
+    block: str
+    parameters: int = field(metadata=NEEDED)
+    route: str
+    frobenius: float
+    low: float
+    high: float
+    spectrum: float
+    off_diagonal: float
+
+
+@dataclass(frozen=True)
+class LayerScale:
+    """The best scale of one layer of a direction, and what all scales gain: of ``scales.csv``.
+
+    Attributes:
+        method: its name, with settings as written.
+        damping: lambda.
+        block: the layer, or the parameter.
+        scale: c_l of c = (D^T F D)^+ D^T g; empty where the layer's part of d moves no output.
+        relative_scale: c_l divided by the best scale that all layers have in common.
+        gamma: of d, the same in all rows of a direction.
+        scaled_gamma: of D c.
+        efficiency: gamma_floor / gamma.
+        scaled_efficiency: gamma_floor / scaled_gamma.
+        error: the stated error of gamma, as in ``scores.csv``.
+    """
+
+    method: str
+    damping: float = field(metadata=NEEDED)
+    block: str
+    scale: float = field(metadata=SIGNED)
+    relative_scale: float = field(metadata=SIGNED)
+    gamma: float = field(metadata=GEOMETRIC)
+    scaled_gamma: float = field(metadata=GEOMETRIC)
+    efficiency: float = field(metadata=GEOMETRIC)
+    scaled_efficiency: float = field(metadata=GEOMETRIC)
+    error: float

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from evalkit.curvature.others import linearized
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs
-from evalkit.linearization import Linearization, linearize
+from evalkit.linearization import Linearization
 from evalkit.scoring import score_linearization
 from evalkit.scoring.metrics import batch_metrics
 from evalkit.settings import Settings
@@ -43,7 +44,7 @@ def execute(
     unit: Unit,
     task: str,
     on_iteration: Callable[[int, float], None] | None = None,
-    on_gradient: Callable[[Linearization], None] | None = None,
+    on_gradient: Callable[[Linearization, tuple[str, ...]], None] | None = None,
 ) -> Rows:
     """Return the rows of a unit; they depend on nothing but the arguments.
 
@@ -55,7 +56,8 @@ def execute(
         unit: what is scored, and what the rows are keyed by.
         task: what sentences about errors call the task.
         on_iteration: called by iterative methods with the iteration and its gamma.
-        on_gradient: called before the first method, when the gradient is known.
+        on_gradient: called before the first method, when the gradient is known, with the names of
+            the parameters that are left out.
 
     Raises:
         EvalkitError: the batch cannot be scored; the sentence names the cell.
@@ -65,20 +67,32 @@ def execute(
     try:
         with user_code(f"the scoring of task '{task}'"), full_precision():
             digest = data_hash(*batch)
-            lin = linearize(model, *batch, likelihood, settings.micro_batch_size, settings.dtype)
-            if on_gradient is not None:
-                _ = lin.gradient
-                on_gradient(lin)
-            # The labels that methods sample are paired between checkpoints too.
-            seed = batch_seed(settings.seed, cell.batch, "methods")
-            rows = []
-            for methods, dampings in _blocks(settings, unit.pairs):
-                again = settings.dtype is None
-                rows += score_linearization(lin, methods, dampings, seed, on_iteration, again=again)
-            metrics = batch_metrics(lin, digest)
+            given = model, *batch, likelihood, settings.micro_batch_size, settings.dtype
+            with linearized(*given, settings.others) as (lin, left_out):
+                if on_gradient is not None:
+                    _ = lin.gradient
+                    on_gradient(lin, left_out)
+                rows = _scores(lin, settings, unit, on_iteration)
+                metrics = batch_metrics(lin, digest)
     except EvalkitError as error:
         raise EvalkitError(f"{place}: {error}") from error
     return Rows(_keyed(cell, rows, Score), _keyed(cell, [metrics], Batch))
+
+
+def _scores(
+    lin: Linearization,
+    settings: Settings,
+    unit: Unit,
+    on_iteration: Callable[[int, float], None] | None,
+) -> list[Score]:
+    """Return the rows of a unit from its linearization."""
+    # The labels that methods sample are paired between checkpoints too.
+    seed, rows = batch_seed(settings.seed, unit.cell.batch, "methods"), []
+    for methods, dampings in _blocks(settings, unit.pairs):
+        rows += score_linearization(
+            lin, methods, dampings, seed, on_iteration, settings.dtype is None, settings.others
+        )
+    return rows
 
 
 def _blocks(

@@ -12,9 +12,12 @@ from typing import Any
 
 from evalkit.errors import EvalkitError, shortened
 from evalkit.names import task_name
+from evalkit.settings import Settings
 from evalkit.storage.run_folder import PROVENANCE_FILE, asked_for
 
-_SETTINGS = ("batch_size", "seed", "likelihood", "dtype")
+_SETTINGS = ("batch_size", "seed", "likelihood", "dtype", "others")
+_BEFORE = {"others": Settings.others}
+"""What runs were scored with that are older than a setting."""
 _ORIGIN = ("evalkit", "task", "task_settings")
 
 
@@ -88,7 +91,7 @@ def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     settings = provenance.get("settings", {})
     if type(settings["batches"]) is not int:
         raise TypeError("batches")
-    identity = {name: settings.get(name) for name in _SETTINGS}
+    identity = {name: settings.get(name, _BEFORE.get(name)) for name in _SETTINGS}
     identity |= {name: provenance.get(name) for name in _ORIGIN}
     identity["task"] = task_name(str(provenance.get("task")))
     return identity

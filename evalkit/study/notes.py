@@ -6,15 +6,32 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from evalkit.machine import gigabytes
 from evalkit.overlap import overlap_of
 
+LARGE = 1 << 30
+"""Bytes from which on it is said what matrices take."""
+SHOWN = 4
+"""Parameters that a note names; ``run.json`` has all."""
+_BECOMES = {
+    "block": "each has a block of its own in methods by layers (`others=block`)",
+    "gradient": "methods by layers take the plain gradient there, whose scale against their blocks "
+    "is arbitrary (`others=gradient`)",
+    "leave": "left out of every row (`others=leave`)",
+}
 
-def notes_on(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+
+def notes_on(provenance: Mapping[str, Any], needed: int = 0) -> tuple[str, ...]:
     """Return sentences about the sizes that ``run.json`` tells, none where all is well.
 
     A batch with more free outputs than the model has parameters has a Jacobian without full row
     rank: then no direction need reach the floor. Batches that share most of their samples say
-    little about others.
+    little about others. Parameters without factors are named, and the memory that methods by layers
+    need where it is much.
+
+    Args:
+        provenance: what ``run.json`` says.
+        needed: bytes for the matrices of methods by layers.
     """
     settings = provenance.get("settings")
     settings = settings if isinstance(settings, Mapping) else {}
@@ -27,7 +44,20 @@ def notes_on(provenance: Mapping[str, Any]) -> tuple[str, ...]:
         notes.append(_rank_note(size, parameters, float(per_sample)))
     if size and batches and samples:
         notes.append(overlap_of(batches, size, samples).note)
+    notes.append(_others_note(provenance.get("without_factors"), settings.get("others")))
+    if needed > LARGE:
+        notes.append(f"matrices of methods by layers take up to {gigabytes(needed)} of memory")
     return tuple(note for note in notes if note)
+
+
+def _others_note(names: Any, others: Any) -> str:
+    """Return the sentence on parameters without factors, empty where there are none."""
+    if not isinstance(names, list) or not names:
+        return ""
+    more = f" and {len(names) - SHOWN} more, listed in run.json" if len(names) > SHOWN else ""
+    word = "parameter" if len(names) == 1 else "parameters"
+    shown = ", ".join(map(str, names[:SHOWN]))
+    return f"{len(names)} {word} without factors ({shown}{more}): {_BECOMES.get(str(others), '')}"
 
 
 def _count(value: Any) -> int:

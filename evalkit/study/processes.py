@@ -7,17 +7,20 @@ rows depend on the unit alone, so that they are the same to the last digit howev
 from __future__ import annotations
 
 import importlib
+import math
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from signal import SIG_IGN, SIGINT, signal
 
 import torch
 from torch import nn
 
+from evalkit import work
 from evalkit.errors import EvalkitError
 from evalkit.linearization import linearize
 from evalkit.machine import end_with_parent
@@ -27,10 +30,9 @@ from evalkit.study.execute import Rows
 from evalkit.study.plan import Unit
 from evalkit.tasks import Samples
 from evalkit.tasks.samples import ItemSamples
-from evalkit.work import TYPICAL, product_work
 
-SMALL = 0.01
-"""Seconds of a product, by typical rates, below which a thread of torch is enough."""
+FEW_SAMPLES = 2
+"""Samples that show how large a model is."""
 
 FEWEST = 4
 """Units for each process, at least: to start one takes as long as a unit."""
@@ -50,6 +52,8 @@ def is_small(
 ) -> bool:
     """Return whether a model is so small that threads of torch gain nothing.
 
+    A few samples tell, so that nothing is lost where it is large.
+
     Args:
         model: in eval mode, on the device of the batch.
         samples: that batches are drawn from.
@@ -61,9 +65,12 @@ def is_small(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said again when the batch is scored
-            batch = take_batch(samples, settings, 0)
-            lin = linearize(model, *batch, likelihood, settings.micro_batch_size, settings.dtype)
-            return TYPICAL.seconds(product_work(lin)) < SMALL
+            few = replace(settings, batch_size=min(FEW_SAMPLES, settings.batch_size))
+            lin = linearize(model, *take_batch(samples, few, 0), likelihood, dtype=settings.dtype)
+            found, parts = work.product_work(lin, settings.batch_size), 1
+            if settings.micro_batch_size is not None:
+                parts = math.ceil(settings.batch_size / settings.micro_batch_size)
+            return work.is_small(replace(found, calls=parts * found.calls))
     except Exception:  # of the user's data and model, told in a sentence when the batch is scored
         return False
 
@@ -71,17 +78,6 @@ def is_small(
 def shared_by(units: int, processes: int) -> int:
     """Return how many processes share some units, of so many that may."""
     return max(1, min(processes, units // FEWEST, MOST))
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch have so many threads within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from evalkit.checkpoints import Checkpoint, Trajectory
+from evalkit.curvature.others import kinds
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.forward import cast
+from evalkit.linearization import Linearization
 from evalkit.machine import versions
 from evalkit.settings import Settings
 from evalkit.study.source_files import sources
 from evalkit.tasks import Task
+from evalkit.updates.foreseen import by_layers
 from evalkit.updates.parser import function_of
 from evalkit.version import __version__
 from evalkit.work import machine_rates
@@ -95,6 +98,21 @@ def describe_study(
         "training": manifest.get("recipe"),
     }
     return {**described, **{key: value for key, value in origin.items() if value}}
+
+
+def without_factors(
+    lin: Linearization, settings: Settings, left_out: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return what ``run.json`` says of parameters without factors, where a method needs them.
+
+    Args:
+        lin: of the first batch.
+        settings: of the run.
+        left_out: the parameters that the linearization leaves out.
+    """
+    if settings.others == "leave":
+        return {"without_factors": list(left_out)}
+    return {"without_factors": list(kinds(lin).others)} if by_layers(settings.methods) else {}
 
 
 def checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:

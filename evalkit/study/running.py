@@ -27,10 +27,12 @@ from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
 from evalkit.study.execute import Rows, execute
 from evalkit.study.notes import notes_on
 from evalkit.study.plan import Unit, cells_of, plan
-from evalkit.study.processes import executed, is_small, shared_by, threads
-from evalkit.study.provenance import describe_study
+from evalkit.study.processes import executed, is_small, shared_by
+from evalkit.study.provenance import describe_study, without_factors
 from evalkit.study.store import open_store
 from evalkit.tasks import Task
+from evalkit.updates.foreseen import check_needs
+from evalkit.work import threads
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,15 @@ def run_study(
         by_name = {checkpoint.name: checkpoint for checkpoint in trajectory.checkpoints}
         loaded = ""
 
-        def begin(lin: Linearization) -> None:
+        def begin(lin: Linearization, left_out: tuple[str, ...]) -> None:
             provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
+            provenance["trainable_parameters"] = lin.num_params
+            store.note(without_factors(lin, settings, left_out))
+            needed = processes * check_needs(lin, settings.methods, settings.others)
             if on_start is not None:
                 each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))
                 seconds = len(units) * each / processes
-                on_start(Start(len(units), seconds, notes_on(provenance)))
+                on_start(Start(len(units), seconds, notes_on(provenance, needed)))
 
         def rows_of(unit: Unit, shown: bool) -> Rows:
             nonlocal loaded

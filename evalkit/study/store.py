@@ -71,6 +71,12 @@ class Store:
         append_rows(self.folder, rows.scores, rows.batches if unit.is_new else None)
         self.finished.setdefault((cell.checkpoint, cell.batch), set()).update(unit.pairs)
 
+    def note(self, entries: Mapping[str, Any]) -> None:
+        """Let ``run.json`` say more, that of a run which goes on at once."""
+        self.provenance.update(entries)
+        if entries and self.exists:
+            update_provenance(self.folder, **entries)
+
     def list_checkpoint(self, entry: Mapping[str, Any]) -> None:
         """Let ``run.json`` name a checkpoint, before the first of its rows.
 

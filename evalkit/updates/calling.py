@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.linearization import Linearization
+from evalkit.linearization import ByParameter, Linearization
 from evalkit.reductions import is_finite
-from evalkit.settings import DEFAULT_DAMPING, check_damping, check_seed
+from evalkit.settings import DEFAULT_DAMPING, Others, check_damping, check_others, check_seed
 from evalkit.updates.parser import GIVEN, checked_settings, parse
 from evalkit.updates.registry import check_dampings, registered
 from evalkit.updates.types import CotangentUpdate, Update, VectorUpdate
@@ -24,6 +24,7 @@ def compute(
     damping: float = DEFAULT_DAMPING,
     seed: int = 0,
     on_iteration: Callable[[int, float], None] | None = None,
+    others: Others = "block",
     **settings: Any,
 ) -> Update:
     """Return the update of a method, with the report of its solver.
@@ -34,18 +35,20 @@ def compute(
         damping: lambda >= 0, absolute.
         seed: for methods that draw samples.
         on_iteration: called by iterative methods with the iteration and its gamma.
+        others: what methods by layers make of parameters without factors: ``"block"``, a block for
+            each, ``"gradient"``, the gradient itself, or ``"leave"``, which refuses them.
         settings: the method's settings, by name.
 
     Raises:
         EvalkitError: the method or a setting is unknown or out of range, or the method returned
             something that is not a finite vector of length P.
     """
-    damping, seed = check_damping(damping), check_seed(seed)
+    damping, seed, others = check_damping(damping), check_seed(seed), check_others(others)
     name, written = parse(text)
     settings = checked_settings(name, {**written, **settings})
     check_dampings(name, [damping])
     function = registered(name)
-    given = {"seed": seed, "on_iteration": on_iteration}
+    given = {"seed": seed, "on_iteration": on_iteration, "others": others}
     settings |= {
         name: given[name] for name in GIVEN if name in inspect.signature(function).parameters
     }
@@ -57,10 +60,11 @@ def update(
     lin: Linearization,
     damping: float = DEFAULT_DAMPING,
     seed: int = 0,
+    others: Others = "block",
     **settings: Any,
 ) -> Tensor:
     """Return the direction d of a method: (P,); arguments and errors as :func:`compute`."""
-    return compute(name, lin, damping, seed, None, **settings).direction(lin)
+    return compute(name, lin, damping, seed, None, others, **settings).direction(lin)
 
 
 def accept(name: str, result: Any, lin: Linearization) -> Update:
@@ -80,14 +84,18 @@ def accept(name: str, result: Any, lin: Linearization) -> Update:
             f"expected method '{name}' to leave the linearization as it is, found lin.{changed} "
             "changed in place; work on a clone"
         )
+    answer: Tensor | ByParameter
     if isinstance(result, CotangentUpdate):
         answer = result.cotangents
     else:
         if not isinstance(result, VectorUpdate):
             result = VectorUpdate(result)
-        answer = _checked(name, result.vector, lin)
+        if isinstance(result.vector, ByParameter):
+            answer = result.vector.to(lin.logits.dtype)
+        else:
+            answer = _checked(name, result.vector, lin)
         result = replace(result, vector=answer)
-    if not is_finite(answer):
+    if not (answer.finite if isinstance(answer, ByParameter) else is_finite(answer)):
         raise EvalkitError(
             f"expected method '{name}' to return finite numbers, found NaN or infinity; raise the "
             "damping or check the method"

@@ -9,6 +9,7 @@ from evalkit import curvature
 from evalkit.curvature import Labels, Norm, Source
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
+from evalkit.settings import Others
 from evalkit.updates.registry import method
 from evalkit.updates.structured import check, structured
 from evalkit.updates.types import VectorUpdate
@@ -32,7 +33,8 @@ def eva(
     labels_per_sample: int = 1,
     norm: Norm = "sample",
     seed: int = 0,
+    others: Others = "block",
 ) -> VectorUpdate:
     """Eva: (N dd^T (x) aa^T + lambda I)^-1 g layer by layer, a and d means of KFAC's vectors."""
     source = Source(labels, labels_per_sample, norm, seed)
-    return structured(lin, damping, source, "eva", curvature.eva)
+    return structured(lin, damping, source, "eva", curvature.eva, others=others)

@@ -7,6 +7,7 @@ from functools import partial
 from evalkit import curvature
 from evalkit.curvature import Labels, Norm, Sharing, Source, Style
 from evalkit.linearization import Linearization
+from evalkit.settings import Others
 from evalkit.updates.registry import method
 from evalkit.updates.structured import check, structured
 from evalkit.updates.types import VectorUpdate
@@ -22,6 +23,7 @@ def kfac(
     sharing: Sharing = "expand",
     style: Style = "tikhonov",
     seed: int = 0,
+    others: Others = "block",
 ) -> VectorUpdate:
     """KFAC: (B (x) A + lambda I)^-1 g layer by layer, A of inputs and B of output gradients.
 
@@ -30,4 +32,4 @@ def kfac(
     """
     source = Source(labels, labels_per_sample, norm, seed)
     structure = partial(curvature.kfac, sharing=sharing, style=style)
-    return structured(lin, damping, source, "kfac", structure, sharing, style)
+    return structured(lin, damping, source, "kfac", structure, sharing, style, others=others)

@@ -8,6 +8,7 @@ from typing import Literal
 from evalkit import curvature
 from evalkit.curvature import Labels, Norm, Source
 from evalkit.linearization import Linearization
+from evalkit.settings import Others
 from evalkit.updates.registry import method
 from evalkit.updates.structured import check, structured
 from evalkit.updates.types import VectorUpdate
@@ -22,6 +23,7 @@ def kpsvd(
     norm: Norm = "sample",
     style: Literal["tikhonov", "pi"] = "tikhonov",
     seed: int = 0,
+    others: Others = "block",
 ) -> VectorUpdate:
     """KPSVD: (B (x) A + lambda I)^-1 g layer by layer, the product nearest to each block.
 
@@ -29,4 +31,4 @@ def kpsvd(
     """
     source = Source(labels, labels_per_sample, norm, seed)
     structure = partial(curvature.kpsvd, style=style)
-    return structured(lin, damping, source, "kpsvd", structure, style)
+    return structured(lin, damping, source, "kpsvd", structure, style, others=others)

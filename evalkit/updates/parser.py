@@ -8,9 +8,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from evalkit.errors import EvalkitError
 from evalkit.given_settings import defaults_of, fitted
 from evalkit.names import split_method
+from evalkit.registry import suggest
 from evalkit.updates.registry import Method, check_settings, registered
 
-GIVEN = ("seed", "on_iteration")
+GIVEN = ("seed", "on_iteration", "others")
 """Parameters that a method receives rather than being set."""
 
 
@@ -30,6 +31,13 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
                 f"expected settings as name=value in method '{text}', found '{key}'; write "
                 f"'{name}:setting=value'"
             )
+    keys = [part.partition("=")[0] for part in text.split(":")[1:]]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise EvalkitError(
+                f"expected setting '{key}' once in method '{text}', found it again; write a method "
+                f"for each value, as '{name}:{key}=...,{name}:{key}=...'"
+            )
     return name, checked_settings(name, settings)
 
 
@@ -44,15 +52,22 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         EvalkitError: the method has no such setting, or a value does not fit.
     """
+    for key in settings.keys() & {"seed", "others"} & defaults_of(registered(name)).keys():
+        raise EvalkitError(
+            f"expected '{key}' for all methods together, found it as a setting of '{name}'; give "
+            f"`{key}={settings[key]}` beside the methods"
+        )
     parameters = list(defaults_of(registered(name)).items())[2:]
     defaults = {key: default for key, default in parameters if key not in GIVEN}
     checked = fitted(f"method '{name}'", settings, defaults)
     for key, value in checked.items():
         choices = _choices(name, key)
         if choices and value not in choices:
+            near = suggest(str(value), map(str, choices))
+            advice = near if near.startswith("did") else f"its default is {defaults[key]!r}"
             raise EvalkitError(
                 f"expected setting '{key}' of method '{name}' to be one of "
-                f"{', '.join(map(str, choices))}, found {value!r}; its default is {defaults[key]!r}"
+                f"{', '.join(map(str, choices))}, found {value!r}; {advice}"
             )
     check_settings(name, defaults | checked)
     return checked

@@ -25,8 +25,9 @@ def method(
 
     The function returns d, (P,), with the sign of the gradient, or an update of one of the kinds of
     :mod:`evalkit.updates.types`. Its further parameters are its settings and need defaults; one
-    called ``seed`` receives the seed, and one called ``on_iteration`` a function to call with each
-    iteration and its gamma.
+    called ``seed`` receives the seed, one called ``on_iteration`` a function to call with each
+    iteration and its gamma, and one called ``others`` what the run makes of parameters without
+    factors (:data:`evalkit.settings.Others`).
 
     Args:
         name: how it is called from then on.
@@ -93,6 +94,6 @@ def check_dampings(name: str, dampings: Iterable[float]) -> None:
     """
     if name in _DAMPED and not all(dampings):
         raise EvalkitError(
-            f"expected a damping above 0 for method '{name}', whose matrix is singular by "
-            "construction, found 0; raise the damping or leave the method out"
+            f"expected a damping above 0 for method '{name}', which has no direction "
+            "without one, found 0; raise the damping or leave the method out"
         )

@@ -10,6 +10,7 @@ from evalkit import curvature
 from evalkit.curvature import Labels, Norm, Source
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
+from evalkit.settings import Others
 from evalkit.updates.registry import method
 from evalkit.updates.structured import check, structured
 from evalkit.updates.types import VectorUpdate
@@ -43,6 +44,7 @@ def shampoo(
     exponent: float = 1.0,
     style: Literal["tikhonov", "pi"] = "tikhonov",
     seed: int = 0,
+    others: Others = "block",
 ) -> VectorUpdate:
     """Shampoo: (L (x) R / tr L + lambda I)^-1 g layer by layer, L and R sums of P P^T and P^T P.
 
@@ -50,4 +52,6 @@ def shampoo(
     """
     source = Source(labels, labels_per_sample, norm, seed)
     structure = partial(curvature.shampoo, exponent=exponent, style=style)
-    return structured(lin, damping, source, "shampoo", structure, str(exponent), style)
+    return structured(
+        lin, damping, source, "shampoo", structure, str(exponent), style, others=others
+    )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from evalkit.curvature import Source, preconditioned
+from evalkit.curvature import Preconditioned, Source, preconditioned
 from evalkit.curvature.direction import Structure
+from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
+from evalkit.settings import Others
 from evalkit.updates.types import Rounding, VectorUpdate
 
 LOST = 1e-6
@@ -29,6 +33,25 @@ def check(name: str, settings: Mapping[str, Any]) -> None:
     Source(**{key: settings[key] for key in known}).check(name)
 
 
+def check_floor(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a floor that divides by zero or less, beside what :func:`check` refuses.
+
+    Args:
+        name: of the method.
+        settings: all of them.
+
+    Raises:
+        EvalkitError: they do not.
+    """
+    floor = settings["floor"]
+    if not 0 < floor < math.inf:
+        raise EvalkitError(
+            f"expected a floor above 0 in method '{name}', found {floor:g}; use 0.1, its "
+            "default, or another number up to 1"
+        )
+    check(name, settings)
+
+
 def structured(
     lin: Linearization,
     damping: float,
@@ -36,6 +59,7 @@ def structured(
     name: str,
     structure: Structure,
     *settings: str,
+    others: Others = "block",
 ) -> VectorUpdate:
     """Return the direction of a structure as an update.
 
@@ -46,12 +70,24 @@ def structured(
         name: of the structure.
         structure: makes the blocks of layers.
         settings: of the structure, which tell it from others of its name.
+        others: what is made of parameters without factors.
     """
-    found = preconditioned(lin, damping, source, (name, *settings), structure)
+    found = preconditioned(lin, damping, source, (name, *settings), structure, others)
+    return replace(as_update(name, found, damping), matrix=found.matrix)
+
+
+def as_update(name: str, found: Preconditioned, damping: float) -> VectorUpdate:
+    """Return a direction as an update, and say what of the gradient it loses.
+
+    Args:
+        name: of the method.
+        found: the direction.
+        damping: lambda.
+    """
     if damping == 0 and found.lost > LOST:
         warnings.warn(
             f"{name}: {found.lost:.1%} of the gradient lies outside of the range of the matrix "
             "and is lost without damping",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return VectorUpdate(found.vector, rounding=Rounding(found.moved, found.slope, found.deviation))
+    return VectorUpdate(found.parts, rounding=Rounding(found.moved, found.slope, found.deviation))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evalkit.linearization import Linearization
+from evalkit.curvature import BlockMatrix
+from evalkit.linearization import ByParameter, Linearization
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Rounding:
     Attributes:
         moved: |delta d|, an estimate.
         slope: the slope of d^T g.
-        deviation: draws such a delta d, (P,), where the method can.
+        deviation: draws such a delta d where the method can.
     """
 
     moved: float
     slope: float
-    deviation: Callable[[], Tensor] | None = None
+    deviation: Callable[[], Tensor | ByParameter] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,19 +66,22 @@ class VectorUpdate:
     """A direction given as a vector.
 
     Attributes:
-        vector: d, (P,); the parameters move along -d.
+        vector: d, (P,) or by parameter; the parameters move along -d.
         report: the report of the solver, None for methods without one.
         rounding: how far what d was solved from has moved it, where the method knows; None for a
             direction whose entries are as exact as its precision.
+        matrix: the matrix that d was solved with where it is one by layers, for its comparison with
+            the exact one; None for other methods.
     """
 
-    vector: Tensor
+    vector: Tensor | ByParameter
     report: SolverReport | None = None
     rounding: Rounding | None = None
+    matrix: BlockMatrix | None = None
 
     def direction(self, lin: Linearization) -> Tensor:
         """Return d: (P,)."""
-        return self.vector
+        return self.vector if isinstance(self.vector, Tensor) else self.vector.vector()
 
 
 @dataclass(frozen=True, eq=False)

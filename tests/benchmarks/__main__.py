@@ -2,7 +2,8 @@
 
 Run ``make bench``. A training step is one forward and backward of the same model on the same batch;
 each figure is a median of ratios measured in turns in one process, for products the median of
-several processes. ``--write`` puts the table into ``reports/benchmarks.md``. Only ratios count:
+several processes. ``--write`` puts the table into ``reports/benchmarks.md``; with ``--problem`` or
+``--only`` it leaves all other rows there as they are. Only ratios count:
 times depend on the machine and on its other load. The processes are fresh and keep freed memory as
 the command line does, for our work, the peers' and the step.
 """
@@ -12,10 +13,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tests.benchmarks import commands
+from tests.benchmarks.committed import merged
 from tests.benchmarks.markdown import machine
 from tests.benchmarks.marks import verdicts
-from tests.benchmarks.measure import Memory, Row, measure, memory
+from tests.benchmarks.measure import KINDS, Memory, Row, measure, memory
 from tests.benchmarks.problems import PROBLEMS
+from tests.benchmarks.structured import structured
 from tests.benchmarks.table import as_markdown
 
 REPORT = Path(__file__).parents[2] / "reports" / "benchmarks.md"
@@ -27,22 +31,46 @@ def main() -> None:
     parser.add_argument("--problem", action="append", choices=[p.name for p in PROBLEMS])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=[*KINDS, "structured", "memory", "commands"],
+        help="kinds of rows",
+    )
     arguments = parser.parse_args()
+    if arguments.only == ["commands"]:
+        commands.main(REPORT if arguments.write else None)
+        return
+    kinds = arguments.only or [*KINDS, "structured", "memory"]
+    suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
+    report = REPORT.with_stem(REPORT.stem + suffix)
+    # What is left out of this run stays in the report.
+    some = bool(arguments.problem or arguments.only) and report.exists()
     chosen = [p for p in PROBLEMS if not arguments.problem or p.name in arguments.problem]
     rows: list[Row] = []
     memories: list[Memory] = []
+    text = ""
     for problem in chosen:
         print(f"measuring {problem.name} ...", flush=True)
-        found = measure(problem, arguments.device)
-        rows += found
-        memories.append(memory(problem, arguments.device))
-        print(*found, memories[-1], sep="\n", flush=True)
+        found = measure(problem, arguments.device, kinds)
+        if "structured" in kinds:
+            found += structured(problem, arguments.device)
+        held = [memory(problem, arguments.device)] if "memory" in kinds else []
+        rows, memories = rows + found, memories + held
+        print(*found, *held, sep="\n", flush=True)
         where = machine(arguments.device, "curvlinops-for-pytorch")
-        text = as_markdown(rows, memories, verdicts(rows, memories), where)
+        if some:
+            label = ", ".join([problem.name, *(arguments.only or ())])
+            known = text or report.read_text(encoding="utf-8")
+            text = merged(known, label, found, held, where) if found or held else known
+        else:
+            text = as_markdown(rows, memories, verdicts(rows, memories), where)
         if arguments.write:  # as far as it has come, so that an interruption loses one problem
-            suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
-            REPORT.with_stem(REPORT.stem + suffix).write_text(text, encoding="utf-8")
+            report.write_text(commands.kept(report, text), encoding="utf-8")
     print(text)
+    whole = not some and not arguments.problem and arguments.device == "cpu"
+    if whole or "commands" in kinds:
+        commands.main(REPORT if arguments.write else None)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,12 @@ def verdicts(rows: Sequence[Row], memories: Sequence[Memory]) -> list[Verdict]:
         lambda r: 1 / r.ratio,
         True,
     )
+    for work in ("kfac", "kfac:labels=improved", "ekfac"):
+        text = f"{work} in at most {{}} steps"
+        judge(work, {MLP: 12}, text, lambda r: r.steps, True)
+    for work, most in (("10 dampings of kfac", 1.3), ("three kinds of kfac", 2)):
+        text = f"{work} at most {{}}x one"
+        judge(work, {MLP: most}, text, lambda r: 1 / r.ratio, True)
     for one in memories:
         if one.problem == MLP:
             ratio = one.formed / one.ours

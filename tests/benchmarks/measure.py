@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -37,6 +37,8 @@ REPEATED = "two samples run again"
 FLOOR_TOLERANCE = 0.01
 DAMPINGS = tuple(10.0**k for k in range(-12, -2))
 SWEEP = ("ef", "ief", "sf")
+KINDS = ("products", "solved", "scores")
+"""Of rows, each measured in processes of its own."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,27 @@ def find(name: str) -> Problem:
     return next(problem for problem in PROBLEMS if problem.name == name)
 
 
-def measure(problem: Problem, device: str) -> list[Row]:
-    """Return the rows of one problem, measured in processes of their own."""
-    scores = in_fresh_process(_scores, problem.name, device)
-    if not problem.products:
-        return scores
-    processes = PROCESSES if device == "cpu" else 1
-    products = [in_fresh_process(_products, problem.name, device) for _ in range(processes)]
-    solved = in_fresh_process(_solved, problem.name, device)
-    return [*_product_rows(problem.name, products), *solved, *scores]
+def measure(problem: Problem, device: str, kinds: Collection[str] = KINDS) -> list[Row]:
+    """Return the rows of one problem, measured in processes of their own.
+
+    Args:
+        problem: what is measured on.
+        device: that it runs on.
+        kinds: of the rows, those of :data:`KINDS` that are wanted.
+    """
+    rows: list[Row] = []
+    if "products" in kinds and problem.products:
+        processes = PROCESSES if device == "cpu" else 1
+        products = [in_fresh_process(_products, problem.name, device) for _ in range(processes)]
+        rows += _product_rows(problem.name, products)
+    if "solved" in kinds and problem.products:
+        rows += in_fresh_process(_solved, problem.name, device)
+    if "scores" in kinds:
+        rows += in_fresh_process(_scores, problem.name, device)
+    return rows
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """Set a fresh process up."""
     warnings.simplefilter("ignore")
     keep_freed_memory()
@@ -99,7 +110,7 @@ def _prepare() -> None:
 
 def _products(name: str, device: str) -> dict[str, float]:
     """Return the costs of products on a problem by name, for a process of its own."""
-    _prepare()
+    prepare()
     model, inputs, targets = find(name).make(device)
     lin = evalkit.linearize(model, inputs, targets)
     c, v = lin.logit_gradients, torch.randn_like(lin.gradient)
@@ -135,7 +146,7 @@ def _product_rows(problem: str, found: Sequence[Mapping[str, float]]) -> list[Ro
 
 def _solved(name: str, device: str) -> list[Row]:
     """Return the rows of natural gradients and tracing, for a process of its own."""
-    _prepare()
+    prepare()
     problem = find(name)
     model, inputs, targets = problem.make(device)
     lin = evalkit.linearize(model, inputs, targets)
@@ -164,7 +175,7 @@ def _solved(name: str, device: str) -> list[Row]:
 
 def _scores(name: str, device: str) -> list[Row]:
     """Return the rows of scores, and of the Gram matrix, for a process of its own."""
-    _prepare()
+    prepare()
     problem = find(name)
     model, inputs, targets = problem.make(device)
     work: dict[str, Work] = {
@@ -268,7 +279,7 @@ def memory(problem: Problem, device: str) -> Memory:
 
 
 def _memory_of_gpu(name: str, device: str) -> Memory:
-    _prepare()
+    prepare()
     batch = find(name).make(device)
 
     def peak(work: Callable[..., object]) -> float:

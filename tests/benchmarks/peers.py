@@ -99,3 +99,33 @@ def scores_with_gradients_formed(model: nn.Module, inputs: Tensor, targets: Tens
     del sampled
     lin = evalkit.linearize(model, inputs, targets)
     return [evalkit.gamma(lin, direction) for direction in directions]
+
+
+def factored_direction(
+    kind: str, damping: float, model: nn.Module, inputs: Tensor, targets: Tensor
+) -> Tensor:
+    """Return (F + lambda I)^-1 g for curvlinops' F of Kronecker factors, made from nothing.
+
+    Args:
+        kind: the name of the operator.
+        damping: lambda.
+        model: the model.
+        inputs: of one batch.
+        targets: of the same batch.
+    """
+    import curvlinops
+
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    operator = getattr(curvlinops, kind)(
+        model,
+        nn.CrossEntropyLoss(reduction="sum"),
+        parameters,
+        [(inputs, targets)],
+        separate_weight_and_bias=False,
+        check_deterministic=False,
+    )
+    inverse = curvlinops.KFACInverseLinearOperator(
+        operator, damping=damping, use_exact_damping=True
+    )
+    loss = cross_entropy(model(inputs), targets, reduction="sum")
+    return inverse @ torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])

@@ -26,6 +26,14 @@ def model(seed: int = 0) -> nn.Module:
         return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
 
 
+STATE = model(3).state_dict()
+
+
+def under(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]:
+    """A state with a prefix before every name."""
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
 def values(module: nn.Module) -> Tensor:
     return torch.cat([value.flatten() for value in module.state_dict().values()])
 

@@ -20,8 +20,12 @@ from torch import Tensor, nn
 import evalkit
 from tests.support.dense import Dense, call, dense, to_dtype
 from tests.support.table import Batch
+from tests.support.two_terms import leading_two, second
+from tests.support.two_terms import solver as two_terms
 
 EPS = torch.finfo(torch.float64).eps
+DAMPED = ("eva", "deflation", "lanczos", "kfac-corrected")
+"""Structures that refuse a damping of 0."""
 LABELS = ("sampled", "exact", "empirical", "improved", "floor")
 
 
@@ -135,6 +139,7 @@ class Oracle:
     Attributes:
         reference: Jacobian, gradient and output Fisher.
         lin: the linearization, for its draws alone.
+        known: rows and layers of each source of cotangents that was asked for.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -146,6 +151,7 @@ class Oracle:
             batch.likelihood,
         )
         self.reference = dense(*batch)
+        self.known: dict[Any, tuple[Tensor, dict[tuple[str, ...], Layer]]] = {}
         self.lin = evalkit.linearize(*double)
         sizes = {n: p for n, p in batch.model.named_parameters() if p.requires_grad}
         ends = torch.tensor([p.numel() for p in sizes.values()]).cumsum(0).tolist()
@@ -164,15 +170,41 @@ class Oracle:
         return torch.cat([weight, self.places[layer.names[1]].reshape(groups, -1, 1)], 2)
 
     def direction(self, structure: str, damping: float, labels: str, **settings: Any) -> Tensor:
-        """d, (P,)."""
+        """d, (P,); with ``others=leave`` that of :meth:`left`."""
+        if settings.get("others") == "leave":
+            return self.left().direction(
+                structure, damping, labels, **{**settings, "others": "block"}
+            )
         own = {key: settings.pop(key) for key in ("norm", "draws") if key in settings}
-        c = cotangents(self.reference, self.lin, labels, **own)
-        blocks = self.blocks(structure, c, **settings)
+        key = (labels, *own.items())
+        if key not in self.known:
+            c = cotangents(self.reference, self.lin, labels, **own)
+            self.known[key] = self.rows(c), self.layers(c)
+        blocks = self.blocks(structure, *self.known[key], **settings)
         d = torch.full_like(self.reference.gradient, torch.nan)
         for places, solve in blocks:
             d[places.flatten()] = solve(self.reference.gradient[places], damping).flatten()
         assert not d.isnan().any()
         return d
+
+    def without_factors(self) -> set[str]:
+        """The parameters that are in no layer, those that no logit depends on aside."""
+        c = torch.eye(self.reference.logits[0].numel()).double()
+        c = c[:, None].repeat(1, len(self.reference.logits), 1)
+        c = c.reshape(len(c), *self.reference.logits.shape)
+        rows, covered = self.rows(c), {name for names in self.layers(c) for name in names}
+        return {
+            name
+            for name, places in self.places.items()
+            if name not in covered and rows[:, places.flatten()].any()
+        }
+
+    def left(self) -> Oracle:
+        """The same batch with the parameters without factors frozen."""
+        model, names = copy.deepcopy(self.batch.model), self.without_factors()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in names)
+        return Oracle(self.batch._replace(model=model))
 
     def rows(self, c: Tensor) -> Tensor:
         """J_n^T c_kn: (K N, P)."""
@@ -194,11 +226,16 @@ class Oracle:
         return found
 
     def blocks(
-        self, structure: str, c: Tensor, **settings: Any
+        self,
+        structure: str,
+        rows: Tensor,
+        layers: dict[tuple[str, ...], Layer],
+        others: str = "block",
+        **settings: Any,
     ) -> list[tuple[Tensor, Callable[[Tensor, float], Tensor]]]:
         """Places, (out, in), and what is done to the gradient there."""
-        rows, found, covered = self.rows(c), [], set()
-        for names, layer in self.layers(c).items():
+        found, covered = [], set()
+        for names, layer in layers.items():
             covered |= set(names)
             for group, places in enumerate(self.matrix_places(layer)):
                 a, d = layer.a[group], layer.d[group]
@@ -206,8 +243,14 @@ class Oracle:
         for name, places in self.places.items():
             if name not in covered:
                 own = rows[:, places.flatten()]
-                found.append((places, solver(own.T @ own)))
+                same = others == "gradient"
+                found.append((places, unchanged if same else solver(own.T @ own)))
         return found
+
+
+def unchanged(gradient: Tensor, damping: float) -> Tensor:
+    """The gradient, whatever the damping."""
+    return gradient
 
 
 def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -343,6 +386,44 @@ def eva(a: Tensor, d: Tensor) -> Callable[[Tensor, float], Tensor]:
     return kronecker(len(a) * out.T @ out, torch.outer(inside, inside))
 
 
+def deflation(a: Tensor, d: Tensor, floor: float = 0.1) -> Callable[[Tensor, float], Tensor]:
+    """Solve with the nearest B (x) A and the nearest to what it leaves."""
+    return corrected(a, d, nearest(full(a, d), d.shape[-1], a.shape[-1]), floor)
+
+
+def lanczos(a: Tensor, d: Tensor, floor: float = 0.1) -> Callable[[Tensor, float], Tensor]:
+    """Solve with both leading pairs."""
+    sizes = d.shape[-1], a.shape[-1]
+    both = leading_two(rearranged(full(a, d), *sizes), *sizes)
+    return in_ranges(a, d, two_terms(*both, floor))
+
+
+def corrected(a: Tensor, d: Tensor, first: tuple[Tensor, Tensor], floor: float):
+    """Solve with B (x) A and the nearest to what it leaves."""
+    sizes = d.shape[-1], a.shape[-1]
+    product = torch.outer(*(one.flatten() for one in first))
+    left = rearranged(full(a, d), *sizes) - product
+    both = first, second(left, *sizes, float(product.norm()))
+    return in_ranges(a, d, two_terms(*both, floor))
+
+
+def in_ranges(
+    a: Tensor, d: Tensor, solve: Callable[[Tensor, float], Tensor]
+) -> Callable[[Tensor, float], Tensor]:
+    """Solve without what of the gradient is rounding beside the ranges of KFAC's factors."""
+    (lb, qb), (la, qa) = (decomposed(one) for one in kfac_factors(a, d, "expand"))
+
+    def solve_in_ranges(gradient: Tensor, damping: float) -> Tensor:
+        rotated = cleaned(qb.T @ gradient @ qa, lb[:, None] * la > 0)
+        return solve(qb @ rotated @ qa.T, damping)
+
+    return solve_in_ranges
+
+
+def kfac_corrected(a: Tensor, d: Tensor, sharing: str = "expand", floor: float = 0.1):
+    return corrected(a, d, kfac_factors(a, d, sharing), floor)
+
+
 STRUCTURES: dict[str, Callable[..., Callable[[Tensor, float], Tensor]]] = {
     "block": lambda a, d: solver(full(a, d)),
     "kfac": kfac,
@@ -350,5 +431,8 @@ STRUCTURES: dict[str, Callable[..., Callable[[Tensor, float], Tensor]]] = {
     "kpsvd": kpsvd,
     "shampoo": shampoo,
     "eva": eva,
+    "deflation": deflation,
+    "lanczos": lanczos,
+    "kfac-corrected": kfac_corrected,
     "diagonal": lambda a, d: in_basis(torch.eye(len(full(a, d))).double(), full(a, d).diagonal()),
 }

@@ -20,6 +20,7 @@ class Cell:
         warning: a third line that stands out.
         worse: whether the value is worse than SGD's.
         mark: behind the text.
+        tag: of the curves that the row is about, where it begins one.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Cell:
     warning: str = ""
     worse: bool = False
     mark: Mark | None = None
+    tag: str = ""
 
     @property
     def order(self) -> str:
@@ -47,11 +49,13 @@ class Table:
         head: column names.
         rows: a cell per column.
         names: leading columns that name the row.
+        tags: of the curves that each column is about; empty where rows or none are about any.
     """
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     names: int = 1
+    tags: tuple[str, ...] = ()
 
 
 def number(value: float, mark: Mark | None = None) -> Cell:

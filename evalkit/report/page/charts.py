@@ -13,6 +13,7 @@ from bokeh.models import FixedTicker, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
 from evalkit.figures.palette import FLOOR, IMBALANCE
+from evalkit.names import MANY, arranged, by_family
 from evalkit.report.page.bokeh_figures import Stops, draw_curves, empty_figure, shade_floor
 from evalkit.report.page.curves import (
     Axis,
@@ -77,8 +78,9 @@ def draw_charts(run: Run, pairs: pd.DataFrame | None = None) -> list[Chart]:
 
 
 def run_methods(run: Run) -> tuple[str, ...]:
-    """Return the methods of a run in the order of its table."""
-    return tuple(str(method) for method in run.scores["method"].unique())
+    """Return the methods of a run in the order of its tables: many family by family."""
+    ordered = run.scores.sort_values(["step", "checkpoint", "batch"], kind="stable")
+    return arranged(str(method) for method in ordered["method"].unique())
 
 
 class _Progress:
@@ -206,3 +208,19 @@ def damping_charts(
 def method_keys(methods: Sequence[str]) -> list[Key]:
     """Return the key of the curves of a run's methods, and of the floor."""
     return [*method_keys_of(methods), _FLOOR]
+
+
+def key_groups(methods: Sequence[str]) -> list[tuple[str, list[Key]]]:
+    """Return the keys of :func:`method_keys` by family where there are many; else in one group.
+
+    Args:
+        methods: in the order of :func:`run_methods`.
+
+    Returns:
+        The title of each group, empty for one that is not a family, and its keys.
+    """
+    if len(methods) <= MANY:
+        return [("", method_keys(methods))]
+    keys = dict(zip(methods, method_keys_of(methods), strict=True))
+    groups = [(name, [keys[m] for m in members]) for name, members in by_family(methods).items()]
+    return [*groups, ("", [_FLOOR])]

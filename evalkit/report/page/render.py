@@ -13,7 +13,7 @@ import pandas as pd
 
 from evalkit.overlap import overlap_note
 from evalkit.report.page.bokeh_figures import document_json
-from evalkit.report.page.charts import draw_charts, method_keys, run_methods
+from evalkit.report.page.charts import draw_charts, key_groups, run_methods
 from evalkit.report.page.records import as_text, checkpoints_table, provenance_table
 from evalkit.report.page.scripts import BOKEH_VERSION, chart_library, compressed, script_hash
 from evalkit.report.page.solver import solver_sentences, solver_table
@@ -129,7 +129,7 @@ def _charts(run: Run, pairs: pd.DataFrame) -> Mapping[str, Any]:
     return {
         "charts": charts,
         "chart_document": {"document": content, "roots": roots},
-        "method_keys": method_keys(run_methods(run)),
+        "key_groups": key_groups(run_methods(run)),
         "spread": bool(summarize_batches(run)["batches"].max() > 1),
     }
 

@@ -42,7 +42,9 @@ async function drawCharts() {
   ]);
   const models = [...Bokeh.documents[0].all_models];
   easeTouch(models);
-  offerSwitches(models);
+  const hidden = new Set();
+  const lit = offerHighlights(models, hidden);
+  offerSwitches(models, hidden, lit);
 }
 
 // Where fingers scroll the page, a drag across a chart must not zoom, and a tap stands for pointing.
@@ -62,23 +64,40 @@ function easeTouch(models) {
 }
 
 // A switch shows or hides what carries its tag, in every chart and its table of values.
-function offerSwitches(models) {
-  const hidden = new Set();
+function offerSwitches(models, hidden, lit) {
   let singles = false;
   const show = (model) => {
     model.visible = !hidden.has(model.name) && (singles || !model.tags.includes("spread"));
   };
   for (const tool of models.filter((model) => model.type === "HoverTool")) {
     const entries = tool.tooltips;
-    tool.tooltips = (source, { index }) => readout(entries, hidden, source, index);
+    tool.tooltips = (source, { index }) => readout(entries, hidden, lit.tag, source, index);
   }
-  for (const button of document.querySelectorAll("button[data-tag]")) {
+  const press = (button, shown) => {
     const { tag } = button.dataset;
+    if (shown) hidden.delete(tag);
+    else hidden.add(tag);
+    button.setAttribute("aria-pressed", String(shown));
+    models.filter((model) => model.name === tag).forEach(show);
+  };
+  for (const button of document.querySelectorAll("button[data-tag]")) {
     button.addEventListener("click", () => {
-      const shown = hidden.delete(tag);
-      if (!shown) hidden.add(tag);
-      button.setAttribute("aria-pressed", String(shown));
-      models.filter((model) => model.name === tag).forEach(show);
+      press(button, hidden.has(button.dataset.tag));
+      const family = button.closest(".family");
+      if (family) tell(family);
+    });
+  }
+  const members = (family) => [...family.querySelectorAll("button[data-tag]")];
+  const tell = (family) => {
+    const any = members(family).some((button) => !hidden.has(button.dataset.tag));
+    family.querySelector(".all").setAttribute("aria-pressed", String(any));
+  };
+  for (const family of document.querySelectorAll(".family")) {
+    const all = family.querySelector(".all");
+    all.addEventListener("click", () => {
+      const shown = all.getAttribute("aria-pressed") === "false";
+      for (const button of members(family)) press(button, shown);
+      tell(family);
     });
   }
   byId("spread")?.addEventListener("click", ({ currentTarget }) => {
@@ -88,14 +107,81 @@ function offerSwitches(models) {
   });
 }
 
+// The curves of one tag are drawn thick and the others of their charts faint, while the pointer or
+// the focus is on what names it, or the pointer on its line. The floor stays as it is.
+function offerHighlights(models, hidden) {
+  const lit = { tag: null };
+  const charts = models.filter((model) => model.type === "Figure");
+  const looks = new Map();
+  for (const { glyph } of models.filter((model) => model.type === "GlyphRenderer")) {
+    const { line_alpha, line_width, fill_alpha } = glyph;
+    looks.set(glyph, { line_alpha, line_width, fill_alpha });
+  }
+  const draw = ({ glyph, name }, tag) => {
+    const look = looks.get(glyph);
+    const alpha = tag === null || name === tag ? 1 : 0.12;
+    if (look.line_alpha !== undefined) glyph.line_alpha = faded(look.line_alpha, alpha);
+    if (look.fill_alpha !== undefined) glyph.fill_alpha = faded(look.fill_alpha, alpha);
+    if (look.line_width !== undefined) glyph.line_width = faded(look.line_width, name === tag ? 2 : 1);
+  };
+  const light = (tag) => {
+    if (tag === lit.tag) return;
+    lit.tag = tag;
+    for (const { renderers } of charts) {
+      const curves = renderers.filter(({ name }) => name !== null && name !== "floor");
+      const known = curves.some(({ name }) => name === tag);
+      for (const curve of curves) draw(curve, known ? tag : null);
+    }
+    for (const place of document.querySelectorAll("[data-lights]")) {
+      place.classList.toggle("lit", place.dataset.lights === tag);
+    }
+  };
+  for (const place of document.querySelectorAll("[data-lights]")) {
+    const { lights } = place.dataset;
+    for (const event of ["pointerenter", "focusin"]) place.addEventListener(event, () => light(lights));
+    for (const event of ["pointerleave", "focusout"]) place.addEventListener(event, () => light(null));
+  }
+  for (const chart of charts) {
+    chart.on_event("mousemove", ({ x, y }) => light(nearest(chart, hidden, x, y)));
+    chart.on_event("mouseleave", () => light(null));
+  }
+  return lit;
+}
+
+// A number of a glyph, or what holds one as its value, times a factor.
+function faded(look, factor) {
+  if (typeof look === "number") return factor * look;
+  return typeof look?.value === "number" ? { ...look, value: factor * look.value } : look;
+}
+
+// The tag of the line that passes the pointer within a fiftieth of the chart's height, if any.
+function nearest(chart, hidden, x, y) {
+  const across = chart.x_scale.type === "LogScale" ? Math.log : Number;
+  const up = chart.y_scale.type === "LogScale" ? Math.log : Number;
+  const height = Math.abs(up(chart.y_range.end) - up(chart.y_range.start));
+  let [found, least] = [null, height / 50];
+  for (const { glyph, name, data_source } of chart.renderers) {
+    if (glyph.type !== "Line" || name === null || hidden.has(name)) continue;
+    const { x: xs, y: ys } = data_source.data;
+    for (let place = 0; place + 1 < xs.length; place++) {
+      if (x < xs[place] || x > xs[place + 1] || xs[place] === xs[place + 1]) continue;
+      const share = (across(x) - across(xs[place])) / (across(xs[place + 1]) - across(xs[place]));
+      const off = Math.abs(up(y) - (1 - share) * up(ys[place]) - share * up(ys[place + 1]));
+      if (off < least) [found, least] = [name, off];
+    }
+  }
+  return found;
+}
+
 // The values of the curves shown, where the pointer is: a row per entry of (name, "@column").
-function readout(entries, hidden, source, index) {
+function readout(entries, hidden, lit, source, index) {
   const table = document.createElement("table");
   Object.assign(table.style, { borderSpacing: "6px 1px", maxWidth: "24rem", overflowWrap: "anywhere" });
   for (const [name, reference] of entries) {
     const tag = reference.slice(1);
     if (hidden.has(tag)) continue;
     const row = table.insertRow();
+    if (tag === lit) row.style.fontWeight = "600";
     const [look, label, value] = [0, 1, 2].map(() => row.insertCell());
     const swatch = document.querySelector(`button[data-tag="${tag}"] .swatch`);
     if (swatch) look.append(swatch.cloneNode(true));

@@ -6,8 +6,9 @@ import math
 
 import pandas as pd
 
-from evalkit.names import display_name
+from evalkit.names import FAMILIES, MANY, arranged, display_name, family
 from evalkit.report.page.cells import Cell, Table, number
+from evalkit.report.page.curves import method_tags
 from evalkit.results.marks import Mark, Marks, reach
 from evalkit.results.pairs import last_rows
 from evalkit.results.spreads import format_number, spread
@@ -17,22 +18,38 @@ from evalkit.results.summaries import stages
 def scores_table(shown: pd.DataFrame, marks: Marks) -> Table:
     """Return checkpoint by method: mean ratio to SGD with one sigma, efficiency below it.
 
+    Many methods are rows, family by family, and checkpoints columns.
+
     Args:
         shown: ``results.summarize``, one damping per method.
         marks: the marks of the same scores.
     """
-    methods = list(shown["method"].unique())
+    methods = arranged(shown["method"])
+    tags = method_tags(methods)
     keys = zip(shown["checkpoint"], shown["method"], strict=True)
     cells = dict(zip(keys, _scores(shown, marks), strict=True))
+    checkpoints = _checkpoints(shown)
+    if len(methods) > MANY:
+        rows = tuple(
+            (
+                Cell(display_name(method), tag=tags[method]),
+                Cell(family(method), FAMILIES.index(family(method))),
+                *(cells.get((name, method), Cell("")) for name, _ in checkpoints),
+            )
+            for method in methods
+        )
+        columns = (f"{name} ({progress:.2f})" for name, progress in checkpoints)
+        return Table(("method", "family", *columns), rows, names=2)
     rows = tuple(
         (
             Cell(name),
             Cell(f"{progress:.2f}", progress),
             *(cells.get((name, method), Cell("")) for method in methods),
         )
-        for name, progress in _checkpoints(shown)
+        for name, progress in checkpoints
     )
-    return Table(("checkpoint", "progress", *map(display_name, methods)), rows, names=2)
+    head = ("checkpoint", "progress", *map(display_name, methods))
+    return Table(head, rows, names=2, tags=("", "", *tags.values()))
 
 
 def damping_table(summary: pd.DataFrame, marks: Marks) -> Table:
@@ -45,14 +62,17 @@ def damping_table(summary: pd.DataFrame, marks: Marks) -> Table:
     chosen = stages(summary)
     keys = zip(*(summary[key] for key in ("method", "damping", "checkpoint")), strict=True)
     cells = dict(zip(keys, _scores(summary, marks), strict=True))
-    pairs = summary[["method", "damping"]].drop_duplicates().itertuples(index=False)
+    tags = method_tags(arranged(summary["method"]))
+    pairs = summary[["method", "damping"]].drop_duplicates()
+    order = {method: place for place, method in enumerate(tags)}
+    pairs = pairs.sort_values("method", key=lambda column: column.map(order), kind="stable")
     rows = tuple(
         (
-            Cell(display_name(str(method))),
+            Cell(display_name(str(method)), tag=tags[str(method)]),
             Cell(f"{damping:g}", float(str(damping))),
             *(cells.get((method, damping, name), Cell("")) for name in chosen.values()),
         )
-        for method, damping in pairs
+        for method, damping in pairs.itertuples(index=False)
         if method != "sgd"
     )
     head = (f"{stage}: {checkpoint}" for stage, checkpoint in chosen.items())

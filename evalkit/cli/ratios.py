@@ -1,0 +1,103 @@
+"""The table of ratios that ``evalkit score`` prints, in a shape that fits the window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evalkit.cli.console import print_table, remark, say, say_wrapped, width_of, window
+from evalkit.names import MANY, arranged, family
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+
+def print_ratios(run: Path) -> None:
+    """Print ratios and efficiencies of a run, what its marks mean, and its headline.
+
+    A column per method where that fits the window; else a row per method, in families where there
+    are many, with as many checkpoints beside one another as fit.
+    """
+    from evalkit.results.summaries import (
+        final_table,
+        headline,
+        near_zero,
+        shown_marks,
+        summarize,
+    )
+    from evalkit.storage.lost_rows import lost_rows
+    from evalkit.storage.run_folder import read_run
+
+    result = read_run(run)
+    remark("warning", lost_rows(result))
+    say(
+        "gamma relative to SGD's, and efficiency (floor / gamma), at damping "
+        f"{result.scores['damping'].min():g}"
+    )
+    methods = arranged(near_zero(summarize(result))["method"])
+    for table in tables_of(final_table(result), methods, window()):
+        print_table(table)
+    for sentence in shown_marks(result).sentences:
+        say_wrapped(sentence)
+    say(headline(result))
+
+
+def tables_of(rows: pd.DataFrame, methods: tuple[str, ...], width: int) -> list[Table]:
+    """Return a table of ratios as it is printed.
+
+    Args:
+        rows: the result of ``results.summaries.final_table``.
+        methods: those of its columns.
+        width: characters in a line.
+    """
+    whole = _by_checkpoint(rows)
+    if width_of(whole) <= width:
+        return [whole]
+    parts: list[Table] = []
+    first = 0
+    while first < len(rows):
+        count = len(rows) - first
+        table = _by_method(rows[first:], methods)
+        while count > 1 and width_of(table) > width:
+            count -= 1
+            table = _by_method(rows[first : first + count], methods)
+        parts.append(table)
+        first += count
+    return parts
+
+
+def _by_checkpoint(rows: pd.DataFrame) -> Table:
+    """Return a row per checkpoint and a column per method."""
+    from rich.text import Text
+
+    table = _table()
+    for position, column in enumerate(rows.columns):
+        table.add_column(Text(column), justify="right" if position else "left", no_wrap=True)
+    for row in rows.itertuples(index=False):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _by_method(rows: pd.DataFrame, methods: tuple[str, ...]) -> Table:
+    """Return a row per method and a column per checkpoint, its progress below its name."""
+    from rich.text import Text
+
+    table = _table()
+    names, progress, *columns = (list(rows.iloc[:, place]) for place in range(rows.shape[1]))
+    table.add_column(Text("checkpoint\nprogress"), no_wrap=True)
+    for name, value in zip(names, progress, strict=True):
+        table.add_column(Text(f"{name}\n{value}"), justify="right", no_wrap=True)
+    shown = rows.columns[2:]
+    for place, method in enumerate(methods):
+        if place and len(methods) > MANY and family(method) != family(methods[place - 1]):
+            table.add_section()
+        table.add_row(Text(shown[place]), *map(Text, columns[place]))
+    return table
+
+
+def _table() -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
