@@ -71,6 +71,7 @@ FASHION := $(TRAINED)/autoencoder-fashion-mnist
 PICTURES := $(TRAINED)/mlp-cifar10
 FIGURE5 := sgd,ef,ief,sf,kfac,kfac:labels=empirical,kfac:labels=improved,ekfac,ekfac:labels=empirical,ekfac:labels=improved
 STEPS := sgd,ngd,block:labels=exact,ekfac:labels=exact,kfac:labels=exact,kfac
+EXACT := sgd,ief,fgn,fgn-tikhonov,kfac,kfac:labels=exact
 TARGETS := sgd,ief,fgn,fgn-tikhonov,polyak,best-weights,ngd
 KRONECKER := kfac:labels=exact,kpsvd:labels=exact,deflation:labels=exact,lanczos:labels=exact,kfac-corrected:labels=exact
 # 784 outputs are too many for labels=exact.
@@ -134,6 +135,7 @@ study-targets: $(LORA) $(PICTURES)
 	$(call study,targets/digits-mlp,checkpoints/digits-mlp,--methods $(TARGETS) --batches 10)
 	$(call study,targets/mlp-cifar10,$(PICTURES),--methods $(TARGETS) --batches 3)
 	$(call study,targets/glue-cola-lora,$(LORA),--methods $(TARGETS) --batches 3 --batch-size 64)
+	$(call study,targets/glue-cola-lora-float64,$(LORA),--methods $(EXACT) --dtype float64 --batches 1 --batch-size 64)
 
 study-kronecker: $(ENCODER) $(FASHION) $(FASHION)-small
 	$(call errors,kronecker-errors/autoencoder-digits,$(ENCODER),--methods $(KRONECKER) --batches 1)
