@@ -150,6 +150,11 @@ class Diagonal:
         rows: Moments = self.noise.rows
         return 4 * rows.mean_move(self.size) * s + (rows.shift(self.size) / len(s)) ** 2
 
+    @property
+    def spread(self) -> Tensor:
+        """The mean square moves of the entries of s by rounding, like s."""
+        return self._spread(self.values)
+
     def product(self, x: Tensor) -> Tensor:
         """Return the undamped block applied to matrices, (..., groups, out, in) float64."""
         if self.bases is None:
