@@ -45,7 +45,7 @@ class PastTask:
         Raises:
             EvalkitError: there are none, or they are not of one model.
         """
-        several = (tasks,) if isinstance(tasks, PastTask) else tuple(tasks)
+        several = tuple(tasks) if isinstance(tasks, Iterable) else (tasks,)
         for task in several:
             if not isinstance(task, PastTask):
                 raise EvalkitError(

@@ -53,7 +53,7 @@ def compute(
     settings = checked_settings(name, {**written, **settings})
     check_dampings(name, [damping])
     function = registered(name)
-    given = {"seed": seed, "on_iteration": on_iteration, "others": others}
+    given: dict[str, Any] = {"seed": seed, "on_iteration": on_iteration, "others": others}
     if takes_past(name):
         if past is None:
             raise no_past(name)
