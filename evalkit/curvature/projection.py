@@ -28,13 +28,10 @@ from evalkit.curvature.labels import Source
 from evalkit.curvature.past import PastTask
 from evalkit.curvature.rotated import random_signs
 from evalkit.curvature.whole_diagonal import entries, whole_diagonal
-from evalkit.factor import factorize_rows
+from evalkit.factor import GramFactor, factorize_rows
 from evalkit.linearization import Linearization
 
 Form = Literal["projection", "published"]
-
-DRAWS = 4
-"""Changes of the kind that rounding makes, from which it is told how far a direction moves."""
 
 
 @dataclass(frozen=True)
@@ -67,103 +64,113 @@ def projected(
         EvalkitError: the past is that of another model.
     """
     gradients, fisher = past.of(lin)
-    system = _System.of(whole_diagonal(lin, source), gradients * fisher, damping, form)
-    solutions = dict(system.matrix.solutions(damping))
-    free = entries(system.matrix, {names: one.matrix for names, one in solutions.items()})
-    inverse = system.inverse(system.squares)
-    v = free - system.correction(lin.gradient.double(), free, inverse)
-    plain = solved(system.matrix, solutions, damping)
-    moved, slope, deviation = math.inf, math.inf, None
+    matrix, constraint = whole_diagonal(lin, source), gradients.mul_(fisher)
+    solutions = dict(matrix.solutions(damping))
+    free = entries(matrix, {names: one.matrix for names, one in solutions.items()})
+    gradient, inverse = lin.gradient.double(), _inverse(matrix, damping)
+    factor = factorize_rows(constraint * inverse.sqrt())
+    right = constraint @ (free if form == "projection" else gradient)
+    weights = factor.solve(right, damping)
+    v = free - inverse * (weights @ constraint)
+    plain = solved(matrix, solutions, damping)
+    moved, slope, change = math.inf, math.inf, None
     if math.isfinite(plain.moved):
-        changes = [system.change(turn, v) for turn in range(DRAWS)]
-        moved = _root_mean_square([float(dv.norm()) for dv, _ in changes])
-        moved = max(moved, plain.moved)
-        slope = _root_mean_square([along for _, along in changes])
-        deviation = lambda: system.change(0, v)[0]  # noqa: E731
+        change, slope = _rounding(
+            _System(matrix, constraint, free, inverse, factor, weights, v, damping, form)
+        )
+        moved = max(plain.moved, float(change.norm()))
     return Projected(
-        Preconditioned(v, moved, slope, plain.lost, deviation, system.matrix),
-        _residual(system.constraint, v.to(lin.logits.dtype).double(), free, lin.unit),
+        Preconditioned(
+            v, moved, slope, plain.lost, None if change is None else lambda: change, matrix
+        ),
+        _residual(constraint, v.to(lin.logits.dtype).double(), free, lin.unit),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _System:
-    """What v is solved from.
+    """What v was solved from.
 
     Attributes:
         matrix: diag(F_new), by blocks.
-        squares: diag(F_new), (P,).
-        known: where it is not zero to rounding, (P,).
         constraint: C^T, (m, P).
+        free: D^-1 g, (P,).
+        inverse: D^-1, (P,).
+        factor: of C^T D^-1 C.
+        weights: a, with v = D^-1 (g - C a).
+        v: the direction.
         damping: lambda.
         form: where the last D^-1 is, or is not.
     """
 
     matrix: BlockMatrix
-    squares: Tensor
-    known: Tensor
     constraint: Tensor
+    free: Tensor
+    inverse: Tensor
+    factor: GramFactor
+    weights: Tensor
+    v: Tensor
     damping: float
     form: Form
 
-    @classmethod
-    def of(cls, matrix: BlockMatrix, constraint: Tensor, damping: float, form: Form) -> _System:
-        """Return the system of a batch."""
-        eps, blocks = torch.finfo(torch.float64).eps, _diagonals(matrix)
-        known = {
-            names: (s > s.amax((1, 2), keepdim=True) * one.size * eps).double()
+    def along(self, vector: Tensor) -> Tensor:
+        """Return C A^-1 C^T x of a vector x."""
+        return self.factor.solve(self.constraint @ vector, self.damping) @ self.constraint
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return the root mean square moves of the entries of diag(F_new) and of those of g.
+
+        Entries that are both zero, as of an input that is always zero, are zero whatever the
+        rounding.
+        """
+        matrix, blocks = self.matrix, _diagonals(self.matrix)
+        some = entries(matrix, {names: one.values for names, one in blocks.items()}) > 0
+        some |= matrix.pulled.lin.gradient != 0
+        spread = {names: one.spread(one.values).sqrt() for names, one in blocks.items()}
+        far = {
+            names: torch.full_like(one.values, one.noise.gradient**0.5)
             for names, one in blocks.items()
-            for s in (one.values,)
         }
-        return cls(
-            matrix,
-            entries(matrix, {names: one.values for names, one in blocks.items()}),
-            entries(matrix, known) > 0,
-            constraint,
-            damping,
-            form,
-        )
+        first, second = (entries(matrix, one).where(some, 0.0) for one in (spread, far))
+        return first, second
 
-    def inverse(self, squares: Tensor) -> Tensor:
-        """Return D^-1 of a diag(F_new), without damping its pseudo-inverse: (P,)."""
-        shrunk = squares.where(self.known, 0.0) + self.damping
-        return shrunk.reciprocal().where(shrunk > 0, 0.0)
 
-    def correction(self, gradient: Tensor, free: Tensor, inverse: Tensor) -> Tensor:
-        """Return D^-1 C A^-1 b, b what the direction without a past has along the constraint.
+def _rounding(system: _System) -> tuple[Tensor, float]:
+    """Return a change of v of the kind that rounding makes, and how far v^T g moves.
 
-        Args:
-            gradient: g.
-            free: D^-1 g.
-            inverse: D^-1.
-        """
-        factor = factorize_rows(self.constraint * inverse.sqrt())
-        b = self.constraint @ (free if self.form == "projection" else gradient)
-        return inverse * (factor.solve(b, self.damping) @ self.constraint)
+    Where g and the entries of diag(F_new) change by dg and ds, v changes to first order by
 
-    def change(self, turn: int, v: Tensor) -> tuple[Tensor, float]:
-        """Return a change of v of the kind that rounding makes, and that of v^T g.
+        D^-1 (h - C A^-1 C^T x) with h = dg - ds v,
 
-        Entries of g and of diag(F_new) change as they do for the diagonal alone; those that are
-        zero in both, as of an input that is always zero, are zero whatever the rounding.
+    x = D^-1 h, and x = dg + D^-2 ds C a in the published form; v^T g changes by dg^T p - ds^T q.
 
-        Args:
-            turn: the number of the draw.
-            v: the direction.
-        """
-        generator = torch.Generator().manual_seed(turn)
-        lin, blocks = self.matrix.pulled.lin, _diagonals(self.matrix)
-        g, s = lin.gradient.double(), self.squares
-        some = (s > 0) | (g != 0)
-        spread = entries(self.matrix, {n: one.spread for n, one in blocks.items()}).sqrt()
-        noise = {n: torch.full_like(one.values, one.noise.gradient) for n, one in blocks.items()}
-        far = entries(self.matrix, noise).sqrt()
-        s = (s + spread * random_signs(s, generator)).clamp_min(0.0).where(some, 0.0)
-        moved = g + (far * random_signs(g, generator)).where(some, 0.0)
-        inverse = self.inverse(s)
-        free = inverse * moved
-        other = free - self.correction(moved, free, inverse)
-        return other - v, float(other @ moved - v @ g)
+    Args:
+        system: what v was solved from.
+    """
+    v, inverse = system.v, system.inverse
+    spread, far = system.moments()
+    generator = torch.Generator().manual_seed(0)
+    ds = spread * random_signs(spread, generator)
+    dg = far * random_signs(far, generator)
+    h = dg - ds * v
+    if system.form == "projection":
+        change, p, q = system.along(inverse * h), 2 * v, v.square()
+    else:
+        pulled = inverse.square() * (system.weights @ system.constraint)
+        change, back = system.along(dg + ds * pulled), system.along(system.free)
+        p, q = system.free - back + v, v * system.free + pulled * back
+    slope = math.hypot(float((far * p).norm()), float((spread * q).norm()))
+    return (inverse * (h - change)).to(system.matrix.pulled.lin.logits.dtype), slope
+
+
+def _inverse(matrix: BlockMatrix, damping: float) -> Tensor:
+    """Return D^-1, without damping its pseudo-inverse: (P,)."""
+    eps, found = torch.finfo(torch.float64).eps, {}
+    for names, one in _diagonals(matrix).items():
+        s = one.values
+        shrunk = s.where(s > s.amax((1, 2), keepdim=True) * one.size * eps, 0.0) + damping
+        found[names] = shrunk.reciprocal().where(shrunk > 0, 0.0)
+    return entries(matrix, found)
 
 
 def _diagonals(matrix: BlockMatrix) -> dict[tuple[str, ...], Diagonal]:
@@ -175,7 +182,3 @@ def _residual(constraint: Tensor, v: Tensor, free: Tensor, unit: float) -> float
     if before <= SEEN * unit * size:
         return 0.0
     return float((constraint @ v).norm()) / before
-
-
-def _root_mean_square(values: list[float]) -> float:
-    return math.sqrt(sum(value**2 for value in values) / len(values))
