@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -111,6 +112,29 @@ def test_a_run_goes_on_with_the_same_past_alone(
         assert command("sgd,fopng", *past, batches=batches) == 2
         assert sentence in " ".join(capsys.readouterr().err.split())
     assert command("sgd") == 0  # rows of other methods know no past
+
+
+def test_the_gate_compares_runs_beside_the_same_past_alone(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A baseline without a past has no rows that depend on one."""
+    kept = ("--baseline", str(command.folder / "baseline.csv"))
+    check = ["check", str(command.run), *kept]
+    assert command("sgd,ief") == 0
+    assert main([*check, "--update-baseline"]) == 0
+    assert "past" not in Path(kept[1]).read_text(encoding="utf-8")
+    assert command("sgd,ief,fopng", ("past", "past")) == 0
+    capsys.readouterr()
+    main(check)
+    assert "past" not in capsys.readouterr().out
+    assert main([*check, "--update-baseline"]) == 0
+    assert main(check) == 0
+    shutil.rmtree(command.run)
+    assert command("sgd,ief,fopng", ("past", "past/step-1.pt")) == 0
+    capsys.readouterr()
+    assert main(check) == 1
+    printed = capsys.readouterr()
+    assert "past tasks SHA-256" in " ".join((printed.out + printed.err).split())
 
 
 def test_bad_input_is_said_in_a_sentence(
