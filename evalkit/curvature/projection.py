@@ -7,9 +7,9 @@ C = F_old G (Garg et al., 2026),
     v = D^-1 (g - C A^-1 C^T D^-1 g)    as a projection,
     v = D^-1 (g - C A^-1 C^T g)         as the public code has it.
 
-The first is D^-1 P g with P P = P and C^T v = lambda A^-1 C^T D^-1 g, which vanishes with lambda:
-the step then changes the past gradients' part of the past outputs to second order alone. The second
-drops the last D^-1, and has neither property. Without damping D^-1 and A^-1 are pseudo-inverses.
+The first has C^T v = lambda A^-1 C^T D^-1 g, which vanishes with lambda, and is then D^-1 P g with
+P P = P. The second drops the last D^-1, and has neither property. Without damping D^-1 and A^-1 are
+pseudo-inverses.
 """
 
 from __future__ import annotations
