@@ -13,6 +13,7 @@ from evalkit.errors import EvalkitError
 from evalkit.version import __version__
 
 if TYPE_CHECKING:
+    from evalkit.curvature import PastTask, past_task
     from evalkit.indicator import gamma
     from evalkit.linearization import FormedRows, LayerFactors, Linearization, linearize
     from evalkit.next_token import shifted_labels
@@ -26,6 +27,7 @@ _HOME = {
     "LayerFactors": "evalkit.linearization",
     "Linearization": "evalkit.linearization",
     "NaturalGradient": "evalkit.solvers",
+    "PastTask": "evalkit.curvature",
     "Task": "evalkit.tasks",
     "Update": "evalkit.updates",
     "gamma": "evalkit.indicator",
@@ -33,6 +35,7 @@ _HOME = {
     "method": "evalkit.updates",
     "methods": "evalkit.updates",
     "natural_gradient": "evalkit.solvers",
+    "past_task": "evalkit.curvature",
     "score": "evalkit.scoring",
     "shifted_labels": "evalkit.next_token",
     "update": "evalkit.updates",
@@ -44,6 +47,7 @@ __all__ = [
     "LayerFactors",
     "Linearization",
     "NaturalGradient",
+    "PastTask",
     "Task",
     "Update",
     "__version__",
@@ -52,6 +56,7 @@ __all__ = [
     "method",
     "methods",
     "natural_gradient",
+    "past_task",
     "score",
     "shifted_labels",
     "update",

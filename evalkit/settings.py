@@ -19,6 +19,8 @@ MAX_ITERATIONS = 200
 """Of conjugate gradients."""
 PROBES = 32
 """Random probes of a block whose matrix errors are not found exactly."""
+PAST_BATCHES = 10
+"""Batches of each past task, for methods that have past tasks as an input."""
 PRECISIONS = ("float32", "float64")
 Others = Literal["block", "gradient", "leave"]
 """What is made of parameters without factors: a block for each in methods by layers, the gradient

@@ -53,7 +53,7 @@ tasks
 checkpoints
 training
 study.batches study.plan study.estimate study.identity study.notes study.source_files
-study.execute study.provenance
+study.execute study.provenance study.past
 study.store study.processes
 study
 diagnosis.blocks

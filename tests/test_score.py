@@ -175,7 +175,8 @@ def use_everything(batch: Batch) -> None:
     lin.fvp(lin.gradient)
     _ = lin.gram
     evalkit.natural_gradient(lin, damping=1e-2, max_iterations=3)
-    evalkit.score(*batch, methods=(*evalkit.methods(),), damping=1e-2)
+    past = evalkit.past_task(batch.model, [(batch.inputs, batch.targets)], batch.likelihood)
+    evalkit.score(*batch, methods=(*evalkit.methods(),), damping=1e-2, past=past)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ Examples:
 @click.option(
     "--methods",
     type=CommaSeparated(str, "a,b"),
-    help="Methods, with settings if wanted; default: all that 'evalkit list' shows.",
+    help="Methods, with settings if wanted; default: all that 'evalkit list' shows but "
+    "fopng, which needs past tasks.",
 )
 @BATCH_SIZE
 @click.option(
@@ -86,12 +87,14 @@ def command(
     from evalkit.tasks import load_task
     from evalkit.tasks.loading import load_code
     from evalkit.updates import methods as registered
+    from evalkit.updates.registry import takes_past
 
     for location in code:
         load_code(location)
     loaded = load_task(task, dict(task_settings))
+    alone = tuple(name for name in registered() if not takes_past(name))
     settings = Settings(
-        methods=methods if methods is not None else registered(),
+        methods=methods if methods is not None else alone,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
         dtype=dtype,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from evalkit.errors import EvalkitError, shortened
-from evalkit.settings import Settings
+from evalkit.settings import PAST_BATCHES, Settings
 
 
 class CommaSeparated(click.ParamType):
@@ -92,6 +92,25 @@ def check_given_once(command: click.Command, context: click.Context, arguments: 
             raise EvalkitError(f"expected {option.opts[0]} once, found it again; {advice}")
 
 
+class PastText(click.ParamType):
+    """``TASK=CHECKPOINT``, as a pair."""
+
+    name = "TASK=CHECKPOINT"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        task, _, path = str(value).partition("=")
+        if not task.strip() or not path.strip():
+            self.fail(
+                f"expected a past task with its checkpoint, TASK=CHECKPOINT, found "
+                f"'{shortened(str(value))}'",
+                param,
+                ctx,
+            )
+        return task.strip(), path.strip()
+
+
 SET = click.option(
     "--set",
     "task_settings",
@@ -156,6 +175,21 @@ DEVICE = click.option(
     default=Settings.device,
     show_default=True,
     help="Where to evaluate the model: cpu, cuda, cuda:1, ...",
+)
+PAST = click.option(
+    "--past",
+    "past",
+    multiple=True,
+    type=PastText(),
+    help="A past task and its checkpoint, or a folder of which the last counts, for fopng; "
+    "repeatable.",
+)
+PAST_BATCHES_OPTION = click.option(
+    "--past-batches",
+    type=Number(int),
+    default=PAST_BATCHES,
+    show_default=True,
+    help="Batches of each past task, a gradient each.",
 )
 STYLE = click.option(
     "--style",

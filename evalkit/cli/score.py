@@ -17,6 +17,8 @@ from evalkit.cli.options import (
     LOAD,
     MICRO_BATCH_SIZE,
     ORDER,
+    PAST,
+    PAST_BATCHES_OPTION,
     SEED,
     SET,
     TASK,
@@ -40,6 +42,7 @@ Examples:
   evalkit score my-checkpoints --task my_task.py:task --batches 20 --batch-size 64
   evalkit score my-lora-run --task glue-cola --set data=my-data --batch-size 32
   evalkit score checkpoints/digits-mlp --load my_method.py --methods sgd,ief,mine
+  evalkit score my-checkpoints --methods sgd,fopng --past past.py:task=past/final.pt
 """,
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -75,6 +78,8 @@ Examples:
     help="Of parameters without factors: block (each its own), gradient, or leave (all rows "
     "without them).",
 )
+@PAST
+@PAST_BATCHES_OPTION
 @click.option(
     "--out",
     "run",
@@ -98,6 +103,8 @@ def command(
     micro_batch_size: int | None,
     device: str,
     others: Others,
+    past: tuple[tuple[str, str], ...],
+    past_batches: int,
     run: Path | None,
 ) -> None:
     """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
@@ -109,11 +116,14 @@ def command(
     """
     check_there(folder)
     check_names("method", methods, (*code, task))
+    for _, path in past:
+        check_there(Path(path))
     settings = Settings(
         methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device, others
     )
     run = run if run is not None else Path("runs") / _run_name(folder)
-    _score((folder, order, key), (task, dict(task_settings)), code, settings, run)
+    spec, before = (task, dict(task_settings)), (past, past_batches)
+    _score((folder, order, key), spec, code, settings, run, before)
     print_ratios(run)
     say(f"Tables in {run}; figures and page: evalkit report {run}")
 
@@ -130,10 +140,12 @@ def _score(
     code: tuple[str, ...],
     settings: Settings,
     run: Path,
+    past: tuple[tuple[tuple[str, str], ...], int],
 ) -> None:
     processes = own_processes()  # before torch is loaded
     from evalkit.checkpoints import open_trajectory, trajectory_task
     from evalkit.cli.progress import duration, shown_progress
+    from evalkit.study.past import PastRequest
     from evalkit.study.running import Progress, Start, run_study
     from evalkit.tasks.loading import load_code
 
@@ -143,6 +155,10 @@ def _score(
     for note in trajectory.notes:
         say_wrapped(note)
     task = trajectory_task(trajectory, *spec)
+    given, past_batches = past
+    before = [(open_trajectory(path), name) for name, path in given]
+    tasks = tuple((opened, trajectory_task(opened, name)) for opened, name in before)
+    asked = PastRequest(tasks, past_batches) if tasks else None
     with shown_progress(task.name) as shown:
 
         def show(state: Progress) -> None:
@@ -157,4 +173,4 @@ def _score(
                 "the time of one product"
             )
 
-        run_study(trajectory, task, settings, run, show, begin, processes)
+        run_study(trajectory, task, settings, run, show, begin, processes, asked)

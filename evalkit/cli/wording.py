@@ -17,6 +17,8 @@ _OPTIONS = {
     "order": "--order",
     "others": "--others",
     "out": "--out",
+    "past": "--past",
+    "past_batches": "--past-batches",
     "probes": "--probes",
     "repetitions": "--repetitions",
     "scales": "--scales",

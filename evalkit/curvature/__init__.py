@@ -6,7 +6,8 @@ matrices in their bases; ``kronecker`` solves with B (x) A, ``rows`` with blocks
 are, ``two_terms`` with a sum of two products; ``singular`` finds leading singular pairs; and
 ``kfac``, ``diagonal``, ``kpsvd``, ``second_term`` and ``eva`` make a structure's blocks of a pull;
 ``direction`` puts the blocks together. ``coarse`` and ``halves`` combine solutions of KFAC's
-blocks, ``whitening`` has no blocks to solve with.
+blocks, ``whitening`` has no blocks to solve with; ``whole_diagonal``, ``past`` and ``projection``
+are a diagonal natural gradient beside past tasks.
 """
 
 from evalkit.curvature.coarse import Coarse, two_level
@@ -25,6 +26,8 @@ from evalkit.curvature.kfac import Sharing, kfac
 from evalkit.curvature.kpsvd import kpsvd, shampoo
 from evalkit.curvature.kronecker import Style
 from evalkit.curvature.labels import Labels, Norm, Source
+from evalkit.curvature.past import PastTask, past_task
+from evalkit.curvature.projection import Form, Projected, projected
 from evalkit.curvature.rows import block
 from evalkit.curvature.second_term import FLOOR, deflation, kfac_corrected, lanczos
 from evalkit.curvature.whitening import whitening
@@ -33,10 +36,13 @@ __all__ = [
     "FLOOR",
     "BlockMatrix",
     "Coarse",
+    "Form",
     "Labels",
     "MatrixBlock",
     "Norm",
+    "PastTask",
     "Preconditioned",
+    "Projected",
     "Sharing",
     "Source",
     "Style",
@@ -51,7 +57,9 @@ __all__ = [
     "kfac_corrected",
     "kpsvd",
     "lanczos",
+    "past_task",
     "preconditioned",
+    "projected",
     "shampoo",
     "solved",
     "two_level",

@@ -85,7 +85,7 @@ class Diagonal:
         turned = gradient.scaled(cut.inverse)
         if damping == 0 and bool((known & (s <= self._near(least))).any()):
             return Solution(turned.kept(), math.inf, math.inf, cut.lost)
-        squares, spread = turned.squares(), self._spread(s)
+        squares, spread = turned.squares(), self.spread(s)
         far = spread * squares + self.noise.gradient * gradient.entries()
         slope = (spread * squares.square()).sum() + 4 * self.noise.gradient * squares.sum()
         added, along = _turned(s, (self.mixed[0], self.mixed[1]), turned, self.bases)
@@ -116,7 +116,7 @@ class Diagonal:
             shrunk = s.where(known, 0.0) + damping
             cut = Cut.of(g.square(), shrunk, known, empty, none, damping, self.unit, total)
             x = g * cut.inverse
-            far = self._spread(s) * x.square() + self.noise.gradient
+            far = self.spread(s) * x.square() + self.noise.gradient
             return cut, x, far * cut.inverse.square() + cut.hidden
 
         matrix, hazy = torch.empty_like(gradient), False
@@ -128,7 +128,7 @@ class Diagonal:
             hazy = hazy or (damping == 0 and bool(((s > least) & (s <= near)).any()))
             moved, lost = moved + float(far.sum()), lost + cut.lost
             square, hidden = square + float(squares.sum()), hidden + cut.slope**0.5
-            slope += float((self._spread(s) * squares.square()).sum())
+            slope += float((self.spread(s) * squares.square()).sum())
         if hazy:
             return Solution(matrix, math.inf, math.inf, lost)
 
@@ -145,7 +145,7 @@ class Diagonal:
         """Return up to where rounding may have lifted entries of s above the cut-off."""
         return least * max(2 * self.unit / torch.finfo(torch.float64).eps, NEAR)
 
-    def _spread(self, s: Tensor) -> Tensor:
+    def spread(self, s: Tensor) -> Tensor:
         """Return the mean square moves of entries of s."""
         rows: Moments = self.noise.rows
         return 4 * rows.mean_move(self.size) * s + (rows.shift(self.size) / len(s)) ** 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +21,7 @@ from evalkit.gate.baseline_file import (
     IDENTITY,
     INFORMATION,
     KEY,
+    NO_PAST,
     NUMBERS,
     Baseline,
     parse,
@@ -42,7 +45,9 @@ def baseline_of(run: Run) -> Baseline:
         EvalkitError: ``run.json`` does not say how the scores were made.
     """
     path = run.folder / PROVENANCE_FILE
-    made_with = {name: _entry(run.provenance, name, path) for name in IDENTITY + INFORMATION}
+    listed = [name for name in IDENTITY + INFORMATION if name != "past tasks"]
+    made_with = {name: _entry(run.provenance, name, path) for name in listed}
+    made_with["past tasks"] = _past(run.provenance)
     known = _hashes(run.provenance)
     scored = run.scores.sort_values("step", kind="stable")["checkpoint"].drop_duplicates()
     for name in (*scored, *made_with.values()):
@@ -78,6 +83,20 @@ def _entry(provenance: Mapping[str, Any], name: str, path: Path) -> str:
     if value is None:
         raise EvalkitError(f"expected '{key}' in {path}, found none; {SCORE_AGAIN}")
     return str(value)
+
+
+def _past(provenance: Mapping[str, Any]) -> str:
+    """Return what stands for the checkpoints and the data of past tasks, whatever their code."""
+    listed = provenance.get("past")
+    if not isinstance(listed, list) or not listed:
+        return NO_PAST
+    kept = [
+        {key: value for key, value in one.items() if key not in ("task", "code")}
+        for one in listed
+        if isinstance(one, Mapping)
+    ]
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return f"SHA-256 {hashlib.sha256(text.encode()).hexdigest():.16}"
 
 
 def _hashes(provenance: Mapping[str, Any]) -> dict[str, str]:

@@ -22,9 +22,10 @@ from evalkit.storage.files import check_regular
 from evalkit.storage.tables import TABLES
 
 FORMAT = "1"
-IDENTITY = ("task", "likelihood", "seed", "batch size", "others")
-"""What two runs must share before their scores can be compared."""
-DEFAULTS = {"others": Settings.others}
+IDENTITY = ("task", "likelihood", "seed", "batch size", "others", "past tasks")
+"""What two runs must share before their scores can be compared; past tasks where both have some."""
+NO_PAST = "none"
+DEFAULTS = {"others": Settings.others, "past tasks": NO_PAST}
 """What is written where it is something else alone, as earlier versions knew nothing of it."""
 INFORMATION = ("dtype", "evalkit", "torch")
 """What may differ: whether it matters shows in the numbers."""

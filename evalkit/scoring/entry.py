@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from evalkit.curvature import PastTask
 from evalkit.curvature.others import linearized
 from evalkit.evaluation.failures import memory_failures
 from evalkit.evaluation.full_precision import full_precision
@@ -27,7 +28,7 @@ from evalkit.settings import (
 from evalkit.storage.columns import frame_of
 from evalkit.storage.rows import Score
 from evalkit.updates.parser import parse
-from evalkit.updates.registry import check_dampings
+from evalkit.updates.registry import check_dampings, no_past, takes_past
 from evalkit.work import threads_of
 
 
@@ -42,6 +43,7 @@ def score(
     micro_batch_size: int | None = None,
     dtype: str | torch.dtype | None = None,
     others: Others = "block",
+    past: PastTask | Sequence[PastTask] | None = None,
 ) -> pd.DataFrame:
     """Score approximate natural-gradient updates of a model on one batch.
 
@@ -62,6 +64,7 @@ def score(
         others: what is made of parameters without factors, such as normalisations and embeddings:
             ``"block"``, a block for each in methods by layers, ``"gradient"``, the gradient itself
             there, or ``"leave"``: in every row, whatever its method, as if they were frozen.
+        past: past tasks, from :func:`evalkit.past_task`, for methods that have them as an input.
 
     Returns:
         A table with a row per method and damping, methods in the order given; the columns are the
@@ -70,7 +73,8 @@ def score(
     Raises:
         EvalkitError: something does not fit; the sentence says what to do.
     """
-    names, dampings = check_request(methods, damping)
+    names, dampings = check_request(methods, damping, past is not None)
+    known = None if past is None else PastTask.joined(past)
     seed, others = check_seed(seed), check_others(others)
     given = model, inputs, targets, likelihood, micro_batch_size, dtype
     with (
@@ -79,18 +83,25 @@ def score(
         linearized(*given, others) as (lin, _),
         threads_of(lin),
     ):
-        rows = score_linearization(lin, names, dampings, seed, again=dtype is None, others=others)
+        rows = score_linearization(
+            lin, names, dampings, seed, again=dtype is None, others=others, past=known
+        )
         return frame_of(rows, Score)
 
 
 def check_request(
-    methods: Sequence[str] | str, damping: float | Sequence[float]
+    methods: Sequence[str] | str, damping: float | Sequence[float], past: bool = False
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Return methods and dampings as tuples, before anything expensive is started.
 
+    Args:
+        methods: names, with settings if wanted.
+        damping: one number or several.
+        past: whether there are past tasks.
+
     Raises:
         EvalkitError: a method or setting is unknown, a damping is out of range, one of them is
-            given twice, or there are none.
+            given twice, there are none, or a method needs past tasks and has none.
     """
     names = (methods,) if isinstance(methods, str) else tuple(methods)
     # A tensor or array without axes is one number too.
@@ -99,5 +110,8 @@ def check_request(
     check_each_once("method", names)
     check_each_once("damping", dampings)
     for name in names:
-        check_dampings(parse(name)[0], dampings)
+        base = parse(name)[0]
+        check_dampings(base, dampings)
+        if takes_past(base) and not past:
+            raise no_past(base)
     return names, dampings

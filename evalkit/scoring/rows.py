@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from evalkit.curvature import PastTask
 from evalkit.doubts import MARKED
 from evalkit.errors import EvalkitError
 from evalkit.indicator import indicator
@@ -22,6 +23,8 @@ from evalkit.settings import Others
 from evalkit.storage.rows import Score
 from evalkit.updates import CotangentUpdate, Update, compute
 from evalkit.updates.foreseen import check_needs
+from evalkit.updates.parser import parse
+from evalkit.updates.registry import takes_past
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ def score_linearization(
     on_iteration: Callable[[int, float], None] | None = None,
     again: bool = True,
     others: Others = "block",
+    past: PastTask | None = None,
 ) -> list[Score]:
     """Return the rows of one batch: a row per method and damping, methods outermost.
 
@@ -61,20 +65,24 @@ def score_linearization(
         on_iteration: called by iterative methods with the iteration and its gamma.
         again: False leaves every row in the precision of the linearization.
         others: what methods by layers make of parameters without factors.
+        past: past tasks, for methods that have them as an input.
 
     Raises:
-        EvalkitError: methods by layers need more than there is, or as :func:`compute`.
+        EvalkitError: methods by layers need more than there is, the past tasks are of another
+            model, or as :func:`compute`.
     """
     check_needs(lin, methods, others)
+    if past is not None and any(takes_past(parse(name)[0]) for name in methods):
+        past.check(lin.parameters)
     keys = list(itertools.product(methods, dampings))
     again = again and lin.logits.dtype == torch.float32
-    rows = _rows(lin, keys, seed, on_iteration, others)
+    rows = _rows(lin, keys, seed, on_iteration, others, past)
     reference = _gradient_row(lin)
     doubtful = [key for key in keys if rows[key].curable > MARKED]
     if again and (doubtful or reference.curable > MARKED):
         try:
             double = lin.in_float64()
-            found = _rows(double, doubtful, seed, on_iteration, others)
+            found = _rows(double, doubtful, seed, on_iteration, others, past)
             reference = _gradient_row(double) if reference.curable > MARKED else reference
             rows |= found
         except EvalkitError as error:  # what there is stays, with its error
@@ -101,12 +109,15 @@ def _rows(
     seed: int,
     on_iteration: Callable[[int, float], None] | None,
     others: Others,
+    past: PastTask | None,
 ) -> dict[tuple[str, float], _Found]:
     """Return the rows of methods and dampings, without their ratios."""
     _ = lin.gram  # before J g, which then is the same whichever method comes first
     rows: dict[tuple[str, float], _Found] = {}
     for name, group in itertools.groupby(keys, key=lambda key: key[0]):
-        updates = {key: compute(name, lin, key[1], seed, on_iteration, others) for key in group}
+        updates = {
+            key: compute(name, lin, key[1], seed, on_iteration, others, past) for key in group
+        }
         found = products(lin, list(updates.values()))
         for (key, update), pair in zip(updates.items(), found, strict=True):
             rows[key] = _row(lin, *key, update, *pair)

@@ -50,9 +50,11 @@ class Score:
         norm: |d|.
         cosine_sgd: cosine of the angle between d and g.
         iterations: those of the solver; empty for methods without one.
-        relative_residual: that of the solver's answer, recomputed; empty for methods without one.
+        relative_residual: that of the solver's answer, recomputed; of a projection, what is left of
+            its constraint; empty for methods without one.
         converged: whether the solver did; empty for methods without one.
-        solver: ``"cg"``, ``"sketch"`` or ``"direct"``; empty for methods without one.
+        solver: ``"cg"``, ``"sketch"``, ``"direct"`` or ``"projection"``; empty for methods without
+            one.
         error: estimate of the relative error of gamma; above :data:`evalkit.doubts.MARKED` the row
             is not to be relied on.
         dtype: the precision in which the row was found.

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from evalkit.curvature import PastTask
 from evalkit.curvature.others import linearized
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.full_precision import full_precision
@@ -45,6 +46,7 @@ def execute(
     task: str,
     on_iteration: Callable[[int, float], None] | None = None,
     on_gradient: Callable[[Linearization, tuple[str, ...]], None] | None = None,
+    past: PastTask | None = None,
 ) -> Rows:
     """Return the rows of a unit; they depend on nothing but the arguments.
 
@@ -58,6 +60,7 @@ def execute(
         on_iteration: called by iterative methods with the iteration and its gamma.
         on_gradient: called before the first method, when the gradient is known, with the names of
             the parameters that are left out.
+        past: past tasks, for methods that have them as an input.
 
     Raises:
         EvalkitError: the batch cannot be scored; the sentence names the cell.
@@ -72,7 +75,7 @@ def execute(
                 if on_gradient is not None:
                     _ = lin.gradient
                     on_gradient(lin, left_out)
-                rows = _scores(lin, settings, unit, on_iteration)
+                rows = _scores(lin, settings, unit, on_iteration, past)
                 metrics = batch_metrics(lin, digest)
     except EvalkitError as error:
         raise EvalkitError(f"{place}: {error}") from error
@@ -84,13 +87,15 @@ def _scores(
     settings: Settings,
     unit: Unit,
     on_iteration: Callable[[int, float], None] | None,
+    past: PastTask | None,
 ) -> list[Score]:
     """Return the rows of a unit from its linearization."""
     # The labels that methods sample are paired between checkpoints too.
     seed, rows = batch_seed(settings.seed, unit.cell.batch, "methods"), []
     for methods, dampings in _blocks(settings, unit.pairs):
+        again = settings.dtype is None
         rows += score_linearization(
-            lin, methods, dampings, seed, on_iteration, settings.dtype is None, settings.others
+            lin, methods, dampings, seed, on_iteration, again, settings.others, past
         )
     return rows
 

@@ -6,7 +6,7 @@ and batches may be added: what is there is not scored again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ def check_same_run(
     for name, found in now.items():
         if before[name] != found:
             raise _another(folder, name, before[name], found)
+    if earlier.get("past") and provenance.get("past"):
+        _check_same_past(folder, earlier["past"], provenance["past"])
     for name, digest in code.items():
         if recorded[name] != digest:
             was = recorded[name] or "none"
@@ -61,6 +63,20 @@ def check_same_run(
         if present[name] != digest:
             was, found = (text[:8] + text[64:] for text in (digest, present[name]))
             raise _another(folder, f"checkpoint '{name}'", f"SHA-256 {was}", found)
+
+
+def _check_same_past(folder: Path, before: Any, now: Sequence[Mapping[str, Any]]) -> None:
+    """Check that rows of both starts know the same past tasks, in the same order."""
+    listed = before if isinstance(before, list) else []
+    if len(listed) != len(now):
+        raise _another(folder, "number of past tasks", len(listed), len(now))
+    for place, (old, new) in enumerate(zip(listed, now, strict=True), start=1):
+        for key, found in new.items():
+            was = old.get(key) if isinstance(old, Mapping) else None
+            if key == "task":
+                was, found = task_name(str(was)), task_name(found)
+            if was != found:
+                raise _another(folder, f"past task {place} ({key})", was, found)
 
 
 def check_same_request(
@@ -130,10 +146,12 @@ def extension(earlier: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict
         or batches > before["batches"]
         or places(provenance) != places(earlier)
     )
-    if not extended and merged == list(asked_for(earlier)):
+    past = provenance.get("past") if not earlier.get("past") else None
+    if not extended and merged == list(asked_for(earlier)) and not past:
         return {}
     names = dict(zip(("methods", "dampings"), map(list, merged), strict=True))
     changes: dict[str, Any] = {"settings": {**before, **names, "batches": batches}}
+    changes |= {"past": past} if past else {}
     if extended:
         changes |= {"checkpoints": provenance["checkpoints"], "finished": None}
         code = {**(earlier.get("code") or {}), **(provenance.get("code") or {})}

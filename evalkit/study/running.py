@@ -26,6 +26,7 @@ from evalkit.study.batches import check_device, samples_to_score, take_batch
 from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
 from evalkit.study.execute import Rows, execute
 from evalkit.study.notes import notes_on
+from evalkit.study.past import PastRequest, open_past
 from evalkit.study.plan import Unit, cells_of, plan
 from evalkit.study.processes import executed, is_small, shared_by
 from evalkit.study.provenance import describe_study, without_factors
@@ -75,6 +76,7 @@ def run_study(
     on_progress: Callable[[Progress], None] | None = None,
     on_start: Callable[[Start], None] | None = None,
     processes: int = 1,
+    past: PastRequest | None = None,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
 
@@ -92,13 +94,16 @@ def run_study(
             cell.
         on_start: called once, before the first score, unless there is nothing to score.
         processes: that a small model is scored in, at most. More than one are forks of this one,
-            which has taken no gradient so far.
+            which has taken no gradient so far, so that there is one where there are past tasks.
+        past: past tasks, for methods that have them as an input.
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
             holds a run of other settings, code or data, or cannot be written to.
     """
-    check_request(settings.methods, settings.dampings)
+    check_request(settings.methods, settings.dampings, past is not None)
+    if past is not None:
+        past.check(settings.methods)
     for checkpoint in trajectory.checkpoints:
         check_name("checkpoint", checkpoint.name)
     samples = samples_to_score(task, settings.batch_size)
@@ -106,9 +111,12 @@ def run_study(
     model = model_for(trajectory, task, settings.seed).eval().to(device)
     samples = task.fit_labels(samples, model)
     verify_trajectory(trajectory, model)
+    opened = None if past is None else open_past(past, settings, model)
     small = torch.get_num_threads() > 1 and is_small(model, samples, task.likelihood, settings)
     with threads(1 if small else torch.get_num_threads()):
         provenance = describe_study(trajectory, task, settings, model, len(samples))
+        if opened is not None:
+            provenance["past"] = opened.entries
         store = open_store(Path(folder), provenance, task, samples, settings)
         cells = cells_of(trajectory.checkpoints, settings.batches)
         units = plan(cells, settings, store.finished)
@@ -118,7 +126,8 @@ def run_study(
         done, started = total - len(units), time.monotonic()
         show = partial(_show, on_progress, total)
         show(done, trajectory.checkpoints[0].name)
-        processes = shared_by(len(units), processes) if small else 1
+        processes = shared_by(len(units), processes) if small and opened is None else 1
+        taken = opened.taken() if units and opened is not None else None
         by_name = {checkpoint.name: checkpoint for checkpoint in trajectory.checkpoints}
         loaded = ""
 
@@ -147,6 +156,7 @@ def run_study(
                 task.name,
                 partial(_iterated, show, done, name) if shown else None,
                 begin if unit is units[0] else None,
+                taken,
             )
 
         with executed(units, rows_of, processes) as made:

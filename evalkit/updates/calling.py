@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from evalkit.curvature import PastTask
 from evalkit.errors import EvalkitError
 from evalkit.linearization import ByParameter, Linearization
 from evalkit.reductions import is_finite
 from evalkit.settings import DEFAULT_DAMPING, Others, check_damping, check_others, check_seed
-from evalkit.updates.parser import GIVEN, checked_settings, parse
-from evalkit.updates.registry import check_dampings, registered
+from evalkit.updates.parser import checked_settings, parse
+from evalkit.updates.registry import check_dampings, no_past, registered, takes_past
 from evalkit.updates.types import CotangentUpdate, Update, VectorUpdate
 
 
@@ -25,6 +26,7 @@ def compute(
     seed: int = 0,
     on_iteration: Callable[[int, float], None] | None = None,
     others: Others = "block",
+    past: PastTask | Sequence[PastTask] | None = None,
     **settings: Any,
 ) -> Update:
     """Return the update of a method, with the report of its solver.
@@ -37,20 +39,29 @@ def compute(
         on_iteration: called by iterative methods with the iteration and its gamma.
         others: what methods by layers make of parameters without factors: ``"block"``, a block for
             each, ``"gradient"``, the gradient itself, or ``"leave"``, which refuses them.
+        past: past tasks, for methods that have them as an input; see
+            :func:`evalkit.past_task`.
         settings: the method's settings, by name.
 
     Raises:
-        EvalkitError: the method or a setting is unknown or out of range, or the method returned
-            something that is not a finite vector of length P.
+        EvalkitError: the method or a setting is unknown or out of range, there is no past task for
+            a method that needs one, or the method returned something that is not a finite vector of
+            length P.
     """
     damping, seed, others = check_damping(damping), check_seed(seed), check_others(others)
     name, written = parse(text)
     settings = checked_settings(name, {**written, **settings})
     check_dampings(name, [damping])
     function = registered(name)
-    given = {"seed": seed, "on_iteration": on_iteration, "others": others}
+    given: dict[str, Any] = {"seed": seed, "on_iteration": on_iteration, "others": others}
+    if takes_past(name):
+        if past is None:
+            raise no_past(name)
+        given["past"] = PastTask.joined(past)
     settings |= {
-        name: given[name] for name in GIVEN if name in inspect.signature(function).parameters
+        name: value
+        for name, value in given.items()
+        if name in inspect.signature(function).parameters
     }
     return accept(name, function(lin, damping, **settings), lin)
 
@@ -61,10 +72,11 @@ def update(
     damping: float = DEFAULT_DAMPING,
     seed: int = 0,
     others: Others = "block",
+    past: PastTask | Sequence[PastTask] | None = None,
     **settings: Any,
 ) -> Tensor:
     """Return the direction d of a method: (P,); arguments and errors as :func:`compute`."""
-    return compute(name, lin, damping, seed, None, others, **settings).direction(lin)
+    return compute(name, lin, damping, seed, None, others, past, **settings).direction(lin)
 
 
 def accept(name: str, result: Any, lin: Linearization) -> Update:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -26,8 +27,9 @@ def method(
     The function returns d, (P,), with the sign of the gradient, or an update of one of the kinds of
     :mod:`evalkit.updates.types`. Its further parameters are its settings and need defaults; one
     called ``seed`` receives the seed, one called ``on_iteration`` a function to call with each
-    iteration and its gamma, and one called ``others`` what the run makes of parameters without
-    factors (:data:`evalkit.settings.Others`).
+    iteration and its gamma, one called ``others`` what the run makes of parameters without
+    factors (:data:`evalkit.settings.Others`), and one called ``past`` the past tasks of the run
+    (:class:`evalkit.curvature.PastTask`), without which the method is refused.
 
     Args:
         name: how it is called from then on.
@@ -97,3 +99,20 @@ def check_dampings(name: str, dampings: Iterable[float]) -> None:
             f"expected a damping above 0 for method '{name}', which has no direction "
             "without one, found 0; raise the damping or leave the method out"
         )
+
+
+def takes_past(name: str) -> bool:
+    """Return whether a method has past tasks as an input.
+
+    Args:
+        name: of the method, settings left aside.
+    """
+    return "past" in inspect.signature(registered(name)).parameters
+
+
+def no_past(name: str) -> EvalkitError:
+    """Return the error of a method that has past tasks as an input, where there are none."""
+    return EvalkitError(
+        f"expected past tasks for method '{name}', found none; give `past` where scores are asked "
+        "for, or leave the method out"
+    )
