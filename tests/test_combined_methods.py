@@ -21,8 +21,9 @@ from evalkit.storage.run_folder import read_run
 from evalkit.updates import compute
 from tests.support.cases import CASES, Batch, Draw
 from tests.support.documents import ROOT
-from tests.support.structured import LABELS, Oracle, cotangents, kfac_factors, kronecker
+from tests.support.structured import LABELS, Oracle, cotangents
 from tests.support.structured_cases import MADE, near
+from tests.support.structures import kfac_factors, kronecker
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outside of the range")
 

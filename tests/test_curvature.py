@@ -15,8 +15,9 @@ from evalkit.curvature.pulled import pulled
 from evalkit.updates import compute
 from tests.support.blocks import at_most
 from tests.support.cases import CASES, Draw, Net
-from tests.support.structured import DAMPED, LABELS, STRUCTURES, Oracle, cotangents, full
+from tests.support.structured import LABELS, Oracle, cotangents
 from tests.support.structured_cases import MADE, near
+from tests.support.structures import DAMPED, STRUCTURES, full
 from tests.support.table import initialise
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {

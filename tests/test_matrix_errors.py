@@ -25,14 +25,8 @@ from evalkit.diagnosis.scales import best_scales
 from evalkit.storage.rows import MatrixError
 from evalkit.updates import compute
 from tests.support.cases import CASES, Draw
-from tests.support.structured import (
-    Oracle,
-    cotangents,
-    full,
-    kfac_factors,
-    nearest,
-    power,
-)
+from tests.support.structured import Oracle, cotangents
+from tests.support.structures import full, kfac_factors, nearest, power
 
 diagnosis = sys.modules["evalkit.diagnosis.matrix_errors"]
 

@@ -11,7 +11,8 @@ from torch import nn
 import evalkit
 from evalkit.scoring import check_request
 from tests.support.cases import CASES, Draw
-from tests.support.structured import DAMPED, LABELS, STRUCTURES, Oracle
+from tests.support.structured import LABELS, Oracle
+from tests.support.structures import DAMPED, STRUCTURES
 
 
 def test_dampings_share_their_decompositions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from evalkit.curvature.singular import leading
 from evalkit.curvature.two_terms import TwoTerms
 from evalkit.updates import compute
 from tests.support.cases import CASES, Draw
-from tests.support.structured import Oracle, full, kfac_factors, rearranged
+from tests.support.structured import Oracle
 from tests.support.structured_cases import near
+from tests.support.structures import full, kfac_factors, rearranged
 from tests.support.table import initialise
 from tests.support.two_terms import leading_two, second, symmetric_basis, symmetric_pairs
 
