@@ -9,7 +9,7 @@ GATE_RUN := runs/gate
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-STUDIES := study-figure5 study-dampings study-steps study-targets study-kronecker
+STUDIES := study-figure5 study-dampings study-steps study-targets study-kronecker study-others
 .PHONY: help install demo example finetune studies $(STUDIES) test tests gate lint format types bench gpu accuracy clean
 
 help: ## List the targets
@@ -67,13 +67,19 @@ CIFAR10 ?= uoft-cs/cifar10
 TRAINED := runs/checkpoints
 LORA := $(TRAINED)/glue-cola-lora-study
 ENCODER := $(TRAINED)/autoencoder-digits
+FASHION := $(TRAINED)/autoencoder-fashion-mnist-small
+WHOLE := $(TRAINED)/autoencoder-fashion-mnist
 PICTURES := $(TRAINED)/mlp-cifar10
 FIGURE5 := sgd,ef,ief,sf,kfac,kfac:labels=empirical,kfac:labels=improved,ekfac,ekfac:labels=empirical,ekfac:labels=improved
 STEPS := sgd,ngd,block:labels=exact,ekfac:labels=exact,kfac:labels=exact,kfac
 EXACT := sgd,ief,fgn,fgn-tikhonov,kfac,kfac:labels=exact
 TARGETS := sgd,ief,fgn,fgn-tikhonov,polyak,best-weights,ngd
 KRONECKER := kfac:labels=exact,kpsvd:labels=exact,deflation:labels=exact,lanczos:labels=exact,kfac-corrected:labels=exact
+# 784 outputs are too many for labels=exact.
+DRAWN := kfac:labels_per_sample=4,kpsvd:labels_per_sample=4,deflation:labels_per_sample=4,lanczos:labels_per_sample=4,kfac-corrected:labels_per_sample=4
 SCORED := sgd,ngd,$(KRONECKER)
+OTHERS := sgd,kfac,kfac:labels=empirical,eva,shampoo:labels=empirical,shampoo:labels=empirical:exponent=0.5,two-level-kfac,two-level-kfac:coarse=direction,fop,swan
+TWO_DAMPINGS := 1e-3,1e-1
 THREE_DAMPINGS := 1e-3,1e-1,10
 TEN_DAMPINGS := 1e-12,1e-8,1e-6,1e-4,1e-3,1e-2,1e-1,1,10,100
 
@@ -83,6 +89,13 @@ $(LORA): | $(INSTALLED) runs/models/minilm
 
 $(ENCODER): | $(INSTALLED)
 	$(BIN)/evalkit train autoencoder-digits --out $@
+
+$(FASHION): | $(INSTALLED)
+	$(BIN)/evalkit train autoencoder-fashion-mnist --set size=14 --set widths=64-32-16 --set samples=10000 --epochs 20 \
+		--checkpoint-every 4 --out $@
+
+$(WHOLE): | $(INSTALLED)
+	$(BIN)/evalkit train autoencoder-fashion-mnist --set samples=10000 --epochs 20 --checkpoint-every 5 --out $@
 
 $(PICTURES): | $(INSTALLED)
 	$(BIN)/evalkit train mlp-cifar10 --set data=$(CIFAR10) --set samples=5000 --epochs 8 --checkpoint-every 2 --out $@
@@ -127,9 +140,14 @@ study-targets: $(LORA) $(PICTURES)
 	$(call study,targets/glue-cola-lora,$(LORA),--methods $(TARGETS) --batches 3 --batch-size 64)
 	$(call study,targets/glue-cola-lora-float64,$(LORA),--methods $(EXACT) --dtype float64 --batches 1 --batch-size 64)
 
-study-kronecker: $(ENCODER)
+study-kronecker: $(ENCODER) $(FASHION) $(WHOLE)
 	$(call errors,kronecker-errors/autoencoder-digits,$(ENCODER),--methods $(KRONECKER) --batches 1)
+	$(call errors,kronecker-errors/autoencoder-fashion-mnist-small,$(FASHION),--methods $(KRONECKER) --batches 1 --batch-size 16)
+	$(call errors,kronecker-errors/autoencoder-fashion-mnist,$(WHOLE),--methods $(DRAWN) --batches 1 --batch-size 64 --probes 16)
 	$(call study,kronecker/autoencoder-digits,$(ENCODER),--methods $(SCORED) --damping $(THREE_DAMPINGS) --batches 2)
+
+study-others:
+	$(call study,others/digits-mlp,checkpoints/digits-mlp,--methods $(OTHERS) --damping $(TWO_DAMPINGS) --batches 3)
 
 # Style takes a second, and comes first; types and scores are checked while the tests run.
 test: lint ## Check format, types and scores, and run every test
