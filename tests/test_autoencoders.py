@@ -11,7 +11,7 @@ from torch import nn
 from evalkit.errors import EvalkitError
 from evalkit.tasks import load_task
 from tests.support import hub
-from tests.test_wide_mlp import save_idx
+from tests.support.idx import save_idx
 
 
 def widths(model: nn.Module) -> list[int]:

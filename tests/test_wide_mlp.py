@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import nn
 from evalkit.tasks import Samples, load_task
 from tests.support import hub
 from tests.support.folders import sentence
+from tests.support.idx import save_idx
 
 
 def test_the_wide_perceptron_takes_pixels_in_a_row(own_data_cache: None, tmp_path: Path) -> None:
@@ -31,15 +31,6 @@ def test_the_wide_perceptron_takes_pixels_in_a_row(own_data_cache: None, tmp_pat
     red = pictures[2, :, :, 0].reshape(-1) / 127.5 - 1
     assert inputs[2, : 32 * 32].numpy() == pytest.approx(red, abs=1e-6)
     assert targets.tolist() == [0, 1, 2]
-
-
-def save_idx(folder: Path, part: str, pictures: np.ndarray, labels: np.ndarray) -> None:
-    """Write pictures and labels as MNIST is published: big-endian sizes, then bytes."""
-    sizes = np.array([2051, *pictures.shape], ">i4").tobytes()
-    content = sizes + pictures.tobytes()
-    (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
-    content = np.array([2049, len(labels)], ">i4").tobytes() + labels.tobytes()
-    (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(content))
 
 
 @pytest.fixture
