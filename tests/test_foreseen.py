@@ -241,3 +241,12 @@ def test_a_diagonal_without_damping_is_a_pseudo_inverse() -> None:
 def test_case_with_unused_parameters_names_none() -> None:
     lin = evalkit.linearize(*CASES["unused_parameters"].make())
     assert check_needs(lin, ["kfac"], "block") > 0
+
+
+def test_a_second_level_needs_several_blocks_before_anything_is_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = nn.Linear(4, 3), torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    monkeypatch.setattr("evalkit.scoring.rows.compute", lambda *_: pytest.fail("was started"))
+    with pytest.raises(evalkit.EvalkitError, match=r"several layers .* found one; use kfac"):
+        evalkit.score(*batch, methods=("sgd", "two-level-kfac"), damping=1e-3)

@@ -218,8 +218,13 @@ def _places(matrix: BlockMatrix) -> tuple[Tensor, ...]:
 
     places = matrix.pulled.lin.shared(("places", tuple(matrix.blocks)), compute)
     if len(places) < 2:
-        raise EvalkitError(
-            "expected several layers or other parameters for method 'two-level-kfac', which scales "
-            "them against each other, found one; use kfac"
-        )
+        raise one_block()
     return places
+
+
+def one_block() -> EvalkitError:
+    """Return the error of a model whose blocks cannot be scaled against each other."""
+    return EvalkitError(
+        "expected several layers or other parameters for method 'two-level-kfac', which scales "
+        "them against each other, found one; use kfac"
+    )

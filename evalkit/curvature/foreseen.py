@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 
+from evalkit.curvature.coarse import one_block
 from evalkit.curvature.eigen import FEW
 from evalkit.curvature.labels import Source, draws
 from evalkit.curvature.others import no_layers
@@ -103,11 +104,15 @@ def memory(lin: Linearization, asked: Iterable[Asked], others: str = "block") ->
         others: what is made of parameters without factors.
 
     Raises:
-        EvalkitError: a source takes too many cotangents, or no layer has factors.
+        EvalkitError: a source takes too many cotangents, no layer has factors, or a structure
+            needs several blocks and there is one.
     """
     asked, blocks, most = tuple(asked), sizes(lin), lin.batches.budget.held
     if not any(size.positions for size in blocks):
         raise no_layers()
+    several = any(one.structure == "two-level-kfac" for one in asked)
+    if several and sum(size.groups for size in blocks) < 2:
+        raise one_block()
     total, samples = 0, lin.num_samples
     for source in {one.source.key: one.source for one in asked}.values():
         count = draws(lin, source)
