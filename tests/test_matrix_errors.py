@@ -29,6 +29,7 @@ from tests.support.structured import Oracle, cotangents
 from tests.support.structures import full, kfac_factors, nearest, power
 
 diagnosis = sys.modules["evalkit.diagnosis.matrix_errors"]
+TABLES = ("errors.csv", "scales.csv")
 
 
 def shampoo(a: Tensor, d: Tensor, exponent: float = 1.0) -> Tensor:
@@ -367,6 +368,7 @@ def test_the_command_writes_and_prints_both_tables(
     # What is there is not found again, and what is lost is.
     before = (out / "errors.csv").read_bytes()
     described["done"].pop()
+    described["rows"].pop()
     (out / "errors.json").write_text(json.dumps(described))
     assert main([*arguments, "--out", str(out)]) == 0
     assert (out / "errors.csv").read_bytes() == before
@@ -436,3 +438,39 @@ def test_an_interruption_keeps_what_is_done(
     assert main(command) == 0
     assert count[0] == 3
     assert set(tables(out)[0]["checkpoint"]) == {"step-000000", "step-000092"}
+
+
+@pytest.mark.parametrize("name", ["errors.csv", "scales.csv"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_rows_that_are_lost_or_there_twice_are_found_again(
+    name: str, twice: bool, trajectory: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    few = ["--batch-size", "4", "--batches", "1", "--methods", "diagonal"]
+    command = ["errors", str(trajectory), "--task", "digits-mlp", *few, f"--out={out}"]
+    assert main(command) == 0
+    first = {table: (out / table).read_text() for table in TABLES}
+    lines = first[name].splitlines()
+    # The first row, of the first checkpoint: what is found again must not move to the end.
+    lines[1:2] = [lines[1]] * 2 if twice else []
+    (out / name).write_text("\n".join(lines) + "\n")
+    assert main(command) == 0
+    for table, expected in first.items():
+        assert (out / table).read_text() == expected
+
+
+@pytest.mark.parametrize(
+    "found", [None, {}, [1], [["step-000000"]], [["step-000000", [0]]], [[[0], 0]]]
+)
+@pytest.mark.parametrize("key", ["done", "rows"])
+def test_an_account_of_cells_that_is_none_is_refused_in_a_sentence(
+    key: str, found: Any, trajectory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    few = ["--batch-size", "4", "--batches", "1", "--methods", "diagonal"]
+    command = ["errors", str(trajectory), "--task", "digits-mlp", *few, f"--out={out}"]
+    assert main(command) == 0
+    described = json.loads((out / "errors.json").read_text())
+    (out / "errors.json").write_text(json.dumps(described | {key: found}))
+    assert main(command) == 2
+    assert f"expected a list '{key}' of pairs" in capsys.readouterr().err

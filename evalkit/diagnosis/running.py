@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,8 +117,8 @@ def run_errors(
     verify_trajectory(trajectory, model)
     described = describe_study(trajectory, task, settings, model, len(samples))
     described |= {"scales": list(request.scales), "probes": request.probes}
-    kept = _Kept(folder, described)
     cells = list(cells_of(trajectory.checkpoints, settings.batches))
+    kept = _Kept(folder, described, cells)
     checkpoints = {checkpoint.name: checkpoint for checkpoint in trajectory.checkpoints}
     loaded = ""
     for place, cell in enumerate(cells):
@@ -160,12 +161,16 @@ class _Kept:
     Args:
         folder: where they are written.
         described: what ``errors.json`` says of a request that starts now.
+        cells: all that are asked for, in the order of the tables.
     """
 
-    def __init__(self, folder: Path | None, described: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path | None, described: dict[str, Any], cells: Sequence[Cell]
+    ) -> None:
         self._folder = folder
-        self._described = described | {"done": []}
-        self._texts = dict.fromkeys(COLUMNS, "")
+        self._order = [(cell.checkpoint, cell.batch) for cell in cells]
+        self._described = described | {"done": [], "rows": []}
+        self._texts: dict[str, dict[tuple[str, int], str]] = {name: {} for name in COLUMNS}
         if folder is None:
             return
         if (folder / PROVENANCE_FILE).exists():
@@ -186,8 +191,9 @@ class _Kept:
         """Keep the rows of a cell; they are on the disk when this returns."""
         for name, rows in ((ERRORS_FILE, errors), (SCALES_FILE, scales)):
             table = _table(cell, rows)
-            self._texts[name] += csv_rows(table, COLUMNS[name])
+            self._texts[name][cell.checkpoint, cell.batch] = csv_rows(table, COLUMNS[name])
         self._described["done"].append([cell.checkpoint, cell.batch])
+        self._described["rows"].append([len(errors), len(scales)])
         self._write()
 
     def close(self) -> None:
@@ -204,7 +210,9 @@ class _Kept:
         return Tables(*found)
 
     def _text(self, name: str) -> str:
-        return csv_line([column.name for column in COLUMNS[name]]) + self._texts[name]
+        # Cells that are found again stand where they belong, not behind the last checkpoint.
+        rows = "".join(self._texts[name].get(cell, "") for cell in self._order)
+        return csv_line([column.name for column in COLUMNS[name]]) + rows
 
     def _write(self) -> None:
         if self._folder is None:
@@ -226,20 +234,50 @@ class _Kept:
                 f"expected the tables of this very request in {folder}, found others in "
                 f"{', '.join(different)}; give the same request or {ANOTHER}"
             )
-        done = earlier.get("done")
-        if not isinstance(done, list):
-            raise EvalkitError(f"expected a list 'done' in {folder / PROVENANCE_FILE}; {ANOTHER}")
-        for name, columns in COLUMNS.items():
-            frame = _read_frame(folder / name, columns)
-            cells = zip(frame["checkpoint"], frame["batch"], strict=True)
-            known = [[checkpoint, batch] in done for checkpoint, batch in cells]
-            self._texts[name] = csv_rows(frame[known], columns)
-        self._described |= {key: earlier.get(key) for key in ("done", "started", "finished")}
+        done, rows = (_list_of(earlier, key, folder) for key in ("done", "rows"))
+        frames = {name: _read_frame(folder / name, columns) for name, columns in COLUMNS.items()}
+        found = [Counter(_cells(frame)) for frame in frames.values()]
+        # A cell that has lost rows, or has some twice, is found again: means over what is left
+        # would look like those over all.
+        whole = [
+            (cell, counts)
+            for cell, counts in zip(done, rows, strict=False)
+            if counts == [count[tuple(cell)] for count in found]
+        ]
+        kept = {tuple(cell) for cell, _ in whole}
+        for name, frame in frames.items():
+            for cell, part in frame.groupby(["checkpoint", "batch"], sort=False):
+                if cell in kept:
+                    self._texts[name][cell] = csv_rows(part, COLUMNS[name])
+        self._described |= {key: earlier.get(key) for key in ("started", "finished")}
+        self._described |= {
+            "done": [cell for cell, _ in whole],
+            "rows": [counts for _, counts in whole],
+        }
+
+
+def _cells(frame: pd.DataFrame) -> list[tuple[str, int]]:
+    """Return the checkpoint and batch of each row."""
+    return list(zip(frame["checkpoint"], frame["batch"], strict=True))
+
+
+def _list_of(described: dict[str, Any], key: str, folder: Path) -> list[list[Any]]:
+    """Return one of the lists of pairs that ``errors.json`` has, a pair for each finished cell."""
+    found = described.get(key)
+    if not isinstance(found, list) or not all(
+        isinstance(pair, list) and [type(part) for part in pair] in ([str, int], [int, int])
+        for pair in found
+    ):
+        raise EvalkitError(
+            f"expected a list '{key}' of pairs in {folder / PROVENANCE_FILE}, found another "
+            f"value; {ANOTHER}"
+        )
+    return found
 
 
 def _identity(described: dict[str, Any]) -> dict[str, Any]:
     """Return what a request is told from others by: all that rows depend on."""
-    left_out = {"versions", "rates", "trajectory", "started", "finished", "seconds", "done"}
+    left_out = {"versions", "rates", "trajectory", "started", "finished", "seconds", "done", "rows"}
     found = {key: value for key, value in described.items() if key not in left_out}
     settings = found.get("settings")
     if isinstance(settings, dict):
