@@ -474,3 +474,20 @@ def test_an_account_of_cells_that_is_none_is_refused_in_a_sentence(
     (out / "errors.json").write_text(json.dumps(described | {key: found}))
     assert main(command) == 2
     assert f"expected a list '{key}' of pairs" in capsys.readouterr().err
+
+
+def test_tables_without_numbers_of_rows_are_taken_as_they_are(
+    trajectory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    few = ["--batch-size", "4", "--batches", "1", "--methods", "diagonal"]
+    command = ["errors", str(trajectory), "--task", "digits-mlp", *few, f"--out={out}"]
+    assert main(command) == 0
+    first = (out / "errors.csv").read_bytes()
+    described = json.loads((out / "errors.json").read_text())
+    del described["rows"]
+    (out / "errors.json").write_text(json.dumps(described))
+    monkeypatch.delattr(evalkit.diagnosis.running, "matrix_errors")
+    assert main(command) == 0
+    assert (out / "errors.csv").read_bytes() == first
+    assert json.loads((out / "errors.json").read_text())["rows"]

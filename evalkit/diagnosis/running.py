@@ -234,9 +234,12 @@ class _Kept:
                 f"expected the tables of this very request in {folder}, found others in "
                 f"{', '.join(different)}; give the same request or {ANOTHER}"
             )
-        done, rows = (_list_of(earlier, key, folder) for key in ("done", "rows"))
+        done = _list_of(earlier, "done", folder)
         frames = {name: _read_frame(folder / name, columns) for name, columns in COLUMNS.items()}
         found = [Counter(_cells(frame)) for frame in frames.values()]
+        # Tables that were written without the numbers of rows are taken as they are.
+        earlier.setdefault("rows", [[count[tuple(cell)] for count in found] for cell in done])
+        rows = _list_of(earlier, "rows", folder)
         # A cell that has lost rows, or has some twice, is found again: means over what is left
         # would look like those over all.
         whole = [
