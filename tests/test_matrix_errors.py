@@ -457,6 +457,11 @@ def test_rows_that_are_lost_or_there_twice_are_found_again(
     assert main(command) == 0
     for table, expected in first.items():
         assert (out / table).read_text() == expected
+    # All of them lost, so that no cell is whole.
+    (out / name).write_text(lines[0] + "\n")
+    assert main(command) == 0
+    for table, expected in first.items():
+        assert (out / table).read_text() == expected
 
 
 @pytest.mark.parametrize(

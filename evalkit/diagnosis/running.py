@@ -175,12 +175,11 @@ class _Kept:
             return
         if (folder / PROVENANCE_FILE).exists():
             self._read(folder)
-        for name in COLUMNS:
-            if not self._described["done"] and (folder / name).exists():
-                raise EvalkitError(
-                    f"expected no {name} in {folder} without an {PROVENANCE_FILE} that tells what "
-                    f"it is of, found one; {ANOTHER}"
-                )
+        elif there := [name for name in COLUMNS if (folder / name).exists()]:
+            raise EvalkitError(
+                f"expected no {there[0]} in {folder} without an {PROVENANCE_FILE} that tells what "
+                f"it is of, found one; {ANOTHER}"
+            )
         check_writable(folder)
 
     def has(self, cell: Cell) -> bool:
