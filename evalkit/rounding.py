@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from evalkit.linearization import Linearization
+from evalkit.signs import random_signs
 
 
 def gradient_noise(lin: Linearization) -> Tensor:
@@ -66,10 +67,9 @@ def _rounded_weights(lin: Linearization) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     changed = lin.logits.new_empty(lin.num_params)
     for part, value in zip(lin.split(changed), lin.parameters.values(), strict=True):
-        signs = [torch.randint(0, 2, (size,), generator=generator) * 2 - 1 for size in value.shape]
+        signs = [random_signs((size,), generator, changed) for size in value.shape]
         first, *rest = [
-            one.to(changed).view(-1, *[1] * (value.dim() - axis - 1))
-            for axis, one in enumerate(signs)
+            one.view(-1, *[1] * (value.dim() - axis - 1)) for axis, one in enumerate(signs)
         ] or [torch.ones_like(part)]
         torch.mul(value.detach(), first * lin.unit, out=part)
         for one in rest:  # in place: fresh memory for millions of numbers takes longer

@@ -13,7 +13,7 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet names
-registry extras settings reductions
+registry extras settings reductions signs
 storage.files given_settings
 storage.json_files storage.rows
 storage.columns

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from evalkit.curvature.direction import BlockMatrix, Preconditioned
 from evalkit.curvature.kronecker import SEEN
-from evalkit.curvature.rotated import random_signs
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
 from evalkit.rounding import fisher_trace, gradient_noise
+from evalkit.signs import random_signs
 
 Coarse = Literal["ones", "residual", "direction"]
 
@@ -161,7 +161,7 @@ class _Level:
         if self.coarse != "ones":
             turned = change
             if self.coarse == "residual":
-                scattered = random_signs(change, generator) / math.sqrt(len(change))
+                scattered = random_signs(change.shape, generator, change) / math.sqrt(len(change))
                 sizes = noise + part * lin.fvp(d0.to(lin.logits)).double().norm()
                 turned = sizes * scattered - lin.fvp(change.to(lin.logits)).double()
                 turned = turned - damping * change
@@ -172,12 +172,12 @@ class _Level:
         right = right - self.images @ lin.jvp(moved.to(lin.logits)).double().flatten()
         right = right - damping * self.transposed(moved)
         right = right + self.transposed(
-            noise * random_signs(moved, generator) / math.sqrt(len(moved))
+            noise * random_signs(moved.shape, generator, moved) / math.sqrt(len(moved))
         )
         spread = math.sqrt(fisher_trace(lin) / math.sqrt(lin.num_params))
         size = part * spread * float(d0.norm() + d.norm())
         found = moved + self.expanded(self.solve(right))
-        signs = random_signs(c, generator) * size
+        signs = random_signs(c.shape, generator, c) * size
         return found + self.expanded(self.solve(signs, 0.5))
 
 

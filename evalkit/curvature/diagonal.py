@@ -14,9 +14,10 @@ from evalkit.curvature.kfac import gradient_factors, input_factors
 from evalkit.curvature.kronecker import Cut, Solution
 from evalkit.curvature.noise import Moments, Noise, noises
 from evalkit.curvature.pulled import PART, Names, Pulled
-from evalkit.curvature.rotated import Rotated, random_signs
+from evalkit.curvature.rotated import Rotated
 from evalkit.layers.low_rank import LowRank
 from evalkit.linearization import LayerFactors
+from evalkit.signs import random_signs
 
 CACHED = 1 << 16
 """Numbers that entries are solved for at a time."""
@@ -133,7 +134,7 @@ class Diagonal:
             return Solution(matrix, math.inf, math.inf, lost)
 
         def deviation(generator: torch.Generator) -> Tensor:
-            found = random_signs(gradient, generator)
+            found = random_signs(gradient.shape, generator, gradient)
             for here in parts:
                 found[:, here] *= solved(here)[2].sqrt()
             return found
@@ -251,8 +252,8 @@ def _squares(pulled: Pulled, bases: dict[Names, tuple[Eigen, Eigen]]) -> dict[Na
             shape = (len(a), d.shape[4], a.shape[3])
             totals[names] = [a.new_zeros(shape) for _ in range(3 if bases else 1)]
             signs[names] = (
-                random_signs(a[0, 0, 0], generator),
-                random_signs(d[0, 0, 0, 0], generator),
+                random_signs(a[0, 0, 0].shape, generator, a[0, 0, 0]),
+                random_signs(d[0, 0, 0, 0].shape, generator, d[0, 0, 0, 0]),
             )
         for total, added in zip(
             totals[names], _sums(a, d, signs[names] if bases else None), strict=True

@@ -66,7 +66,7 @@ class BlockMatrix:
     def solutions(self, damping: float) -> Iterator[tuple[Names, Solution]]:
         """Yield (F_l + lambda I)^-1 g_l of each block for the gradient, 0 for pseudo-inverses."""
         lin = self.pulled.lin
-        rotated = lin.shared(("rotated", self.key), lambda: self._rotated_gradient())
+        rotated = lin.shared(("rotated", self.key), self._rotated_gradient)
         yield from self._solved(self.blocks, rotated, damping)
 
     def solve(self, vector: Tensor, damping: float) -> Tensor:
@@ -78,31 +78,33 @@ class BlockMatrix:
         solutions = other._solved(other.blocks, other.rotated(vector), damping)
         return self.joined({names: one.matrix for names, one in solutions})
 
-    def _rotated_gradient(self) -> dict[Names, Any]:
-        """Return the gradient in the bases of the blocks; that of thin layers is not formed."""
-        lin, found = self.pulled.lin, self.pulled
-        bases = {
-            names: inputs
-            for names, one in self.blocks.items()
-            if isinstance(one, Kronecker | Diagonal) and (inputs := one.inputs) is not None
-        }
-        thin = thin_gradients(lin, bases)
+    def rotated(
+        self, vector: Tensor, thin: Mapping[Names, LowRank] | None = None
+    ) -> dict[Names, Any]:
+        """Return a vector in the bases of the blocks that have one.
+
+        Args:
+            vector: (P,).
+            thin: parts of it, of some blocks, that are known as products and need not be formed.
+        """
+        found, thin = self.pulled, thin or {}
         return {
             names: one.rotated(
-                thin[names] if names in thin else found.blocks[names].matrix(lin, lin.gradient)
+                thin[names] if names in thin else found.blocks[names].matrix(found.lin, vector)
             )
             for names, one in self.blocks.items()
             if not isinstance(one, RowBlock)
         }
 
-    def rotated(self, vector: Tensor) -> dict[Names, Any]:
-        """Return a vector, (P,), in the bases of the blocks that have one."""
-        found = self.pulled
-        return {
-            names: one.rotated(found.blocks[names].matrix(found.lin, vector))
+    def _rotated_gradient(self) -> dict[Names, Any]:
+        """Return the gradient in the bases of the blocks; that of thin layers is not formed."""
+        bases = {
+            names: inputs
             for names, one in self.blocks.items()
-            if not isinstance(one, RowBlock)
+            if isinstance(one, Kronecker | Diagonal) and (inputs := one.inputs) is not None
         }
+        lin = self.pulled.lin
+        return self.rotated(lin.gradient, thin_gradients(lin, bases))
 
     def joined(self, matrices: Mapping[Names, Tensor]) -> Tensor:
         """Return the matrices of all blocks, (groups, out, in), as a vector: (P,)."""

@@ -23,9 +23,10 @@ from evalkit.curvature.direction import BlockMatrix, Preconditioned, Structure, 
 from evalkit.curvature.kronecker import SEEN, Kronecker, Solution
 from evalkit.curvature.labels import Source
 from evalkit.curvature.pulled import Names
-from evalkit.curvature.rotated import Rotated, random_signs
+from evalkit.curvature.rotated import Rotated
 from evalkit.linearization import Linearization
 from evalkit.settings import Others
+from evalkit.signs import random_signs
 
 
 def fisher_orthogonal(
@@ -174,7 +175,7 @@ class _Layer:
             return Solution(eta[:, None, None] * d, math.inf, math.inf, plain.lost)
 
         def deviation(generator: torch.Generator) -> Tensor:
-            signs = [random_signs(w, generator) for _ in range(2)]
+            signs = [random_signs(w.shape, generator, w) for _ in range(2)]
             to_w = signs[0] * turned.sqrt()
             to_x = -w * signs[1] * off.sqrt()
             change = plain.change(generator) + w[:, None, None] * solved_rest.change(generator)

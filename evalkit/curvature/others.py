@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from evalkit.curvature.kronecker import Solution
 from evalkit.curvature.pulled import Names, several_layers
-from evalkit.curvature.rotated import random_signs
 from evalkit.errors import EvalkitError, shortened
 from evalkit.evaluation.given import Inputs
 from evalkit.evaluation.wrapped import evaluated_module, plain_name
@@ -28,6 +27,7 @@ from evalkit.linearization.factors import matrix_calls
 from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import joined_biases, output_gradients
 from evalkit.settings import Others
+from evalkit.signs import random_signs
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,9 @@ class Unchanged:
             gradient,
             self.gradient * gradient.numel(),
             4 * self.gradient * float(gradient.square().sum()),
-            deviation=lambda generator: random_signs(gradient, generator) * self.gradient**0.5,
+            deviation=lambda generator: (
+                random_signs(gradient.shape, generator, gradient) * self.gradient**0.5
+            ),
         )
 
 

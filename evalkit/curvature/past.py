@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.curvature.labels import Labels, Norm, Source
-from evalkit.curvature.whole_diagonal import entries, whole_diagonal
+from evalkit.curvature.whole_diagonal import diagonals, entries, whole_diagonal
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.failures import memory_failures
 from evalkit.evaluation.full_precision import full_precision
@@ -145,7 +145,7 @@ def past_task(
                 )
             lin = linearize(model, *batch, likelihood, micro_batch_size, "float64")
             matrix = whole_diagonal(lin, source)
-            values = {names: one.values for names, one in matrix.blocks.items()}  # type: ignore[union-attr]
+            values = {names: one.values for names, one in diagonals(matrix).items()}
             gradients.append({k: v.clone() for k, v in lin.by_name(lin.gradient).items()})
             for name, part in lin.by_name(entries(matrix, values)).items():
                 total[name] = total[name] + part if name in total else part.clone()

@@ -21,15 +21,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evalkit.curvature.diagonal import Diagonal
 from evalkit.curvature.direction import BlockMatrix, Preconditioned, solved
 from evalkit.curvature.kronecker import SEEN
 from evalkit.curvature.labels import Source
 from evalkit.curvature.past import PastTask
-from evalkit.curvature.rotated import random_signs
-from evalkit.curvature.whole_diagonal import entries, whole_diagonal
+from evalkit.curvature.whole_diagonal import diagonals, entries, whole_diagonal
 from evalkit.factor import GramFactor, factorize_rows
 from evalkit.linearization import Linearization
+from evalkit.signs import random_signs
 
 Form = Literal["projection", "published"]
 
@@ -123,7 +122,7 @@ class _System:
         Entries that are both zero, as of an input that is always zero, are zero whatever the
         rounding.
         """
-        matrix, blocks = self.matrix, _diagonals(self.matrix)
+        matrix, blocks = self.matrix, diagonals(self.matrix)
         some = entries(matrix, {names: one.values for names, one in blocks.items()}) > 0
         some |= matrix.pulled.lin.gradient != 0
         spread = {names: one.spread(one.values).sqrt() for names, one in blocks.items()}
@@ -150,8 +149,8 @@ def _rounding(system: _System) -> tuple[Tensor, float]:
     v, inverse = system.v, system.inverse
     spread, far = system.moments()
     generator = torch.Generator().manual_seed(0)
-    ds = spread * random_signs(spread, generator)
-    dg = far * random_signs(far, generator)
+    ds = spread * random_signs(spread.shape, generator, spread)
+    dg = far * random_signs(far.shape, generator, far)
     h = dg - ds * v
     if system.form == "projection":
         change, p, q = system.along(inverse * h), 2 * v, v.square()
@@ -166,15 +165,11 @@ def _rounding(system: _System) -> tuple[Tensor, float]:
 def _inverse(matrix: BlockMatrix, damping: float) -> Tensor:
     """Return D^-1, without damping its pseudo-inverse: (P,)."""
     eps, found = torch.finfo(torch.float64).eps, {}
-    for names, one in _diagonals(matrix).items():
+    for names, one in diagonals(matrix).items():
         s = one.values
         shrunk = s.where(s > s.amax((1, 2), keepdim=True) * one.size * eps, 0.0) + damping
         found[names] = shrunk.reciprocal().where(shrunk > 0, 0.0)
     return entries(matrix, found)
-
-
-def _diagonals(matrix: BlockMatrix) -> dict[tuple[str, ...], Diagonal]:
-    return {names: one for names, one in matrix.blocks.items() if isinstance(one, Diagonal)}
 
 
 def _residual(constraint: Tensor, v: Tensor, free: Tensor, unit: float) -> float:

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from evalkit.layers.low_rank import LowRank
+from evalkit.signs import random_signs
 
 THIN = 0.5
 """Part of a matrix's numbers up to which it is better kept as two factors."""
-
-
-def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Return 1 or -1 for each entry."""
-    return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +131,7 @@ class Rotated:
             (self.corner, corner / (sizes[0] * sizes[1])),
         )
         inner, *beside = (
-            None if like is None else random_signs(like, generator) * square.sqrt()
+            None if like is None else random_signs(like.shape, generator, like) * square.sqrt()
             for like, square in parts
         )
         assert inner is not None

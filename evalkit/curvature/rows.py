@@ -22,10 +22,11 @@ from evalkit.curvature.eigen import Eigen, Sums, decomposed
 from evalkit.curvature.kronecker import Kronecker, Solution
 from evalkit.curvature.noise import noises
 from evalkit.curvature.pulled import Block, Names, Pulled
-from evalkit.curvature.rotated import Rotated, random_signs
+from evalkit.curvature.rotated import Rotated
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.linearization import FormedRows
 from evalkit.linearization.linearized import MOST_ROW_NUMBERS
+from evalkit.signs import random_signs
 
 FEW_ROWS = 512
 """Rows whose Gram matrix is decomposed with digits for the smallest of them."""
@@ -143,7 +144,7 @@ class RowBlock:
             moved,
             slope,
             lost,
-            lambda generator: random_signs(matrix, generator) * each,
+            lambda generator: random_signs(matrix.shape, generator, matrix) * each,
             float(matrix.square().sum()),
         )
 

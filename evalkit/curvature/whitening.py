@@ -19,7 +19,7 @@ from torch import Tensor
 from evalkit.curvature.kronecker import SEEN, Solution
 from evalkit.curvature.noise import noises
 from evalkit.curvature.pulled import Names, Pulled
-from evalkit.curvature.rotated import random_signs
+from evalkit.signs import random_signs
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +88,8 @@ class Whitening:
         moved = float(inner.sum() + (inside - len(s)) * right.sum() + below.sum())
 
         def deviation(generator: torch.Generator) -> Tensor:
-            turned = u @ (random_signs(inner, generator) * inner.sqrt()) @ vt
-            across = random_signs(matrix, generator) * spread.sqrt()[:, None]
+            turned = u @ (random_signs(inner.shape, generator, inner) * inner.sqrt()) @ vt
+            across = random_signs(matrix.shape, generator, matrix) * spread.sqrt()[:, None]
             across = u @ ((u.mT @ across) / s[:, None]) + ((across @ vt.mT) / s) @ vt
             return turned + across - u @ (u.mT @ across @ vt.mT) @ vt
 

@@ -29,6 +29,11 @@ def whole_diagonal(lin: Linearization, source: Source) -> BlockMatrix:
     return BlockMatrix(found, key, lin.shared(("blocks", key), lambda: _blocks(found)))
 
 
+def diagonals(matrix: BlockMatrix) -> dict[Names, Diagonal]:
+    """Return the blocks of such a matrix."""
+    return {names: one for names, one in matrix.blocks.items() if isinstance(one, Diagonal)}
+
+
 def entries(matrix: BlockMatrix, values: Mapping[Names, Tensor]) -> Tensor:
     """Return values of blocks, each (groups, out, in) float64, as a float64 vector: (P,)."""
     parts = matrix.by_name(values.items())

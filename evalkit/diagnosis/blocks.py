@@ -26,6 +26,7 @@ from evalkit.curvature.kronecker import Kronecker
 from evalkit.curvature.pulled import PART, Names, Pulled
 from evalkit.curvature.rows import FORMED, ParameterBlock, RowBlock
 from evalkit.linearization import Linearization
+from evalkit.signs import random_signs
 
 Route = Literal["formed", "gram", "probes", "identical", "mixed"]
 Solver = MatrixBlock | RowBlock
@@ -170,8 +171,7 @@ def probed_distances(
     squares: dict[str, list[Tensor]] = {method: [] for method in solvers}
     for start in range(0, probes, step):
         shape = (min(step, probes - start), *own.shape)
-        z = (torch.randint(0, 2, shape, generator=generator) * 2 - 1).double()
-        z = z.to(pulled.given.targets.device)
+        z = random_signs(shape, generator, pulled.given.targets)
         image = _image(lin, pulled, names, z)
         norms.append(image.square().sum((1, 2, 3)))
         for method, solver in solvers.items():

@@ -34,6 +34,7 @@ from evalkit.linearization.per_sample import (
     PerSample,
     defining_gradients,
 )
+from evalkit.signs import random_signs
 
 MOST_ROW_NUMBERS = 1 << 22
 """Numbers in per-sample gradients that a float64 evaluation forms to factorise them: 32 MiB."""
@@ -262,7 +263,7 @@ class Linearization(LossTerms):
             slopes = self.sample_dots(self.logit_gradients, gradient_jvp)
             return bool(((gram.sum(1) - slopes).abs() <= tolerance).all())
         generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, (self.num_samples,), generator=generator).to(gram) * 2 - 1
+        signs = random_signs((self.num_samples,), generator, gram)
         product = self.kernel_product(self.weighted_logit_gradients(signs))
         slopes = self.sample_dots(self.logit_gradients, product)
         return bool(((gram @ signs - slopes).abs() <= tolerance).all())
