@@ -17,7 +17,7 @@ registry extras settings reductions signs
 storage.files given_settings
 storage.json_files storage.rows
 storage.columns
-likelihoods storage.tables
+likelihoods storage.tables storage.history
 next_token storage.run_folder
 storage.lost_rows toy_tables overlap
 storage
@@ -48,6 +48,7 @@ solvers
 curvature
 updates
 scoring
+training.muon training.schedules
 training.optimizers
 tasks
 checkpoints
