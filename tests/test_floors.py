@@ -48,7 +48,8 @@ solvers
 curvature
 updates
 scoring
-training.muon training.schedules
+training.muon training.schedules training.registry
+training.builders
 training.optimizers
 tasks
 checkpoints
