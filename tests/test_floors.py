@@ -17,7 +17,7 @@ registry extras settings reductions signs
 storage.files given_settings
 storage.json_files storage.rows
 storage.columns
-likelihoods storage.tables
+likelihoods storage.tables storage.history
 next_token storage.run_folder
 storage.lost_rows toy_tables overlap
 storage
@@ -34,8 +34,10 @@ linearization.graph_ends
 linearization.recording
 linearization.adjoint linearization.sample_axis linearization.by_parameter
 linearization.ruled_rows linearization.per_sample
+linearization.weighted_outputs
 linearization.tangents
 linearization.micro_batches
+linearization.callers_forward
 linearization.gram
 linearization.kept
 linearization.linear_maps linearization.factors
@@ -47,7 +49,11 @@ indicator rounding work
 solvers
 curvature
 updates
+optim.recorded
+optim
 scoring
+training.muon training.schedules training.registry
+training.builders
 training.optimizers
 tasks
 checkpoints
