@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -79,6 +79,13 @@ class ClosureOptimizer(Optimizer):
         self.likelihood, self.on_failure = likelihood, on_failure
         self._forwards = Forwards(likelihood)
         super().__init__(params, {**each, **self._whole})
+
+    _kept: ClassVar[tuple[str, ...]] = ("likelihood", "on_failure", "_whole", "_forwards")
+    """Attributes that copies have; of its own, torch copies groups and state."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of."""
+        return {**super().__getstate__(), **{name: vars(self)[name] for name in self._kept}}
 
     @abstractmethod
     def direction(self, lin: Linearization) -> Direction:

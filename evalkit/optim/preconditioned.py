@@ -37,6 +37,8 @@ class Preconditioned(ClosureOptimizer):
             needs past tasks; or an argument is out of range.
     """
 
+    _kept = (*ClosureOptimizer._kept, "method", "others")
+
     def __init__(
         self,
         params: Any,

@@ -29,6 +29,8 @@ class SF(ClosureOptimizer):
         EvalkitError: an argument is out of range, or there is no damping and nothing normalises.
     """
 
+    _kept = (*ClosureOptimizer._kept, "labels_per_sample")
+
     def __init__(
         self,
         params: Any,
