@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from evalkit.layers.rows import GradientRows, mirror
+from evalkit.layers.rows import Formed, GradientRows, mirror
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import (
     CannotVectorizeError,
@@ -176,6 +176,21 @@ class Side:
     @cached_property
     def _kinds(self) -> dict[str, Hashable]:
         return {} if self._route is not None else row_kinds(self.recording)
+
+    def all_rows(self) -> dict[str, GradientRows]:
+        """Return the per-sample gradients of every parameter, formed where no rule makes them."""
+        names = [name for name in self.recording.parameters if name not in self._kinds]
+        if not names:
+            return self._rows
+        shape = self.cotangents.shape[:2]
+        rows = torch.arange(shape.numel(), device=self.cotangents.device)
+        arguments = (self.recording, self.cotangents, names, rows)
+        try:
+            found = (self._route or vectorized_gradients)(*arguments)
+        except CannotVectorizeError:
+            found = defining_gradients(*arguments)
+        formed = (Formed(values.view(*shape, -1)) for values in found)
+        return self._rows | dict(zip(names, formed, strict=True))
 
     def _covered(self, other: Side) -> set[str]:
         """Return the parameters whose rows go together with those of another side."""

@@ -10,9 +10,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from evalkit.errors import EvalkitError
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs
 from evalkit.factor import GramFactor, factorize, factorize_rows
+from evalkit.layers.rows import GradientRows
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.factors import (
     FormedRows,
@@ -24,6 +26,7 @@ from evalkit.linearization.gram import (
     ROUTES,
     gram_blocks,
     gram_matrix,
+    scaled_cotangents,
     side,
 )
 from evalkit.linearization.kept import KeptGradients
@@ -228,6 +231,30 @@ class Linearization(LossTerms):
         own = side(self._batches, cotangents, self.route)
         self._kept.keep(cotangents, own)
         return gram_matrix(self._batches, cotangents, self.route, kept=own)
+
+    @full_precision()
+    def gradient_rows(self, cotangents: Tensor) -> tuple[dict[str, GradientRows], Tensor]:
+        """Return J_n^T c_kn parameter by parameter, to be multiplied with those of other samples.
+
+        Args:
+            cotangents: c, (K, N, ..., C) float64.
+
+        Returns:
+            The rows of each parameter, or of a weight with its bias, and scales that they are to be
+            multiplied by, (K, N) float64.
+
+        Raises:
+            EvalkitError: the batch is evaluated in micro-batches.
+        """
+        own = side(self._batches, cotangents, self.route)
+        if own is None:
+            raise EvalkitError(
+                "expected a batch that is linearised as a whole, found micro-batches; leave out "
+                "`micro_batch_size`"
+            )
+        self._kept.keep(cotangents, own)
+        scales = scaled_cotangents(cotangents, self.logits.dtype)[1]
+        return own.all_rows(), scales.view(cotangents.shape[:2])
 
     @full_precision()
     def weighted_product(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

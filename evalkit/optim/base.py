@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,10 +13,13 @@ from torch.optim import Optimizer
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
-from evalkit.optim.recorded import Closure, Forwards, StepError, mean_loss
+from evalkit.optim.ranks import Ranks
+from evalkit.optim.recorded import Closure, Forwards, StepError, all_or_none, mean_loss
+from evalkit.optim.whole_batch import WholeBatch, whole_batch
 from evalkit.settings import check_damping, check_seed
 
 OnFailure = Literal["raise", "skip"]
+Gram = Literal["rank", "batch"]
 Direction = Mapping[str, Tensor]
 
 
@@ -41,6 +44,11 @@ class ClosureOptimizer(Optimizer):
             are not finite or whose system is singular: ``"raise"`` an error, or ``"skip"`` it and
             count it in :attr:`skipped`.
         seed: of methods that draw samples; each step draws others.
+        gram: under ``torch.distributed``, where every process steps with a batch of its own:
+            ``"rank"`` averages the directions of the processes, each of the Gram matrix of its own
+            batch; ``"batch"`` takes the samples of all as one batch, whose Gram matrix it makes of
+            rows that are gathered.
+        process_group: of these processes; None for all.
 
     Raises:
         EvalkitError: an argument is out of range.
@@ -58,6 +66,8 @@ class ClosureOptimizer(Optimizer):
         momentum: float = 0.0,
         on_failure: OnFailure = "raise",
         seed: int = 0,
+        gram: Gram = "rank",
+        process_group: Any = None,
     ) -> None:
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
             if not value >= 0:
@@ -65,6 +75,10 @@ class ClosureOptimizer(Optimizer):
         if on_failure not in ("raise", "skip"):
             raise EvalkitError(
                 f"expected `on_failure` 'raise' or 'skip', found {on_failure!r}; choose one of them"
+            )
+        if gram not in ("rank", "batch"):
+            raise EvalkitError(
+                f"expected `gram` 'rank' or 'batch', found {gram!r}; choose one of them"
             )
         likelihoods.get(likelihood)
         # Of the batch as a whole, and yet kept by group: that is where torch saves settings.
@@ -77,8 +91,19 @@ class ClosureOptimizer(Optimizer):
         }
         each = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         self.likelihood, self.on_failure = likelihood, on_failure
+        self.gram, self.process_group = gram, process_group
         self._forwards = Forwards(likelihood)
         super().__init__(params, {**each, **self._whole})
+
+    _kept: ClassVar[tuple[str, ...]] = ("likelihood", "on_failure", "gram", "_whole", "_forwards")
+    """Attributes that copies have; of its own, torch copies groups and state."""
+
+    process_group: Any = None
+    """Left out of copies, which may be of another process."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of."""
+        return {**super().__getstate__(), **{name: vars(self)[name] for name in self._kept}}
 
     @abstractmethod
     def direction(self, lin: Linearization) -> Direction:
@@ -129,7 +154,8 @@ class ClosureOptimizer(Optimizer):
     @property
     def draw(self) -> int:
         """The seed of the draws of this step."""
-        generator = torch.Generator().manual_seed(int(self._setting("seed")))
+        rank = self.ranks.rank if self.gram == "rank" else 0
+        generator = torch.Generator().manual_seed(int(self._setting("seed")) + 7_919 * rank)
         generator.manual_seed(generator.initial_seed() * 1_000_003 + int(self._setting("steps")))
         return int(torch.randint(2**31, (1,), generator=generator))
 
@@ -163,10 +189,14 @@ class ClosureOptimizer(Optimizer):
         """
         parameters = self._named()
         loss = torch.tensor(float("nan"))
+        ranks = self.ranks
         try:
-            lin = self._forwards.of_closure(closure, parameters)
-            loss = mean_loss(lin)
-            found = self.direction(lin)
+            with all_or_none(ranks):
+                lin = self._forwards.of_closure(closure, parameters)
+            loss = mean_loss(lin, ranks)
+            with all_or_none(ranks):
+                found = self.direction(lin)
+            found = self._joined(found, parameters, ranks)
             length = _length(found)
         except StepError:
             if self.on_failure == "raise":
@@ -179,6 +209,38 @@ class ClosureOptimizer(Optimizer):
             self._move(parameters, found, scale)
         self._count("steps")
         return loss
+
+    def whole(self, lin: Linearization, cotangents: Tensor) -> WholeBatch | None:
+        """Return the samples of all processes where they are one batch, None where they are not.
+
+        Args:
+            lin: those of this process.
+            cotangents: c, (K, n, ..., C) float64.
+        """
+        ranks = self.ranks
+        together = self.gram == "batch" and ranks.size > 1
+        return whole_batch(lin, cotangents, ranks) if together else None
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that step together."""
+        return Ranks(self.process_group)
+
+    def _joined(
+        self, found: Direction, parameters: Mapping[str, Tensor], ranks: Ranks
+    ) -> Direction:
+        """Return the mean of the directions of all processes, or the sum of parts of one."""
+        if ranks.size == 1:
+            return found
+        reached = set().union(*ranks.objects(sorted(found)))
+        share = 1.0 if self.gram == "batch" else 1 / ranks.size
+        joined = {
+            name: share * found[name] if name in found else torch.zeros_like(parameters[name])
+            for name in parameters
+            if name in reached
+        }
+        ranks.sum(list(joined.values()))
+        return joined
 
     @torch.no_grad()
     def _move(self, parameters: Mapping[str, Tensor], found: Direction, scale: float) -> None:

@@ -37,6 +37,8 @@ class Preconditioned(ClosureOptimizer):
             needs past tasks; or an argument is out of range.
     """
 
+    _kept = (*ClosureOptimizer._kept, "method", "others")
+
     def __init__(
         self,
         params: Any,
@@ -61,6 +63,11 @@ class Preconditioned(ClosureOptimizer):
             raise EvalkitError(
                 f"expected a method that preconditions the gradient of a batch, found '{method}'; "
                 f"{advice}"
+            )
+        if settings.get("gram") == "batch":
+            raise EvalkitError(
+                f"expected `gram` 'rank' for '{method}', found 'batch'; the samples of all processes "
+                "are one system for EF, IEF, SF, FGN and Polyak alone"
             )
         self.method, self.others = method, check_others(others)
         super().__init__(params, lr, damping, likelihood, **settings)

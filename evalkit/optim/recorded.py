@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from evalkit.linearization import Linearization
 from evalkit.linearization.callers_forward import CallersForward, recorded
 from evalkit.linearization.linearized import Trusted
 from evalkit.linearization.recorder import Recorder
+from evalkit.optim.ranks import Ranks
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
 """Runs the forward and returns (logits, targets)."""
@@ -94,6 +96,27 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, Tensor) and value.dim() == 0)
 
 
-def mean_loss(lin: Linearization) -> Tensor:
-    """Return the mean loss per sample of a batch, detached, in the precision of the logits."""
-    return lin.losses.mean().to(torch.get_default_dtype())
+@contextmanager
+def all_or_none(ranks: Ranks) -> Iterator[None]:
+    """Let a step that one process cannot take be one that none of them takes.
+
+    Raises:
+        StepError: within the block, or within that of another process.
+    """
+    failed: StepError | None = None
+    try:
+        yield
+    except StepError as error:
+        failed = error
+    others = [one for one in ranks.objects(None if failed is None else str(failed)) if one]
+    if failed is not None:
+        raise failed
+    if others:
+        raise StepError(others[0])
+
+
+def mean_loss(lin: Linearization, ranks: Ranks) -> Tensor:
+    """Return the mean loss per sample of all processes, detached, in torch's default precision."""
+    total = torch.stack([lin.losses.sum(), torch.full_like(lin.losses[0], len(lin.losses))])
+    ranks.sum([total])
+    return (total[0] / total[1]).to(torch.get_default_dtype())

@@ -36,8 +36,9 @@ class Weighted(ClosureOptimizer):
 
     def direction(self, lin: Linearization) -> Direction:
         """Return d for the mean loss by the names of the linearization's parameters."""
-        weights = sample_weights(lin, self.method, self.damping)
-        return lin.weighted_gradients([(lin.logit_gradients, weights)])
+        r = lin.logit_gradients
+        weights = sample_weights(lin, self.method, self.damping, self.whole(lin, r.unsqueeze(0)))
+        return lin.weighted_gradients([(r, weights)])
 
 
 class IEF(Weighted):

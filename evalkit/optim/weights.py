@@ -16,11 +16,12 @@ from torch import Tensor
 from evalkit.factor import CONSISTENT, GramFactor
 from evalkit.linearization import Linearization
 from evalkit.optim.recorded import StepError
+from evalkit.optim.whole_batch import WholeBatch
 from evalkit.updates.targets import TARGETS
 
 
 def sample_weights(
-    lin: Linearization, method: str, damping: float, factor: GramFactor | None = None
+    lin: Linearization, method: str, damping: float, whole: WholeBatch | None = None
 ) -> Tensor:
     """Return w with d = sum_n w_n G_n, the direction for the mean loss: (N,) float64.
 
@@ -28,17 +29,19 @@ def sample_weights(
         lin: the model and batch.
         method: a name of :data:`evalkit.updates.targets.TARGETS`.
         damping: lambda >= 0, for the mean loss.
-        factor: the factorised Gram matrix where it is not that of this batch alone.
+        whole: the samples of all processes, of whose mean loss it is; None for those of this one.
 
     Raises:
         StepError: there is no damping, and no direction brings every sample to its target.
     """
-    target, count = TARGETS[method], lin.num_samples
-    factor = lin.gram_factor if factor is None else factor
-    right = target.of(lin)
+    target = TARGETS[method]
+    right, factor = target.of(lin), lin.gram_factor if whole is None else whole.factor(0)
+    right = right if whole is None else whole.gathered(right)
+    count = len(right)
     if damping == 0:
         _check_solvable(factor, right)
-    return float(count) ** (1 - target.degree) * factor.solve(right, count**2 * damping)
+    weights = float(count) ** (1 - target.degree) * factor.solve(right, count**2 * damping)
+    return weights if whole is None else weights[whole.here]
 
 
 def _check_solvable(factor: GramFactor, right: Tensor) -> None:

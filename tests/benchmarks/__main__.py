@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tests.benchmarks import commands
+from tests.benchmarks import commands, optimizers
 from tests.benchmarks.committed import merged
-from tests.benchmarks.markdown import machine
+from tests.benchmarks.markdown import kept, machine
 from tests.benchmarks.marks import verdicts
 from tests.benchmarks.measure import KINDS, Memory, Row, measure, memory
 from tests.benchmarks.problems import PROBLEMS
@@ -23,6 +23,8 @@ from tests.benchmarks.structured import structured
 from tests.benchmarks.table import as_markdown
 
 REPORT = Path(__file__).parents[2] / "reports" / "benchmarks.md"
+SECTIONS = {"optimizers": optimizers.main, "commands": commands.main}
+"""What is measured by itself and has a section of the report to itself."""
 
 
 def main() -> None:
@@ -34,12 +36,13 @@ def main() -> None:
     parser.add_argument(
         "--only",
         action="append",
-        choices=[*KINDS, "structured", "memory", "commands"],
+        choices=[*KINDS, "structured", "memory", *SECTIONS],
         help="kinds of rows",
     )
     arguments = parser.parse_args()
-    if arguments.only == ["commands"]:
-        commands.main(REPORT if arguments.write else None)
+    if arguments.only and set(arguments.only) <= SECTIONS.keys():
+        for name in arguments.only:
+            SECTIONS[name](REPORT if arguments.write else None)
         return
     kinds = arguments.only or [*KINDS, "structured", "memory"]
     suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
@@ -66,11 +69,14 @@ def main() -> None:
         else:
             text = as_markdown(rows, memories, verdicts(rows, memories), where)
         if arguments.write:  # as far as it has come, so that an interruption loses one problem
-            report.write_text(commands.kept(report, text), encoding="utf-8")
+            report.write_text(
+                kept(report, text, optimizers.TITLE, commands.TITLE), encoding="utf-8"
+            )
     print(text)
     whole = not some and not arguments.problem and arguments.device == "cpu"
-    if whole or "commands" in kinds:
-        commands.main(REPORT if arguments.write else None)
+    for name, section in SECTIONS.items():
+        if whole or name in kinds:
+            section(REPORT if arguments.write else None)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.markdown import line, lines, machine
+from tests.benchmarks.markdown import line, lines, machine, with_section
 
 ROOT = Path(__file__).parents[2]
 TITLE = "## Commands\n"
@@ -196,19 +196,6 @@ def as_section(found: Sequence[Timed]) -> str:
             "" if mark is None else "reached" if one.median <= mark else "**missed**",
         )
     return text
-
-
-def with_section(report: str, section: str) -> str:
-    """Return a report whose last section is this one, in place of one that it has."""
-    return report.split("\n" + TITLE)[0].rstrip("\n") + "\n\n" + section
-
-
-def kept(report: Path, text: str) -> str:
-    """Return a new text of a report with the section of commands that the old one has."""
-    _, title, section = (report.read_text("utf-8") if report.exists() else "").partition(
-        "\n" + TITLE
-    )
-    return with_section(text, TITLE + section) if title else text
 
 
 def main(report: Path | None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -30,3 +32,31 @@ def lines(*names: str) -> str:
 def line(*cells: str) -> str:
     """Return one row of a table."""
     return "| " + " | ".join(cells) + " |\n"
+
+
+def with_section(report: str, section: str) -> str:
+    """Return a report with a section in the place of the one with its title, or at the end."""
+    parts = _sections(report)
+    places = [place for place, part in enumerate(parts) if _title(part) == _title(section)]
+    if places:
+        parts[places[0]] = section
+    else:
+        parts.append(section)
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def kept(report: Path, text: str, *titles: str) -> str:
+    """Return a new text of a report with the sections of some titles that the old one has."""
+    for section in _sections(report.read_text("utf-8") if report.exists() else ""):
+        if _title(section) in {title.strip() for title in titles}:
+            text = with_section(text, section)
+    return text
+
+
+def _sections(report: str) -> list[str]:
+    """Return what stands before the first title, and each section."""
+    return re.split(r"(?m)^(?=## )", report)
+
+
+def _title(section: str) -> str:
+    return section.split("\n", 1)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ MLP, CNN, LORA, FULL = "MLP 10.5M", "CNN, GroupNorm", "transformer, LoRA", "tran
 LONG, NARROW, MANY = "transformer, 64 tokens, N = 160", "MLP of width 512", "MLP 10.5M, N = 1280"
 STEPS = {MLP: 7.5, LORA: 4.6, CNN: 6.5, FULL: 8, LONG: 9, NARROW: 6, MANY: 6}
 """Training steps that the four scores may take."""
+IEF_STEP = {MLP: (1.3, 1.3), LORA: (2.0, math.inf)}
+"""How many times the time and the memory of Adam's step one of iEF may take."""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,36 @@ def formed_gradients(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor
     return torch.cat([formed.pop(name).flatten(1) for name in parameters], 1)
 
 
+class StepWithGradientsFormed:
+    """A step of iEF with every per-sample gradient formed by ``vmap(grad)``.
+
+    Args:
+        model: whose trainable parameters it changes.
+        inputs: of one batch.
+        targets: of the same batch.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+        self._batch = (model, inputs, targets)
+
+    @torch.no_grad()
+    def __call__(self, learning_rate: float = 1e-2, damping: float = 1e-12) -> None:
+        """Solve for the weights and change the parameters."""
+        model, inputs, targets = self._batch
+        residual = model(inputs).softmax(-1) - one_hot(targets, 10)
+        rows = formed_gradients(model, inputs, targets)
+        gram = (rows @ rows.T).double()
+        gram.diagonal().add_(len(rows) ** 2 * damping)
+        right = residual.square().sum(1, dtype=torch.float64)
+        weights = torch.linalg.solve(gram, right).to(rows) / len(rows)
+        direction, used = rows.T @ weights, 0
+        for value in model.parameters():
+            if value.requires_grad:
+                part = direction[used : used + value.numel()]
+                value.add_(part.view_as(value), alpha=-learning_rate)
+                used += value.numel()
+
+
 def gram_with_gradients_formed(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Return the Gram matrix, its products in float64 as ours are, in parts that fit a cache."""
     rows = formed_gradients(model, inputs, targets)
