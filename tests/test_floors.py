@@ -19,7 +19,7 @@ storage.json_files storage.rows
 storage.columns
 likelihoods storage.tables
 next_token storage.run_folder
-storage.lost_rows toy_tables overlap
+storage.lost_rows storage.training_folder toy_tables overlap
 storage
 doubts
 layers factor
@@ -63,7 +63,10 @@ diagnosis.running
 diagnosis
 testing toy callback bench
 results.intervals results.spreads results.marks
-results.summaries results.pairs results.diagnoses
+results.summaries results.pairs results.diagnoses results.correlations results.trainings
+results.sweeps
+results.rankings
+results.comparisons
 results
 figures
 gate report

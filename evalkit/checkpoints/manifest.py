@@ -17,8 +17,9 @@ from evalkit.errors import EvalkitError, shortened
 from evalkit.registry import suggest
 from evalkit.storage.files import write_atomically
 from evalkit.storage.json_files import read_object
+from evalkit.storage.training_folder import MANIFEST_FILE
 
-MANIFEST_NAME = "trajectory.json"
+MANIFEST_NAME = MANIFEST_FILE
 FORMAT = 1
 
 
