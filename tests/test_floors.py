@@ -17,9 +17,10 @@ registry extras settings reductions signs
 storage.files given_settings
 storage.json_files storage.rows
 storage.columns
-likelihoods storage.tables
+likelihoods storage.tables storage.history
 next_token storage.run_folder
-storage.lost_rows storage.training_folder toy_tables overlap
+storage.lost_rows storage.history toy_tables overlap
+storage.training_folder
 storage
 doubts
 layers factor
@@ -48,6 +49,7 @@ solvers
 curvature
 updates
 scoring
+training.muon training.schedules
 training.optimizers
 tasks
 checkpoints
@@ -64,7 +66,8 @@ diagnosis
 testing toy callback bench
 results.intervals results.spreads results.marks
 results.summaries results.pairs results.diagnoses results.correlations results.trainings
-results.sweeps
+results.sweeps results.training_curves
+results.optimizer_ratios
 results.rankings
 results.comparisons
 results

@@ -235,6 +235,15 @@ def test_wrong_arguments_of_a_task(changes: dict, expected: str) -> None:
         ({"learning_rate": float("nan")}, "learning rate above 0, found nan"),
         ({"weight_decay": -0.1}, "weight decay of at least 0"),
         ({"optimizer": "adamv"}, "did you mean"),
+        ({"schedule": "linaer"}, "unknown schedule 'linaer'; did you mean 'linear'"),
+        ({"schedule": "linear:at=1"}, "schedule 'linear': unknown setting 'at'; it has none"),
+        ({"schedule": "step:at"}, "as name=value in schedule 'step:at', found 'at'"),
+        ({"schedule": "step:at=15"}, "a share from 0 to 1 as the setting 'at'"),
+        ({"schedule": "step:factor=-1"}, "a factor of at least 0 in schedule 'step', found -1"),
+        ({"damping": 1e-3}, "expected no damping for the optimizer 'adamw', which has none"),
+        ({"optimizer": "adam", "momentum": 0.9}, "choose one that has it: sgd, muon"),
+        ({"optimizer": "sgd", "momentum": 1.0}, "a momentum from 0 to below 1, found 1.0"),
+        ({"optimizer": "sgd", "momentum": "0.9"}, "a momentum from 0 to below 1, found '0.9'"),
     ],
 )
 def test_wrong_values_of_a_recipe(changes: dict, expected: str) -> None:
@@ -304,13 +313,15 @@ def test_registration_wants_a_new_name() -> None:
 
 @pytest.mark.parametrize("name", optimizers.names())
 def test_optimizers_descend(name: str) -> None:
-    parameter = nn.Parameter(torch.tensor([1.0]))
-    optimizer = optimizers.get(name)([parameter], 0.1, 0.01)
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)).requires_grad_(False)
+    model[0].weight.fill_(1.0).requires_grad_(True)
+    settings = {"learning_rate": 0.1, "weight_decay": 0.01}
+    optimizer = optimizers.build(name, model, settings)
     assert optimizer.param_groups[0]["lr"] == 0.1
     assert optimizer.param_groups[0]["weight_decay"] == 0.01
-    parameter.square().sum().backward()
+    model[0].weight.square().sum().backward()
     optimizer.step()
-    assert 0.0 < parameter.item() < 1.0
+    assert 0.0 < model[0].weight.item() < 1.0
 
 
 def test_task_is_public() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from evalkit.checkpoints import load_into, trajectory_task, verify_trajectory
 from evalkit.checkpoints.manifest import MANIFEST_NAME
 from evalkit.errors import EvalkitError
+from evalkit.storage.history import HISTORY_FILE
 from evalkit.tasks import Recipe, Task, load_task
 from evalkit.training import optimizers
 from evalkit.training.loop import Epoch, train
@@ -105,11 +106,14 @@ def test_the_manifest_says_how_it_was_made(tmp_path: Path) -> None:
         "epochs": 3,
         "batch_size": 10,
         "checkpoint_every": 2,
+        "schedule": "constant",
+        "damping": None,
+        "momentum": None,
+        "normalise": None,
     }
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *(entry["file"] for entry in manifest["checkpoints"]),
-        MANIFEST_NAME,
-    ]
+    listed = [entry[key] for entry in manifest["checkpoints"] for key in ("file", "optimizer")]
+    found = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert found == sorted([*listed, HISTORY_FILE, MANIFEST_NAME])
 
 
 def test_losses_and_accuracies_are_those_of_the_saved_model(tmp_path: Path) -> None:
@@ -250,22 +254,6 @@ def test_an_empty_folder_is_used_and_a_full_one_is_not(tmp_path: Path) -> None:
 )
 def test_settings_out_of_range(tmp_path: Path, settings: dict, expected: str) -> None:
     assert expected in refused(tmp_path, **settings)
-
-
-def test_a_loss_that_diverges_leaves_nothing(tmp_path: Path) -> None:
-    task = small_task(data=lambda: (INPUTS, INPUTS[:, :3]), validation=None, likelihood="gaussian")
-    text = refused(tmp_path, task, optimizer="sgd", learning_rate=1e20, epochs=20)
-    assert "expected a finite loss while training task 'small'" in text
-    assert "lower the learning rate (1e+20)" in text
-
-
-def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
-    def interrupt(epoch: Epoch) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(small_task(), folder=tmp_path / "out", on_epoch=interrupt)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_models_that_do_not_fit_their_data(tmp_path: Path) -> None:

@@ -17,9 +17,13 @@ from evalkit.errors import EvalkitError, shortened
 from evalkit.registry import suggest
 from evalkit.storage.files import write_atomically
 from evalkit.storage.json_files import read_object
-from evalkit.storage.training_folder import MANIFEST_FILE
+from evalkit.storage.training_folder import MANIFEST_FILE, UNFINISHED_FILE
 
 MANIFEST_NAME = MANIFEST_FILE
+UNFINISHED_NAME = UNFINISHED_FILE
+"""What the manifest of a training is called until the training is finished."""
+OPTIMIZER_SUFFIX = ".optimizer.pt"
+"""The end of the file beside a checkpoint from which the optimizer, and its training, go on."""
 FORMAT = 1
 
 
@@ -28,7 +32,8 @@ class Entry:
     """What a manifest says about one checkpoint; fields without a default are required.
 
     The fields are those of :class:`evalkit.checkpoints.Checkpoint`, with the ``file``, which can be
-    the folder of a saved model or adapter, relative to the folder of the manifest.
+    the folder of a saved model or adapter, and the file of its ``optimizer``, both relative to the
+    folder of the manifest.
     """
 
     file: str
@@ -38,6 +43,7 @@ class Entry:
     sha256: str | None = None
     training_loss: float | None = None
     validation_accuracy: float | None = None
+    optimizer: str | None = None
 
 
 def _is_file(value: Any) -> bool:
@@ -47,6 +53,10 @@ def _is_file(value: Any) -> bool:
     path = PureWindowsPath(value)
     known = path.name != "" and (ending(path.name) != "" or path.suffix == "")
     return known and is_writable_name(value) and not path.anchor and ".." not in path.parts
+
+
+def _is_state(value: Any) -> bool:
+    return _is_file(value) and ending(value) != ""
 
 
 def _is_count(value: Any) -> bool:
@@ -82,6 +92,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sha256": (_is_hash, "64 hexadecimal digits"),
     "training_loss": (_is_number, "a finite number"),
     "validation_accuracy": (_is_share, "a number from 0 to 1"),
+    "optimizer": (_is_state, f"a file inside the folder that ends in {', '.join(SUFFIXES)}"),
 }
 
 

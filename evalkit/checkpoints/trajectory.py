@@ -15,7 +15,7 @@ from evalkit.checkpoints.file_names import (
     printable,
     special_kind,
 )
-from evalkit.checkpoints.manifest import MANIFEST_NAME, Entry, read_manifest
+from evalkit.checkpoints.manifest import MANIFEST_NAME, UNFINISHED_NAME, Entry, read_manifest
 from evalkit.checkpoints.order import told
 from evalkit.checkpoints.run_folders import find_checkpoints
 from evalkit.checkpoints.saved import (
@@ -106,8 +106,9 @@ def open_trajectory(
             :func:`evalkit.checkpoints.layout.state_dict_in`.
 
     Raises:
-        EvalkitError: no folder, no checkpoints, a manifest that does not describe the files, a file
-            whose hash differs, adapters mixed with whole models, or an order that cannot be told.
+        EvalkitError: no folder, no checkpoints, a training that is not finished, a manifest that
+            does not describe the files, a file whose hash differs, adapters mixed with whole
+            models, or an order that cannot be told.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -120,6 +121,12 @@ def open_trajectory(
         )
     path = folder / MANIFEST_NAME
     if not os.path.lexists(path):
+        if os.path.lexists(folder / UNFINISHED_NAME):
+            raise EvalkitError(
+                f"expected a finished training in '{printable(folder)}', found one that was "
+                "interrupted or is still at work; go on with it by the same `evalkit train`, with "
+                "`resume`"
+            )
         found, notes = _scan(folder, order)
         return _trajectory(folder, found, key, notes=notes)
     if order is not None:
@@ -146,6 +153,8 @@ def _one_file(path: Path, order: str | Sequence[str] | None, key: str | None) ->
             f"'{printable(path)}'; check the path"
         )
     listing = path.with_name(MANIFEST_NAME)
+    if not os.path.lexists(listing):
+        listing = path.with_name(UNFINISHED_NAME)
     manifest, entries = _manifest(listing) if os.path.lexists(listing) else (None, ())
     for entry in entries:
         if entry.file == path.name:

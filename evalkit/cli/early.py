@@ -17,14 +17,14 @@ from evalkit.names import base_name
 from evalkit.registry import suggest
 
 _PACKAGE = Path(evalkit.__file__).parent
-_ROOMS = {"method": "updates", "optimizer": "training"}
+_ROOMS = {"method": "updates", "optimizer": "training", "schedule": "training"}
 
 
 def registered(kind: str) -> dict[str, str]:
     """Return the names that evalkit registers with a decorator, and what each is.
 
     Args:
-        kind: ``"method"`` or ``"optimizer"``, the name of the decorator.
+        kind: ``"method"``, ``"optimizer"`` or ``"schedule"``, the name of the decorator.
 
     Returns:
         The first line of the docstring by name.
@@ -45,7 +45,7 @@ def check_names(kind: str, names: Iterable[str], code: Sequence[str | None] = ()
     """Refuse a name that is not registered and that no code of the user can register.
 
     Args:
-        kind: ``"method"`` or ``"optimizer"``.
+        kind: ``"method"``, ``"optimizer"`` or ``"schedule"``.
         names: with settings behind them or not.
         code: what is loaded before names are looked up: files, modules, tasks.
 

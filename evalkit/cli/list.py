@@ -1,4 +1,4 @@
-"""``evalkit list``: tasks and methods."""
+"""``evalkit list``: tasks, methods, optimizers and schedules."""
 
 import shutil
 import textwrap
@@ -10,14 +10,14 @@ _WIDEST = 100
 
 @click.command(
     "list",
-    short_help="List tasks and methods.",
+    short_help="List tasks, methods, optimizers and schedules.",
     epilog="""\b
 Examples:
   evalkit list
 """,
 )
 def command() -> None:
-    """List the registered tasks, methods and optimizers."""
+    """List the registered tasks, methods, optimizers and schedules of the learning rate."""
     from evalkit import tasks
     from evalkit.cli.early import registered
 
@@ -25,8 +25,10 @@ def command() -> None:
     _show({name: ", ".join(tasks.setting_names(name)) for name in tasks.task_names()})
     click.echo("Methods")
     _show(registered("method"))
-    click.echo("Optimizers")
-    click.echo(f"  {', '.join(registered('optimizer'))}")
+    click.echo("Optimizers of 'evalkit train'")
+    _show(registered("optimizer"))
+    click.echo("Schedules of the learning rate")
+    _show(registered("schedule"))
 
 
 def _show(entries: dict[str, str]) -> None:

@@ -89,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named = any(argument.split("=")[0] == "--out" for argument in asked)
         kept = asked[:1] == ["score"] or (asked[:1] == ["errors"] and named)
         hint = "; the same command goes on where it stopped" if kept else ""
+        if asked[:1] == ["train"]:
+            hint = "; the same command with --resume goes on from the last checkpoint"
         print(f"evalkit: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:

@@ -12,8 +12,12 @@ _OPTIONS = {
     "dtype": "--dtype",
     "folder": "--out",
     "key": "--key",
+    "learning_rate": "--learning-rate",
     "methods": "--methods",
     "micro_batch_size": "--micro-batch-size",
+    "momentum": "--momentum",
+    "normalise": "--normalise",
+    "optimizer": "--optimizer",
     "order": "--order",
     "others": "--others",
     "out": "--out",
@@ -21,10 +25,13 @@ _OPTIONS = {
     "past_batches": "--past-batches",
     "probes": "--probes",
     "repetitions": "--repetitions",
+    "resume": "--resume",
     "scales": "--scales",
+    "schedule": "--schedule",
     "seed": "--seed",
     "task": "--task",
     "update_baseline": "--update-baseline",
+    "weight_decay": "--weight-decay",
 }
 _ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")
 _SETTING = re.compile(r"\{'(\w+)': (\w+)\}")

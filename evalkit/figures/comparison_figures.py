@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -23,9 +23,10 @@ from evalkit.figures.plots import PROGRESS, RATIO
 from evalkit.figures.run_figures import settled
 from evalkit.names import display_name
 from evalkit.results.comparisons import Comparison
-from evalkit.results.rankings import STAGES, stage_ratios
+from evalkit.results.optimizer_ratios import STAGES, stage_ratios
 from evalkit.results.spreads import geometric_spread, spread
-from evalkit.results.trainings import accuracy_curves, contender_table, loss_curves
+from evalkit.results.training_curves import accuracy_curves, loss_curves
+from evalkit.results.trainings import contender_table
 
 _LOSS = "Loss of the steps"
 _FINAL = "Final training loss"
@@ -58,9 +59,9 @@ def curves_figure(comparison: Comparison, layout: Layout = SCREEN) -> Figure:
     }
     tables = {label: table for label, table in tables.items() if len(table)}
     groups, styles = groups_of(names), method_styles(names)
-    figure, grid = _grid(len(groups), max(len(tables), 1), layout)
+    figure, grid = _grid(len(groups), max(len(tables), 1), "col", layout)
     for panels, group in zip(grid, groups, strict=True):
-        for ax, (label, table) in zip(panels, tables.items(), strict=False):
+        for ax, table in zip(panels, tables.values(), strict=False):
             plot_curves(table, ax, group, styles)
         panels[0].set_ylabel(group.title)
         _legend(panels[-1], group, styles)
@@ -74,8 +75,8 @@ def plot_curves(table: pd.DataFrame, ax: Axes, group: Group, styles: Mapping[str
     """Draw one quantity against progress, a line per contender of a group, with its spread.
 
     Args:
-        table: the result of ``trainings.loss_curves`` or ``accuracy_curves``, or such a one of
-            ratios; losses and ratios have a log axis where all are positive.
+        table: the result of ``training_curves.loss_curves`` or ``accuracy_curves``, or such a
+            table of ratios; losses and ratios have a log axis where all are positive.
         ax: where to draw.
         group: the contenders to draw.
         styles: by contender.
@@ -134,7 +135,7 @@ def ranking_figure(comparison: Comparison, layout: Layout = SCREEN) -> Figure:
     names = [contender.name for contender in comparison.ranked]
     styles = method_styles(names)
     trajectories = list(dict.fromkeys(comparison.correlations["trajectory"]))
-    figure, grid = _grid(len(trajectories), len(STAGES), layout)
+    figure, grid = _grid(len(trajectories), len(STAGES), "all", layout)
     losses = contender_table(comparison.ranked).set_index("optimizer")
     for panels, trajectory in zip(grid, trajectories, strict=True):
         found = {name: stage_ratios(comparison.ratios, trajectory, name) for name in names}
@@ -144,6 +145,7 @@ def ranking_figure(comparison: Comparison, layout: Layout = SCREEN) -> Figure:
             rows = comparison.correlations
             row = rows[(rows["trajectory"] == trajectory) & (rows["stage"] == stage)].iloc[0]
             ax.set_title(_ranking_title(stage, row))
+            ax.tick_params(labelleft=ax is panels[0])
         panels[0].set_ylabel(f"{_FINAL}\n{_TITLES[trajectory]}")
         drawn = tuple(name for name, table in found.items() if len(table))
         _legend(panels[-1], Group("", drawn), styles, lines=False)
@@ -179,7 +181,8 @@ def plot_ranking(
         return ax
     table = np.array(list(points.values()))
     log_axis(ax, *log_limits(table[:, 0], 1.0), "x")
-    log_axis(ax, *log_limits(table[:, 2], float(table[0, 2])))
+    finals = losses["final_loss_mean"].to_numpy(float)
+    log_axis(ax, *log_limits(finals[np.isfinite(finals)], float(table[0, 2])))
     for name, (mean, factor, final, sigma) in points.items():
         style = styles[name]
         thin: dict[str, Any] = {"color": style.color, "linewidth": rcParams["font.size"] / 10}
@@ -210,8 +213,17 @@ def _legend(ax: Axes, group: Group, styles: Mapping[str, Style], lines: bool = T
     ax.legend(handles, names, frameon=False, borderaxespad=0, fontsize="small", **place)
 
 
-def _grid(rows: int, columns: int, layout: Layout) -> tuple[Figure, Sequence[Sequence[Axes]]]:
-    """Return a figure with a grid of panels; heights are given for the text of a screen."""
+def _grid(
+    rows: int, columns: int, shared: Literal["all", "col"], layout: Layout
+) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure with a grid of panels; heights are given for the text of a screen.
+
+    Args:
+        rows: of panels.
+        columns: of panels.
+        shared: which panels have one y axis.
+        layout: its sizes.
+    """
     height = (_ROW * rows + 0.6) * layout.font / SCREEN.font
     figure = Figure(figsize=(layout.two_columns, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, sharey="col")
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=shared).tolist()

@@ -12,7 +12,7 @@ from evalkit.figures.comparison_figures import draw_comparison
 from evalkit.figures.layouts import SCREEN, Layout
 from evalkit.report.writing import write_table
 from evalkit.results.comparisons import Comparison, compared
-from evalkit.results.rankings import Scored
+from evalkit.results.optimizer_ratios import Scored
 from evalkit.results.trainings import contender_table, training_table
 from evalkit.storage.files import make_folder
 from evalkit.storage.run_folder import PROVENANCE_FILE, Run, read_run

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from evalkit.results.marks import UNRELIABLE_SIGN
-from evalkit.results.rankings import (
+from evalkit.results.optimizer_ratios import (
     STAGES,
     Scored,
     Trajectory,
-    correlation_table,
     optimizer_ratios,
-    ranked,
     stage_ratios,
 )
+from evalkit.results.rankings import correlation_table, ranked
 from evalkit.results.spreads import format_number, geometric_spread
 from evalkit.results.trainings import (
     Contender,
@@ -40,7 +39,7 @@ class Comparison:
     Attributes:
         contenders: optimizers with their settings, each with its seeds.
         ranked: those of them that rank correlations are over.
-        ratios: gamma relative to SGD's, the table of :class:`evalkit.results.rankings.Ratios`.
+        ratios: gamma relative to SGD's, see :class:`evalkit.results.optimizer_ratios.Ratios`.
         correlations: the result of :func:`evalkit.results.rankings.correlation_table`.
         notes: what has to be said of losses and ratios, a sentence each.
         runs: that the ratios are from, or could be.

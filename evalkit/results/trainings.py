@@ -18,12 +18,11 @@ import pandas as pd
 
 from evalkit.errors import EvalkitError
 from evalkit.names import display_name
-from evalkit.storage.training_folder import HISTORY_FILE, Training
+from evalkit.storage.history import HISTORY_FILE
+from evalkit.storage.training_folder import Training
 
 FINAL_STEPS = 100
 """Steps whose mean loss is the final training loss, as in the paper."""
-_BINS = 50
-"""Points of a curve of losses; each is the mean over the steps of a part of the training."""
 _MORE = ("checkpoint_every",)
 """Entries of a recipe that change nothing of a training."""
 
@@ -58,7 +57,7 @@ class Contender:
     @property
     def final_loss(self) -> float:
         """The mean of the final training losses over the seeds that have one."""
-        return _mean_std(self.final_losses)[0]
+        return mean_and_deviation(self.final_losses)[0]
 
 
 def contenders(trainings: Sequence[Training]) -> tuple[Contender, ...]:
@@ -79,7 +78,9 @@ def contenders(trainings: Sequence[Training]) -> tuple[Contender, ...]:
 
 
 def _recipe(training: Training) -> dict[str, Any]:
-    return {name: value for name, value in training.recipe.items() if name not in _MORE}
+    """Return what makes a training what it is; what is left to the optimizer is not named."""
+    whole = {"schedule": "constant", **training.recipe}
+    return {name: value for name, value in whole.items() if name not in _MORE and value is not None}
 
 
 def _name(group: Sequence[Training], groups: Sequence[Sequence[Training]]) -> str:
@@ -159,10 +160,7 @@ def best_accuracy(training: Training) -> float:
 
 def skipped_steps(training: Training) -> int:
     """Return how many steps the optimizer has skipped."""
-    if training.history is None:
-        return 0
-    counted = training.history["skipped"].dropna()
-    return int(counted.max()) if len(counted) else 0
+    return 0 if training.history is None else int(training.history["skipped"].sum())
 
 
 def training_table(found: Sequence[Contender]) -> pd.DataFrame:
@@ -201,8 +199,8 @@ def contender_table(found: Sequence[Contender]) -> pd.DataFrame:
     rows = []
     for contender in found:
         trainings = contender.trainings
-        loss = _mean_std(contender.final_losses)
-        accuracy = _mean_std(np.array([best_accuracy(training) for training in trainings]))
+        loss = mean_and_deviation(contender.final_losses)
+        accuracy = mean_and_deviation(np.array([best_accuracy(training) for training in trainings]))
         recipe = _recipe(trainings[0])
         rows.append(
             {
@@ -220,70 +218,7 @@ def contender_table(found: Sequence[Contender]) -> pd.DataFrame:
     return table.sort_values("final_loss_mean", kind="stable", ignore_index=True)
 
 
-def loss_curves(found: Sequence[Contender]) -> pd.DataFrame:
-    """Return the loss of the steps against progress, a row per contender and part of the training.
-
-    Every part has a fiftieth of the progress, or as much as a step; its loss is the mean over its
-    steps, and then over seeds.
-
-    Returns:
-        Columns optimizer (the contender), progress (the middle of the part), loss_mean, loss_std.
-    """
-    rows = []
-    for contender in found:
-        by_seed = [
-            _binned(training.history) for training in contender.trainings if _has_steps(training)
-        ]
-        rows += _over_seeds(contender.name, by_seed, "loss")
-    return pd.DataFrame(rows, columns=["optimizer", "progress", "loss_mean", "loss_std"])
-
-
-def _has_steps(training: Training) -> bool:
-    return training.history is not None and len(training.history) > 0
-
-
-def _binned(history: pd.DataFrame | None) -> pd.Series:
-    """Return the mean loss of each part of a history by the middle of its progress."""
-    assert history is not None
-    bins = min(_BINS, len(history))
-    place = np.minimum(np.ceil(history["progress"].to_numpy(float) * bins), bins)
-    means = history["loss"].groupby(place).mean()
-    means.index = (means.index - 0.5) / bins
-    return means
-
-
-def accuracy_curves(found: Sequence[Contender]) -> pd.DataFrame:
-    """Return the validation accuracy against progress, a row per contender and checkpoint.
-
-    Returns:
-        Columns optimizer (the contender), progress, validation_accuracy_mean and
-        validation_accuracy_std over seeds; no rows where no accuracy is known.
-    """
-    column, rows = "validation_accuracy", []
-    for contender in found:
-        by_seed = [
-            training.checkpoints.set_index("progress")[column].dropna()
-            for training in contender.trainings
-        ]
-        rows += _over_seeds(contender.name, by_seed, column)
-    names = ["optimizer", "progress", f"{column}_mean", f"{column}_std"]
-    return pd.DataFrame(rows, columns=names)
-
-
-def _over_seeds(name: str, by_seed: Sequence[pd.Series], column: str) -> list[dict[str, Any]]:
-    """Return a row per progress that any seed has, with mean and deviation over the seeds."""
-    if not by_seed:
-        return []
-    joined = pd.concat(by_seed, axis=1).sort_index()
-    rows = []
-    for progress, values in zip(joined.index, joined.to_numpy(float), strict=True):
-        mean, deviation = _mean_std(values)
-        row = {"optimizer": name, "progress": progress}
-        rows.append(row | {f"{column}_mean": mean, f"{column}_std": deviation})
-    return rows
-
-
-def _mean_std(values: np.ndarray) -> tuple[float, float]:
+def mean_and_deviation(values: np.ndarray) -> tuple[float, float]:
     """Return mean and standard deviation of what is known; of one value no deviation is known."""
     known = values[~np.isnan(values)]
     if not known.size:

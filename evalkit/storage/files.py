@@ -10,6 +10,8 @@ from pathlib import Path
 
 from evalkit.errors import EvalkitError
 
+PART = ".part"
+"""The end of the name of what is being written, which begins with a dot."""
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISDIR, "a directory"),
@@ -47,7 +49,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         EvalkitError: the file cannot be written; the old one is kept.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         with temporary.open("wb") as file:
             file.write(data)

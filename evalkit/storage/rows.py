@@ -160,3 +160,24 @@ class LayerScale:
     efficiency: float = field(metadata=GEOMETRIC)
     scaled_efficiency: float = field(metadata=GEOMETRIC)
     error: float
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One step of an optimiser while a task is trained: a row of ``history.csv``.
+
+    Attributes:
+        step: its number, from 1.
+        epoch: the epoch that it is part of, from 1.
+        progress: share of the steps taken, this one included.
+        loss: mean loss per sample of the step's batch, before the step.
+        learning_rate: that of the step, by the schedule.
+        skipped: 1 where the optimiser left the step out, else 0.
+    """
+
+    step: int = field(metadata=NEEDED)
+    epoch: int = field(metadata=NEEDED)
+    progress: float = field(metadata=NEEDED)
+    loss: float = field(metadata=SIGNED)
+    learning_rate: float = field(metadata=NEEDED)
+    skipped: int = field(metadata=NEEDED)

@@ -9,42 +9,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from evalkit.errors import EvalkitError, shortened
-from evalkit.storage.columns import Source, columns_of, parse_csv
-from evalkit.storage.files import check_regular
+from evalkit.storage.history import HISTORY_FILE, read_history
 from evalkit.storage.json_files import read_object
-from evalkit.storage.rows import NEEDED, SIGNED
 
 MANIFEST_FILE = "trajectory.json"
-HISTORY_FILE = "history.csv"
+UNFINISHED_FILE = "unfinished.json"
+"""What the manifest of a training is called until the training is finished."""
 _TRAIN_AGAIN = "train again into a new folder with 'evalkit train'"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the optimiser: a row of ``history.csv``.
-
-    Attributes:
-        step: its number, from 1.
-        epoch: the pass over the data that it belongs to, from 1.
-        progress: share of the training that is done after it, up to 1.
-        loss: mean loss of its batch before it.
-        learning_rate: that it was taken with.
-        skipped: steps that the optimiser has skipped so far; empty for one that counts none.
-    """
-
-    step: int = field(metadata=NEEDED)
-    epoch: int = field(metadata=NEEDED)
-    progress: float = field(metadata=NEEDED)
-    loss: float = field(metadata=SIGNED)
-    learning_rate: float
-    skipped: int | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +36,8 @@ class Training:
         recipe: how it was trained: optimizer, learning rate, epochs, ...
         seed: of initial values and of the order of the samples.
         checkpoints: columns progress, training_loss and validation_accuracy, by rising progress.
-        history: the columns of :class:`Step`, None where there is no such file.
+        history: the columns of :class:`evalkit.storage.rows.TrainingStep`, None where there is no
+            such file.
     """
 
     folder: Path
@@ -76,8 +55,8 @@ class Training:
 
 
 def is_training(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder has the manifest of a training."""
-    return (Path(folder) / MANIFEST_FILE).is_file()
+    """Whether a folder is one of a training, finished or not."""
+    return any((Path(folder) / name).is_file() for name in (MANIFEST_FILE, UNFINISHED_FILE))
 
 
 def read_training(folder: str | os.PathLike[str]) -> Training:
@@ -90,10 +69,14 @@ def read_training(folder: str | os.PathLike[str]) -> Training:
     folder = Path(folder)
     path = folder / MANIFEST_FILE
     if not os.path.lexists(path):
-        found = "none" if folder.is_dir() else "no such folder"
+        found, advice = "none", "name the folder of a training"
+        if (folder / UNFINISHED_FILE).is_file():
+            found = "a training that was interrupted"
+            advice = "go on with it by the same 'evalkit train' command with --resume"
+        elif not folder.is_dir():
+            found = "no such folder"
         raise EvalkitError(
-            f"expected '{path}', which `evalkit train` writes, found {found}; name the folder of a "
-            "training"
+            f"expected '{path}', which 'evalkit train' writes, found {found}; {advice}"
         )
     manifest = read_object(path, _TRAIN_AGAIN)
     recipe = manifest.get("recipe")
@@ -107,7 +90,7 @@ def read_training(folder: str | os.PathLike[str]) -> Training:
         recipe,
         seed if isinstance(seed, int) else None,
         _checkpoints(path, manifest.get("checkpoints")),
-        _history(folder / HISTORY_FILE),
+        read_history(folder) if os.path.lexists(folder / HISTORY_FILE) else None,
     )
 
 
@@ -126,18 +109,6 @@ def _checkpoints(path: Path, listed: Any) -> pd.DataFrame:
 def _number(value: Any) -> float:
     plain = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if plain else math.nan
-
-
-def _history(path: Path) -> pd.DataFrame | None:
-    if not os.path.lexists(path):
-        return None
-    check_regular(path, _TRAIN_AGAIN)
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvalkitError(f"expected text in {path}, found {error}; {_TRAIN_AGAIN}") from error
-    whole = text[: text.rfind("\n") + 1]
-    return parse_csv(whole, columns_of(Step), Source(path, _TRAIN_AGAIN))
 
 
 def _wrong(path: Path, expected: str, found: Any) -> EvalkitError:

@@ -24,7 +24,7 @@ from evalkit.next_token import (
 from evalkit.tasks.families import Setting
 from evalkit.tasks.samples import Collate, ItemSamples, Samples, as_samples, is_item_source
 from evalkit.tasks.user_code import seeded, user_code
-from evalkit.training import optimizers
+from evalkit.training import optimizers, schedules
 
 __all__ = ["Collate", "Recipe", "Samples", "Setting", "Task", "seeded", "user_code"]
 
@@ -40,9 +40,13 @@ class Recipe:
         epochs: passes over the training samples.
         batch_size: samples per step; the last batch of an epoch may be smaller.
         checkpoint_every: epochs between checkpoints; the last epoch is always saved.
+        schedule: of the learning rate, a name of :func:`evalkit.training.schedules.names`, with
+            settings if wanted (``"step:at=0.5"``).
+        damping, momentum, normalise: of optimizers that have them; None for the optimizer's own
+            default.
 
     Raises:
-        EvalkitError: a value is out of range, or there is no such optimizer.
+        EvalkitError: a value is out of range, or there is no such optimizer or schedule.
     """
 
     optimizer: str = "adamw"
@@ -51,9 +55,16 @@ class Recipe:
     epochs: int = 30
     batch_size: int = 32
     checkpoint_every: int = 3
+    schedule: str = "constant"
+    damping: float | None = None
+    momentum: float | None = None
+    normalise: bool | None = None
 
     def __post_init__(self) -> None:
-        optimizers.get(self.optimizer)
+        optimizers.check_options(
+            self.optimizer, {name: getattr(self, name) for name in optimizers.OPTIONS}
+        )
+        schedules.find(self.schedule)
         for name in ("epochs", "batch_size", "checkpoint_every"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

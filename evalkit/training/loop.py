@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import platform
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from evalkit import likelihoods
 from evalkit.checkpoints import Trajectory, open_trajectory
-from evalkit.checkpoints.adapter_weights import is_adapted, save_adapter
-from evalkit.checkpoints.manifest import FORMAT, MANIFEST_NAME, Entry, write_manifest
+from evalkit.checkpoints.manifest import FORMAT, Entry
 from evalkit.checkpoints.saved import find_saved, saved_hash
-from evalkit.checkpoints.tensors import write_tensor_file
 from evalkit.errors import EvalkitError
-from evalkit.evaluation.forward import forward
-from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.settings import check_seed
-from evalkit.tasks import Recipe, Samples, Task
-from evalkit.tasks.samples import ItemSamples
-from evalkit.tasks.task import seeded, user_code
-from evalkit.training import optimizers
+from evalkit.storage.rows import TrainingStep
+from evalkit.tasks import Recipe, Task
+from evalkit.tasks.user_code import all_seeded
+from evalkit.training import folders, optimizers, resuming, saving, schedules
+from evalkit.training.history import History, opened_history
+from evalkit.training.losses import Losses
+from evalkit.training.random_state import random_state
 from evalkit.version import __version__
-
-_EVALUATION_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -62,28 +56,42 @@ def train(
     epochs: int | None = None,
     batch_size: int | None = None,
     checkpoint_every: int | None = None,
+    schedule: str | None = None,
+    damping: float | None = None,
+    momentum: float | None = None,
+    normalise: bool | None = None,
     seed: int = 0,
+    resume: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
+    on_step: Callable[[TrainingStep], None] | None = None,
 ) -> Trajectory:
     """Train a task on the mean loss of each batch and save a trajectory of checkpoints.
 
-    The same arguments with the same number of threads on the same machine give the same files. The
-    folder appears when training is complete, and not at all when it fails.
+    The same arguments with the same number of threads on the same machine give the same files. On
+    an error or an interruption before the first checkpoint, that of the initialised model, nothing
+    is left; after it the folder is that of an unfinished training, which ``resume`` goes on with
+    from the last checkpoint: on a CPU the files are then those of a training that was not
+    interrupted, to the last bit of the weights.
 
     Args:
         task: what to train.
-        folder: where the checkpoints and their manifest go; absent or empty.
-        optimizer, learning_rate, weight_decay, epochs, batch_size, checkpoint_every: as in
-            :class:`evalkit.tasks.Recipe`; None takes the task's own.
+        folder: where the checkpoints, their manifest and ``history.csv`` go; absent or empty.
+        optimizer, learning_rate, weight_decay, epochs, batch_size, checkpoint_every, schedule,
+            damping, momentum, normalise: as in :class:`evalkit.tasks.Recipe`; None takes the
+            task's own. Where another optimizer than the task's is chosen, ``damping``, ``momentum``
+            and ``normalise`` are its own defaults.
         seed: the seed of the initial values, the order of the samples, and dropout.
+        resume: whether to go on with an unfinished training in the folder, by the same arguments; a
+            finished one is left as it is, and in an absent or empty folder training begins.
         on_epoch: called after every epoch.
+        on_step: called after every step.
 
     Returns:
         The trajectory as read back from the folder.
 
     Raises:
-        EvalkitError: an argument is out of range, the folder is not empty, the task's code fails,
-            or the loss is not finite.
+        EvalkitError: an argument is out of range, the folder is not empty, it holds a training with
+            other settings, the task's code fails, or the loss is not finite.
     """
     chosen = {
         "optimizer": optimizer,
@@ -92,12 +100,15 @@ def train(
         "epochs": epochs,
         "batch_size": batch_size,
         "checkpoint_every": checkpoint_every,
+        "schedule": schedule,
+        "damping": damping,
+        "momentum": momentum,
+        "normalise": normalise,
     }
-    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    recipe = dataclasses.replace(task.recipe, **given)
+    recipe = _recipe(task.recipe, {key: v for key, v in chosen.items() if v is not None})
     seed = check_seed(seed)
     folder = Path(folder)
-    _check_folder(folder)
+    folders.check_folder(folder, resume)
     samples = task.training_samples()
     if recipe.batch_size > len(samples):
         raise EvalkitError(
@@ -112,135 +123,172 @@ def train(
         )
     samples, validation = task.fit_labels(samples, model), task.validation_samples()
     validation = None if validation is None else task.fit_labels(validation, model)
-    with _built_aside(folder) as temporary, seeded(seed):
-        training = _Training(task, model, samples, validation, recipe, temporary)
-        entries = list(training.checkpoints(torch.Generator().manual_seed(seed), on_epoch))
-        write_manifest(temporary / MANIFEST_NAME, _manifest(task, model, recipe, seed, entries))
+    manifest = _manifest(task, model, recipe, seed)
+    earlier = folders.training_in(folder)
+    if earlier is not None:
+        resuming.check_same(folder, earlier[0], manifest)
+    if not folders.is_finished(folder):
+        losses = Losses(task, model, samples, validation)
+        training = _Training(losses, recipe, seed, folder, manifest)
+        entries = () if earlier is None else earlier[1]
+        with folders.made(folder) if earlier is None else nullcontext(), all_seeded(seed):
+            training.run(entries, on_epoch, on_step)
     return open_trajectory(folder)
 
 
-@dataclass(frozen=True)
+def _recipe(own: Recipe, given: dict[str, Any]) -> Recipe:
+    """Return the recipe of a task with what is given in its place.
+
+    Settings that only some optimizers have are those of the task's optimizer, and of no other.
+    """
+    if given.get("optimizer", own.optimizer) != own.optimizer:
+        given = {**dict.fromkeys(optimizers.OPTIONS), **given}
+    return dataclasses.replace(own, **given)
+
+
+@dataclass
 class _Training:
-    """The fixed parts of one training run."""
+    """A training and how far it is.
 
-    task: Task
-    model: nn.Module
-    samples: Samples | ItemSamples
-    validation: Samples | ItemSamples | None
+    Args:
+        losses: of the task under the model.
+        recipe: how it is trained.
+        seed: of the order of the samples, and of optimizers that draw.
+        folder: where its files go.
+        manifest: what it says of itself, without checkpoints.
+    """
+
+    losses: Losses
     recipe: Recipe
+    seed: int
     folder: Path
+    manifest: dict[str, Any]
+    entries: list[Entry] = field(default_factory=list, init=False)
 
-    def checkpoints(
-        self, generator: torch.Generator, on_epoch: Callable[[Epoch], None] | None
-    ) -> Iterator[Entry]:
-        """Train, saving a checkpoint at the start, at intervals and at the end."""
-        recipe = self.recipe
-        optimizer = optimizers.get(recipe.optimizer)(
-            (parameter for parameter in self.model.parameters() if parameter.requires_grad),
-            recipe.learning_rate,
-            recipe.weight_decay,
+    def __post_init__(self) -> None:
+        recipe, model = self.recipe, self.losses.model
+        self.order = torch.Generator().manual_seed(self.seed)
+        given = {
+            **dataclasses.asdict(recipe),
+            "likelihood": self.losses.task.likelihood,
+            "seed": self.seed,
+        }
+        self.settings = optimizers.settings_of(recipe.optimizer, given)
+        self.optimizer = optimizers.build(recipe.optimizer, model, self.settings)
+        factor = schedules.find(recipe.schedule)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: factor(step / self.steps)
         )
-        yield self._save(epoch=0)
-        for epoch in range(1, recipe.epochs + 1):
-            loss = self._train_epoch(optimizer, generator, epoch)
-            if epoch % recipe.checkpoint_every == 0 or epoch == recipe.epochs:
-                yield self._save(epoch)
-            if on_epoch is not None:
-                on_epoch(Epoch(epoch, recipe.epochs, self._step(epoch), loss))
+        self.buffers = saving.unsaved_buffers(model)
 
-    def _step(self, epoch: int) -> int:
-        return epoch * math.ceil(len(self.samples) / self.recipe.batch_size)
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.losses.training) / self.recipe.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.epochs * self.steps_per_epoch
+
+    def run(
+        self,
+        entries: tuple[Entry, ...],
+        on_epoch: Callable[[Epoch], None] | None,
+        on_step: Callable[[TrainingStep], None] | None,
+    ) -> None:
+        """Train from the last checkpoint on, saving one at the start, at intervals and at the end.
+
+        Args:
+            entries: the checkpoints that are there already.
+            on_epoch, on_step: see :func:`train`.
+        """
+        recipe = self.recipe
+        last = entries[-1] if entries else None
+        if last is None:
+            folders.write_unfinished(self.folder, self.manifest)  # before anything that it is about
+        with opened_history(self.folder, 0 if last is None else last.step) as history:
+            folders.remove_parts(self.folder)
+            if last is None:
+                self._save(0, history)
+            else:
+                self.entries = list(entries)
+                self._go_on(last)
+            for epoch in range((self.entries[-1].epoch or 0) + 1, recipe.epochs + 1):
+                loss = self._train_epoch(epoch, history, on_step)
+                if epoch % recipe.checkpoint_every == 0 or epoch == recipe.epochs:
+                    self._save(epoch, history)
+                if on_epoch is not None:
+                    on_epoch(Epoch(epoch, recipe.epochs, epoch * self.steps_per_epoch, loss))
+        folders.finish(self.folder)
 
     def _train_epoch(
-        self, optimizer: torch.optim.Optimizer, generator: torch.Generator, epoch: int
+        self, epoch: int, history: History, on_step: Callable[[TrainingStep], None] | None
     ) -> float:
         """Take a step per batch, in a new random order; return the mean loss per sample."""
-        self.model.train()
+        self.losses.model.train()
         total = 0.0
-        order = torch.randperm(len(self.samples), generator=generator)
-        for indices in order.split(self.recipe.batch_size):
-            optimizer.zero_grad()
-            losses, _, _ = self._losses(self.samples, indices)
-            losses.mean().backward()
-            total += self._finite(float(losses.detach().sum()), epoch)
-            optimizer.step()
+        samples = self.losses.training
+        order = torch.randperm(len(samples), generator=self.order)
+        batches = order.split(self.recipe.batch_size)
+        for step, indices in enumerate(batches, start=(epoch - 1) * self.steps_per_epoch + 1):
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            self.optimizer.zero_grad()
+            losses, _, _ = self.losses.outputs(samples, indices)
+            mean = losses.mean()
+            mean.backward()
+            loss = self.losses.finite(float(mean.detach()), epoch, rate)
+            self.optimizer.step()
+            self.scheduler.step()
+            total += loss * len(indices)
+            row = TrainingStep(step, epoch, step / self.steps, loss, rate, 0)
+            history.add(row)
+            if on_step is not None:
+                on_step(row)
         return total / len(order)
 
-    def _losses(
-        self, samples: Samples | ItemSamples, indices: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return losses (n,), logits (n, ..., C) and checked targets of the samples at indices."""
-        inputs, targets = samples.take(indices)
-        with user_code(f"the model of task '{self.task.name}' on its data"):
-            logits = forward(self.model, inputs)
-        likelihood = likelihoods.get(self.task.likelihood)
-        targets = likelihood.check(logits, targets)
-        return likelihood.losses(logits, targets), logits, targets
-
-    def _finite(self, loss: float, epoch: int) -> float:
-        if not math.isfinite(loss):
-            raise EvalkitError(
-                f"expected a finite loss while training task '{self.task.name}', found {loss} in "
-                f"epoch {epoch}; lower the learning rate ({self.recipe.learning_rate:g})"
-            )
-        return loss
-
-    def _save(self, epoch: int) -> Entry:
-        """Write a checkpoint and return what the manifest says about it."""
-        loss, _ = self._evaluate(self.samples)
-        self._finite(loss, epoch)
-        accuracy = None if self.validation is None else self._evaluate(self.validation)[1]
-        step = self._step(epoch)
-        path = self._write(f"step-{step:06d}")
-        return Entry(
+    def _save(self, epoch: int, history: History) -> None:
+        """Write a checkpoint, its state and the history so far; then the training says so."""
+        model, step = self.losses.model, epoch * self.steps_per_epoch
+        state = {
+            "optimizer": self.recipe.optimizer,
+            "settings": self.settings,
+            "names": saving.parameter_names(model, self.optimizer),
+            "state_dict": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "step": step,
+            "order": self.order.get_state(),
+            "random": random_state(),
+            "buffers": saving.changed_buffers(self.buffers, saving.unsaved_buffers(model)),
+        }
+        found = self.losses.evaluate()
+        self.losses.finite(found.training_loss, epoch, self.recipe.learning_rate)
+        name = f"step-{step:06d}"
+        path = saving.write_model(model, self.folder, name)
+        entry = Entry(
             file=path.name,
             step=step,
             epoch=epoch,
             progress=epoch / self.recipe.epochs,
             sha256=saved_hash(find_saved(path)),
-            training_loss=loss,
-            validation_accuracy=accuracy,
+            training_loss=found.training_loss,
+            validation_accuracy=found.validation_accuracy,
+            optimizer=saving.write_state(self.folder, name, state).name,
         )
+        history.keep()
+        self.entries.append(entry)
+        listed = [dataclasses.asdict(entry) for entry in self.entries]
+        folders.write_unfinished(self.folder, {**self.manifest, "checkpoints": listed})
 
-    def _write(self, name: str) -> Path:
-        """Write the model, of one with an adapter the adapter alone, in the form of its library."""
-        if is_adapted(self.model):
-            path = self.folder / name
-            save_adapter(self.model, path)
-        else:
-            path = self.folder / f"{name}.safetensors"
-            write_tensor_file(path, self.model.state_dict())
-        return path
-
-    @torch.no_grad()
-    def _evaluate(self, samples: Samples | ItemSamples) -> tuple[float, float | None]:
-        """Return the mean loss per sample and the accuracy, the model in eval mode.
-
-        The accuracy is the share of labels predicted right, None for a likelihood without classes.
-        """
-        self.model.eval()
-        total, right, labels = 0.0, 0, 0
-        for indices in torch.arange(len(samples)).split(_EVALUATION_BATCH):
-            losses, logits, targets = self._losses(samples, indices)
-            total += float(losses.sum())
-            predicted = _predictions(self.task.likelihood, logits)
-            if predicted is not None:
-                labelled = targets != IGNORED_LABEL
-                right += int(((predicted == targets.round()) & labelled).sum())
-                labels += int(labelled.sum())
-        return total / len(samples), right / labels if labels else None
+    def _go_on(self, last: Entry) -> None:
+        """Go back to the last checkpoint, and let it be evaluated as it was."""
+        path = self.folder / last.file
+        state = saving.read_state(self.folder / (last.optimizer or ""))
+        resuming.restore(
+            state, path, last, self.losses.model, self.optimizer, self.scheduler, self.order
+        )
+        resuming.check_evaluation(path, last, self.losses.evaluate())
 
 
-def _predictions(likelihood: str, logits: Tensor) -> Tensor | None:
-    """Return the most likely class per label position, None for a likelihood without classes."""
-    if likelihood == "categorical":
-        return logits.argmax(-1)
-    return (logits > 0).double() if likelihood == "bernoulli" else None
-
-
-def _manifest(
-    task: Task, model: nn.Module, recipe: Recipe, seed: int, entries: list[Entry]
-) -> dict[str, Any]:
+def _manifest(task: Task, model: nn.Module, recipe: Recipe, seed: int) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "task": task.name or None,
@@ -255,43 +303,5 @@ def _manifest(
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
-        "checkpoints": [dataclasses.asdict(entry) for entry in entries],
+        "checkpoints": [],
     }
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        found = "a folder that is not empty" if folder.is_dir() else "a file"
-        raise EvalkitError(
-            f"expected a new or empty folder at '{folder}', found {found}; choose another `folder`"
-        )
-
-
-@contextmanager
-def _built_aside(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes ``folder`` at the end, or vanishes on an error."""
-    folder = folder.absolute()
-    existing = next(parent for parent in folder.parents if parent.exists())
-    temporary = existing / f".{folder.name}.partial-{os.getpid()}"
-    try:
-        with _writable(folder):
-            temporary.mkdir()
-        yield temporary
-        with _writable(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            if folder.exists():
-                folder.rmdir()  # empty: not every system replaces a folder by renaming
-            os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise EvalkitError(
-            f"expected a folder that can be made at '{folder}', found {error.strerror or error}; "
-            "choose another `folder`"
-        ) from error

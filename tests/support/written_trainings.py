@@ -21,10 +21,10 @@ def write_training(
     progress: float = 1.0,
     task: str = "digits-mlp",
     settings: Mapping[str, Any] | None = None,
-    skipped: int | None = None,
+    skipped: int = 0,
     **recipe: Any,
 ) -> Path:
-    """Write manifest and history; the losses are those of equal steps up to ``progress``."""
+    """Write manifest and history: losses of equal steps up to ``progress``, the first skipped."""
     folder.mkdir(parents=True)
     last = len(accuracies) - 1
     manifest = {
@@ -47,10 +47,9 @@ def write_training(
     (folder / "trajectory.json").write_text(json.dumps(manifest), encoding="utf-8")
     if losses is not None:
         lines = ["step,epoch,progress,loss,learning_rate,skipped"]
-        counted = "" if skipped is None else str(skipped)
         for place, loss in enumerate(losses, start=1):
             done = progress * place / len(losses)
-            lines.append(f"{place},1,{done!r},{loss!r},0.1,{counted}")
+            lines.append(f"{place},1,{done!r},{loss!r},0.1,{int(place <= skipped)}")
         (folder / "history.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
