@@ -212,7 +212,7 @@ def test_refusals(tmp_path: Path) -> None:
         ([first, samples], "samples=the default"),
         ([empty], "found neither"),
         ([tmp_path / "none"], "found no folder"),
-        ([half], "--resume"),
+        ([half], "with `resume`"),
         ([gone], "nothing at"),
     ):
         assert words in sentence(partial(compare_folders, folders))

@@ -72,7 +72,7 @@ def read_training(folder: str | os.PathLike[str]) -> Training:
         found, advice = "none", "name the folder of a training"
         if (folder / UNFINISHED_FILE).is_file():
             found = "a training that was interrupted"
-            advice = "go on with it by the same 'evalkit train' command with --resume"
+            advice = "go on with it by the same 'evalkit train' command with `resume`"
         elif not folder.is_dir():
             found = "no such folder"
         raise EvalkitError(
