@@ -243,12 +243,12 @@ def training_notes(found: Sequence[Contender]) -> list[str]:
                 notes.append(f"{where}: no final loss, as the training stopped at {done:.0%}")
             elif final_steps(training) < FINAL_STEPS:
                 notes.append(
-                    f"{where}: the final loss is the mean of all {final_steps(training)} steps, "
-                    f"fewer than {FINAL_STEPS}"
+                    f"{contender.label}: the final loss is the mean of all "
+                    f"{final_steps(training)} steps, fewer than {FINAL_STEPS}"
                 )
             elif not math.isfinite(final_loss(training)):
                 notes.append(f"{where}: the final loss is {final_loss(training):g}")
         skipped = [skipped_steps(training) for training in contender.trainings]
         if any(skipped):
             notes.append(f"{contender.label}: {sum(skipped)} steps were skipped")
-    return notes
+    return list(dict.fromkeys(notes))
