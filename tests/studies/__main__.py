@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             study = shortened(study, candidates=tuple(kept))
         work = given.work / study.name / f"epochs-{study.epochs}"
         done = run(study, work)
+        if not done.runs:
+            raise SystemExit(f"expected a training of {name} that ends, found none; see above why")
         print(write_report(study, done, work, given.reports / study.name))
 
 

@@ -64,7 +64,7 @@ def page_of(study: Study, done: Done, comparison: Comparison) -> str:
         f"`{study.task}`{f' with {settings}' if settings else ''}, {study.epochs} epochs of "
         f"batches of {study.batch_size}, {study.seeds} seeds; gamma on "
         f"{study.batches} batches of {study.scored_batch_size} at every checkpoint, of "
-        f"{study.scored_seeds} seeds. {machine('cpu')}\n",
+        f"{min(study.scored_seeds, study.seeds)} seeds. {machine('cpu')}\n",
         "## Losses, accuracy, gamma\n",
         _table(_with_published(shown_table(comparison), study, comparison)),
         "Final loss: mean of the last 100 steps, mean and one sigma over seeds. Best accuracy: on "

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from evalkit.names import OPTIMIZERS, base_name
 from evalkit.results.optimizer_ratios import OWN_STEP
 from evalkit.results.trainings import final_loss
 from evalkit.storage.training_folder import read_training
-from evalkit.tasks import load_task
+from evalkit.tasks import Task, load_task
 from evalkit.training import train
 
 TUNING_SEED = 1000
@@ -188,7 +189,7 @@ def _train(study: Study, candidate: Candidate, rate: float, seed: int, folder: P
     print(f"{study.name}: {candidate.optimizer}, rate {rate:.3g}, seed {seed}", flush=True)
     try:
         train(
-            load_task(study.task, dict(study.settings)),
+            _task(study.task, tuple(study.settings.items())),
             folder=folder,
             optimizer=candidate.optimizer,
             learning_rate=rate,
@@ -203,6 +204,14 @@ def _train(study: Study, candidate: Candidate, rate: float, seed: int, folder: P
         print(f"{study.name}: {candidate.optimizer} failed: {error}", flush=True)
         return str(error)
     return ""
+
+
+@cache
+def _task(name: str, settings: tuple[tuple[str, str], ...]) -> Task:
+    """Return a task that reads its data once for all of its trainings."""
+    task = load_task(name, dict(settings))
+    validation = None if task.validation is None else cache(task.validation)
+    return replace(task, data=cache(task.data), validation=validation)
 
 
 def _score(study: Study, candidate: Candidate, folder: Path, out: Path) -> bool:
