@@ -35,8 +35,10 @@ linearization.graph_ends
 linearization.recording
 linearization.adjoint linearization.sample_axis linearization.by_parameter
 linearization.ruled_rows linearization.per_sample
+linearization.weighted_outputs
 linearization.tangents
 linearization.micro_batches
+linearization.callers_forward
 linearization.gram
 linearization.kept
 linearization.linear_maps linearization.factors
@@ -48,6 +50,8 @@ indicator rounding work
 solvers
 curvature
 updates
+optim.recorded
+optim
 scoring
 training.muon training.schedules
 training.optimizers

@@ -4,7 +4,8 @@ From the ground up, on the forward of :mod:`evalkit.evaluation`: what it does is
 (``broadcasts``, ``recorder``, ``recording``) and checked (``graph_ends``, ``adjoint``,
 ``sample_axis``), differentiated again and again (``tangents``), split into ``micro_batches``, and
 made into inner products of per-sample gradients (``ruled_rows``, ``per_sample``, ``gram``), some of
-whose output gradients are ``kept``; ``factors`` hands out what each layer's rows are made of.
+whose output gradients are ``kept`` (``weighted_outputs``); a forward that is the caller's is a
+``callers_forward``; ``factors`` hands out what each layer's rows are made of.
 ``linear_maps`` and, on them, ``linearized`` hold what the rest of evalkit works with, ``entry`` the
 way to it; ``by_parameter`` is a vector that need not be formed.
 """

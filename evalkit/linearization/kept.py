@@ -16,7 +16,7 @@ from torch import Tensor
 from evalkit.linearization.gram import Side, scaled_cotangents
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.ruled_rows import OutputGradients
-from evalkit.linearization.tangents import WeightedGradients
+from evalkit.linearization.weighted_outputs import WeightedGradients
 from evalkit.reductions import power_of_two
 
 MOST_KEPT = 1 << 27
@@ -76,13 +76,39 @@ class KeptGradients:
         Returns:
             None where the output gradients of one of them have not been kept.
         """
+        known = self._parts(terms)
+        if self._tangents is None or known is None:
+            return None
+        parts, scale = known
+        return self._tangents.weighted_product(parts).double() * scale
+
+    def gradients(self, terms: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor] | None:
+        """Return J^T c for c = the sum of w_n c_n over some terms, by parameter's name.
+
+        Args:
+            terms: as for :meth:`product`.
+
+        Returns:
+            In the shapes of the parameters, without those that the logits do not depend on; None
+            where the output gradients of a term have not been kept.
+        """
+        known = self._parts(terms)
+        if self._tangents is None or known is None:
+            return None
+        parts, scale = known
+        found = self._tangents.weighted_gradients(parts)
+        return {name: value.mul_(scale) for name, value in found.items()}
+
+    def _parts(
+        self, terms: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[list[WeightedGradients], Tensor] | None:
+        """Return what is kept of some terms, with weights of order one and the scale taken out."""
         found = [self._weighted(*term) for term in terms]
         known = [one for one in found if one is not None]
-        if self._tangents is None or not known or len(known) < len(found):
+        if not known or len(known) < len(found):
             return None
         scale = power_of_two(torch.stack([weights for *_, weights in known]))
-        parts = [(kept, draw, weights / scale) for kept, draw, weights in known]
-        return self._tangents.weighted_product(parts).double() * scale
+        return [(kept, draw, weights / scale) for kept, draw, weights in known], scale
 
     def _weighted(self, cotangents: Tensor, weights: Tensor) -> WeightedGradients | None:
         """Return kept output gradients of cotangents, with the weights that they have in a sum."""

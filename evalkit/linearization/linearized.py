@@ -49,6 +49,17 @@ class _Routed:
     gradient_jvp: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Trusted:
+    """A route that was right for the same model before, and is taken without a test.
+
+    Attributes:
+        route: one of :data:`evalkit.linearization.gram.ROUTES`.
+    """
+
+    route: PerSample | None
+
+
 class Linearization(LossTerms):
     """One model on one batch of N samples with P trainable parameters, linearised.
 
@@ -62,10 +73,17 @@ class Linearization(LossTerms):
     sums, never means.
     """
 
-    def __init__(self, batches: MicroBatches, likelihood: Likelihood, targets: Tensor) -> None:
+    def __init__(
+        self,
+        batches: MicroBatches,
+        likelihood: Likelihood,
+        targets: Tensor,
+        trusted: Trusted | None = None,
+    ) -> None:
         super().__init__(batches, likelihood, targets)
         self._given = targets
         self._kept = KeptGradients(batches)
+        self._trusted = trusted
 
     @Shared
     def gradient(self) -> Tensor:
@@ -102,6 +120,11 @@ class Linearization(LossTerms):
         slower one is taken.
         """
         cotangents = self.logit_gradients.unsqueeze(0)
+        if self._trusted is not None:
+            own = side(self._batches, cotangents, self._trusted.route)
+            gram = gram_matrix(self._batches, cotangents, self._trusted.route, kept=own)
+            self._kept.keep(cotangents, own)
+            return _Routed(self._trusted.route, gram)
         for route in ROUTES[:-1]:
             if route is not None and not self._batches.runs_alone():
                 continue
@@ -218,8 +241,21 @@ class Linearization(LossTerms):
         """
         if (known := self._kept.product(terms)) is not None:
             return known
-        shape = (-1, *[1] * (self.logits.dim() - 1))
-        return self.kernel_product(torch.stack([w.view(shape) * c for c, w in terms]).sum(0))
+        return self.kernel_product(_summed(terms))
+
+    @full_precision()
+    def weighted_gradients(self, terms: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Return d = sum_n J_n^T w_n c_n over terms (c, w), by parameter's name, in its shape.
+
+        Where inner products of all J_n^T c_n have been asked for, no backward is needed: their
+        output gradients are at hand. Parameters that the logits do not depend on may be left out.
+
+        Args:
+            terms: pairs of cotangents c, like logits in float64, and weights w, (N,).
+        """
+        if (known := self._kept.gradients(terms)) is not None:
+            return known
+        return self.by_name(self.vjp(_summed(terms)))
 
     @full_precision()
     def gram_blocks(self, cotangents: Tensor) -> dict[tuple[str, ...], Tensor]:
@@ -272,3 +308,8 @@ class Linearization(LossTerms):
     def gradient_norms(self) -> Tensor:
         """|G_n|, the norms of the per-sample gradients: (N,) float64."""
         return self.gram.diagonal().clamp_min(0).sqrt()
+
+
+def _summed(terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the sum of w_n c_n over terms (c, w): like c."""
+    return torch.stack([w.view(-1, *[1] * (c.dim() - 1)) * c for c, w in terms]).sum(0)

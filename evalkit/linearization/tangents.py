@@ -29,6 +29,12 @@ from evalkit.linearization.broadcasts import Broadcast
 from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import OutputGradients
+from evalkit.linearization.weighted_outputs import (
+    WeightedGradients,
+    gradients_of_calls,
+    of_call,
+    weighted_sum,
+)
 
 
 class Tangents:
@@ -208,40 +214,40 @@ class Tangents:
                 other; which of their cotangents is meant; and w, (N,) float64.
         """
         pulled = parts[0][0]
-
-        def of_call(place: int) -> Tensor | None:
-            return _weighted_sum([(one.gradients[place], k, w) for one, k, w in parts])
-
-        copies = [
-            (broadcast, total.sum(0).view(broadcast.shape))
-            for place, broadcast in enumerate(pulled.broadcasts)
-            if (total := _weighted_sum([(one.copies[place], k, w) for one, k, w in parts]))
-            is not None
-        ]
-        others = self._gradients_of_calls(pulled.uses, of_call) | self._gradients_of_copies(copies)
+        others = self._parameter_gradients(parts, frozenset(self._others))
         places = {use: place for place, use in enumerate(pulled.uses)}
 
         def d(place: int) -> Tensor:
             use = self._uses[place][0]
-            found = of_call(places[use])
+            found = of_call(parts, places[use])
             return self._recording.logits.new_zeros(use.shape) if found is None else found
 
         return self._through(d, [others.get(name) for name in self._others])
 
-    def _gradients_of_calls(
-        self, uses: Sequence[LayerUse], gradients: Callable[[int], Tensor | None]
+    def weighted_gradients(self, parts: Sequence[WeightedGradients]) -> dict[str, Tensor]:
+        """Return J^T c for c_n the sum of w_n c_kn, from the output gradients of c_kn alone.
+
+        Args:
+            parts: as for :meth:`weighted_product`.
+
+        Returns:
+            By parameter's name, in its shape; one that the logits do not depend on is left out.
+        """
+        return self._parameter_gradients(parts, frozenset(self._recording.parameters))
+
+    def _parameter_gradients(
+        self, parts: Sequence[WeightedGradients], wanted: frozenset[str]
     ) -> dict[str, Tensor]:
-        """Return the gradients of other parameters from those in the outputs of their calls."""
-        found: dict[str, Tensor] = {}
-        for place, use in enumerate(uses):
-            names = [name if name in self._others else None for name in (use.weight, use.bias)]
-            if names == [None, None] or (d := gradients(place)) is None:
-                continue
-            wanted = [name is not None for name in names]
-            for name, one in zip(names, use.layer.parameter_gradients(d, *wanted), strict=True):
-                if name is not None and one is not None:
-                    found[name] = found[name] + one if name in found else one
-        return found
+        """Return J^T c of some parameters, arguments as for :meth:`weighted_product`."""
+        pulled = parts[0][0]
+        copies = [
+            (broadcast, total.sum(0).view(broadcast.shape))
+            for place, broadcast in enumerate(pulled.broadcasts)
+            if (total := weighted_sum([(one.copies[place], k, w) for one, k, w in parts]))
+            is not None
+        ]
+        of_calls = gradients_of_calls(pulled.uses, lambda place: of_call(parts, place), wanted)
+        return of_calls | self._gradients_of_copies(copies)
 
     def _gradients_of_copies(self, copies: Sequence[tuple[Broadcast, Tensor]]) -> dict[str, Tensor]:
         """Return the gradients of parameters behind values that every sample gets alike."""
@@ -287,9 +293,6 @@ def _formed(value: Tensor | LowRank) -> Tensor:
     return value.formed() if isinstance(value, LowRank) else value
 
 
-WeightedGradients = tuple[OutputGradients, int, Tensor]
-"""Output gradients, which of their cotangents is meant, and weights on the samples, (N,)."""
-
 Calls = dict[str, list[tuple[LayerUse, MovedLayer]]]
 
 
@@ -310,18 +313,6 @@ def _through_outputs(recording: Recording, role: Literal["weight", "bias"]) -> C
         for name, calls in found.items()
         if all(layer is not None for _, layer in calls)
     }
-
-
-def _weighted_sum(parts: Sequence[tuple[Tensor | None, int, Tensor]]) -> Tensor | None:
-    """Return the sum of w_n d_kn over parts (d, k, w), None where nothing depends on the call."""
-    total: Tensor | None = None
-    for d, draw, weights in parts:
-        if d is None:
-            return None
-        one = d[draw]
-        scaled = one * weights.to(one.dtype).view(-1, *[1] * (one.dim() - 1))
-        total = scaled if total is None else total.add_(scaled)
-    return total
 
 
 def _bias_gradient(calls: Sequence[tuple[int, MovedLayer]], d: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from evalkit.linearization import Linearization
 from evalkit.updates.registry import method
+from evalkit.updates.targets import TARGETS
 from evalkit.updates.types import CotangentUpdate
 from evalkit.updates.weighted import damped_sum
 
@@ -12,4 +13,4 @@ def ief(lin: Linearization, damping: float) -> CotangentUpdate:
 
     Undamped, a step -eta d lowers the loss of sample n by eta |r_n|^2 to first order.
     """
-    return damped_sum(lin, lin.gram_factor, lin.logit_gradient_norms.square(), damping)
+    return damped_sum(lin, lin.gram_factor, TARGETS["ief"].of(lin), damping)

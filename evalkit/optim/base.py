@@ -1,0 +1,216 @@
+"""What the optimisers have in common: one forward, a direction, and what is done with it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from evalkit import likelihoods
+from evalkit.errors import EvalkitError
+from evalkit.linearization import Linearization
+from evalkit.optim.recorded import Closure, Forwards, StepError, mean_loss
+from evalkit.settings import check_damping, check_seed
+
+OnFailure = Literal["raise", "skip"]
+Direction = Mapping[str, Tensor]
+
+
+class ClosureOptimizer(Optimizer):
+    """An optimiser whose step runs the forward and needs per-sample gradients of it.
+
+    With d the direction of the method for the mean loss of the batch, learning rate eta, weight
+    decay omega, decoupled as AdamW's, and momentum mu, a step is
+
+        v <- mu v + d,  theta <- (1 - eta omega) theta - eta v.
+
+    Args:
+        params: parameters or groups of them, as torch's optimisers take them.
+        lr: eta, for the mean loss; of each group.
+        damping: lambda >= 0, for the mean loss.
+        likelihood: what the logits mean: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
+        normalise: whether d is divided by its length over all groups, so that eta is the length of
+            the step.
+        weight_decay: omega; of each group.
+        momentum: mu; of each group.
+        on_failure: what is done with a batch of which no step can be taken, whose logits or losses
+            are not finite or whose system is singular: ``"raise"`` an error, or ``"skip"`` it and
+            count it in :attr:`skipped`.
+        seed: of methods that draw samples; each step draws others.
+
+    Raises:
+        EvalkitError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        damping: float,
+        likelihood: str,
+        *,
+        normalise: bool = False,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        on_failure: OnFailure = "raise",
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
+            if not value >= 0:
+                raise EvalkitError(f"expected `{name}` of 0 or more, found {value}; raise it")
+        if on_failure not in ("raise", "skip"):
+            raise EvalkitError(
+                f"expected `on_failure` 'raise' or 'skip', found {on_failure!r}; choose one of them"
+            )
+        likelihoods.get(likelihood)
+        # Of the batch as a whole, and yet kept by group: that is where torch saves settings.
+        self._whole = {
+            "damping": check_damping(damping),
+            "normalise": normalise,
+            "seed": check_seed(seed),
+            "steps": 0,
+            "skipped": 0,
+        }
+        each = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        self.likelihood, self.on_failure = likelihood, on_failure
+        self._forwards = Forwards(likelihood)
+        super().__init__(params, {**each, **self._whole})
+
+    @abstractmethod
+    def direction(self, lin: Linearization) -> Direction:
+        """Return d for the mean loss by the names of the linearization's parameters.
+
+        Args:
+            lin: the recorded forward of the step.
+
+        Raises:
+            StepError: there is none.
+        """
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were skipped."""
+        return int(self._setting("skipped"))
+
+    def _setting(self, name: str) -> Any:
+        """Return a setting that all groups have in common.
+
+        Raises:
+            EvalkitError: groups differ in it.
+        """
+        found = {group[name] for group in self.param_groups}
+        if len(found) > 1:
+            raise EvalkitError(
+                f"expected one `{name}` for all groups of parameters, whose gradients make one "
+                f"system, found {sorted(found)}; set it for all of them"
+            )
+        return found.pop()
+
+    def _count(self, name: str) -> None:
+        for group in self.param_groups:
+            group[name] += 1
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; what all groups have in common is that of the others."""
+        if self.param_groups:
+            common = {name: self.param_groups[0][name] for name in self._whole}
+            param_group = {**common, **param_group}
+        super().add_param_group(param_group)
+
+    @property
+    def damping(self) -> float:
+        """lambda, for the mean loss."""
+        return float(self._setting("damping"))
+
+    @property
+    def draw(self) -> int:
+        """The seed of the draws of this step."""
+        generator = torch.Generator().manual_seed(int(self._setting("seed")))
+        generator.manual_seed(generator.initial_seed() * 1_000_003 + int(self._setting("steps")))
+        return int(torch.randint(2**31, (1,), generator=generator))
+
+    def _named(self) -> dict[str, Tensor]:
+        """Return the trainable parameters by name: their own, or their place in the groups."""
+        found: dict[str, Tensor] = {}
+        for i, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [f"{i}.{j}" for j in range(len(group["params"]))]
+            found |= {
+                name: parameter
+                for name, parameter in zip(names, group["params"], strict=True)
+                if parameter.requires_grad
+            }
+        return found
+
+    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
+        """Run the forward, and move the parameters along the direction of the method.
+
+        Args:
+            closure: runs the forward of a batch and returns (logits, targets); called once, with
+                gradients on. No backward is wanted: gradients in ``.grad`` are neither read nor
+                written.
+
+        Returns:
+            The mean loss of the batch before the step, detached; NaN of a batch that was skipped
+            since it is not finite.
+
+        Raises:
+            EvalkitError: the closure returns something else.
+            StepError: no step can be taken, and ``on_failure`` is ``"raise"``.
+        """
+        parameters = self._named()
+        loss = torch.tensor(float("nan"))
+        try:
+            lin = self._forwards.of_closure(closure, parameters)
+            loss = mean_loss(lin)
+            found = self.direction(lin)
+            length = _length(found)
+        except StepError:
+            if self.on_failure == "raise":
+                raise
+            self._count("skipped")
+        else:
+            scale = 1.0
+            if self._setting("normalise"):
+                scale = 1 / length if length else 0.0
+            self._move(parameters, found, scale)
+        self._count("steps")
+        return loss
+
+    @torch.no_grad()
+    def _move(self, parameters: Mapping[str, Tensor], found: Direction, scale: float) -> None:
+        names = {id(value): name for name, value in parameters.items()}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                step = found.get(names.get(id(parameter), ""))
+                if step is None:
+                    continue
+                factor = scale
+                if group["momentum"]:
+                    state = self.state[parameter]
+                    if "momentum_buffer" not in state:
+                        state["momentum_buffer"] = torch.zeros_like(parameter)
+                    step = state["momentum_buffer"].mul_(group["momentum"]).add_(step, alpha=scale)
+                    factor = 1.0
+                if group["weight_decay"]:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(step, alpha=-group["lr"] * factor)
+
+
+def _length(found: Direction) -> float:
+    """Return |d|.
+
+    Raises:
+        StepError: it is not finite.
+    """
+    squares = [torch.linalg.vector_norm(d).double().square() for d in found.values()]
+    length = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+    if not length < float("inf"):
+        raise StepError(
+            "expected a finite direction, found NaN or infinity; raise the damping, or set "
+            "`on_failure` to 'skip'"
+        )
+    return length

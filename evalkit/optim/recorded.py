@@ -1,0 +1,99 @@
+"""The forward of a training step as a linearization: what a step needs, and nothing run twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evalkit import likelihoods
+from evalkit.errors import EvalkitError
+from evalkit.linearization import Linearization
+from evalkit.linearization.callers_forward import CallersForward, recorded
+from evalkit.linearization.linearized import Trusted
+from evalkit.linearization.recorder import Recorder
+
+Closure = Callable[[], tuple[Tensor, Tensor]]
+"""Runs the forward and returns (logits, targets)."""
+
+
+class StepError(EvalkitError):
+    """A step that cannot be taken from this batch: numbers that are not finite, or no solution."""
+
+
+@dataclass
+class Forwards:
+    """Linearizations of one forward after another of the same model.
+
+    That per-sample gradients are what a fast route takes them for is tested at the first forward,
+    which costs about two training steps; those after it that look the same are taken for alike.
+
+    Attributes:
+        likelihood: what the logits mean, by name.
+        routes: the route that was found for each look of a forward.
+    """
+
+    likelihood: str
+    routes: dict[Hashable, Trusted] = field(default_factory=dict)
+
+    def of_closure(self, closure: Closure, parameters: Mapping[str, Tensor]) -> Linearization:
+        """Return the linearization of the forward that a closure runs; it runs once.
+
+        Args:
+            closure: returns logits and targets.
+            parameters: the trainable ones by name, in the order of the flat vector.
+
+        Raises:
+            EvalkitError: it returns something else.
+            StepError: logits or losses are not finite.
+        """
+        with recorded(parameters) as recorder:
+            returned = closure()
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            found = "a scalar" if _is_scalar(returned) else f"a {type(returned).__name__}"
+            raise EvalkitError(
+                f"expected a closure that returns (logits, targets), found {found}; return the "
+                "model's outputs beside the labels, and leave the loss and its backward to `step`"
+            )
+        return self.of_logits(recorder, *returned, parameters)
+
+    def of_logits(
+        self, recorder: Recorder, logits: Any, targets: Tensor, parameters: Mapping[str, Tensor]
+    ) -> Linearization:
+        """Return the linearization of a forward that was recorded, arguments and errors alike.
+
+        Args:
+            recorder: saw the forward.
+            logits: what it made, with their graph.
+            targets: labels or values for the likelihood.
+            parameters: as for :meth:`of_closure`.
+        """
+        if isinstance(logits, Tensor) and not logits.isfinite().all():
+            raise StepError(
+                "expected finite logits, found NaN or infinity; lower the learning rate, or set "
+                "`on_failure` to 'skip'"
+            )
+        batches = CallersForward(recorder, logits, parameters)
+        look = batches[0].recording.ruled, tuple(type(use.layer) for use in recorder.uses)
+        meaning = likelihoods.get(self.likelihood)
+        lin = Linearization(batches, meaning, targets, self.routes.get(look))
+        if not lin.losses.isfinite().all():
+            raise StepError(
+                "expected finite losses, found NaN or infinity; lower the learning rate, or set "
+                "`on_failure` to 'skip'"
+            )
+        if look not in self.routes:
+            self.routes[look] = Trusted(lin.route)
+        return lin
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, Tensor) and value.dim() == 0)
+
+
+def mean_loss(lin: Linearization) -> Tensor:
+    """Return the mean loss per sample of a batch, detached, in the precision of the logits."""
+    return lin.losses.mean().to(torch.get_default_dtype())

@@ -1,0 +1,57 @@
+"""Sampled Fisher as an optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evalkit.errors import EvalkitError
+from evalkit.linearization import Linearization
+from evalkit.optim.base import ClosureOptimizer, Direction
+from evalkit.settings import DEFAULT_DAMPING
+from evalkit.updates.calling import compute
+from evalkit.updates.types import CotangentUpdate
+
+
+class SF(ClosureOptimizer):
+    """Sampled Fisher (paper, Algorithm 3 and eq. 47-49).
+
+    d = (Gs^T Gs / (K N^2) + lambda I)^-1 g / N with gradients Gs of K labels per sample that the
+    model draws anew at each step. With lambda_sum = N^2 lambda that is 1 / (N lambda) times the
+    direction of the method ``sf``, which leaves a factor lambda_sum out. The paper normalises it,
+    with a learning rate that falls linearly to 0.
+
+    Args:
+        params, lr, damping, likelihood, others: as for
+            :class:`evalkit.optim.base.ClosureOptimizer`.
+        labels_per_sample: K.
+
+    Raises:
+        EvalkitError: an argument is out of range, or there is no damping and nothing normalises.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        damping: float = DEFAULT_DAMPING,
+        likelihood: str = "categorical",
+        *,
+        labels_per_sample: int = 1,
+        **others: Any,
+    ) -> None:
+        if not damping and not others.get("normalise"):
+            raise EvalkitError(
+                "expected a damping above 0 for SF, whose undamped direction has no length, found "
+                "0; raise the damping, or set `normalise`"
+            )
+        super().__init__(params, lr, damping, likelihood, **others)
+        self.labels_per_sample = labels_per_sample
+
+    def direction(self, lin: Linearization) -> Direction:
+        """Return d for the mean loss by the names of the linearization's parameters."""
+        damping, count = self.damping, lin.num_samples
+        draws = self.labels_per_sample
+        update = compute("sf", lin, count**2 * damping, self.draw, labels_per_sample=draws)
+        assert isinstance(update, CotangentUpdate)
+        scale = 1 / (count * damping) if damping else 1.0
+        return lin.weighted_gradients([(t.cotangents, scale * t.weights) for t in update.terms])
