@@ -53,7 +53,8 @@ updates
 optim.recorded
 optim
 scoring
-training.muon training.schedules
+training.muon training.schedules training.registry
+training.builders
 training.optimizers
 tasks
 checkpoints

@@ -36,7 +36,7 @@ Examples:
     type=click.Path(path_type=Path),
     help="Folder of the checkpoints; new or empty, or with --resume that of a training.",
 )
-@click.option("--optimizer", metavar="NAME", help="See 'evalkit list'; default: the task's.")
+@click.option("--optimizer", metavar="NAME", help="Or a method; default: the task's.")
 @click.option("--learning-rate", type=Number(float), help="For the mean loss; default: the task's.")
 @click.option("--weight-decay", type=Number(float), help="Default: the task's.")
 @click.option("--momentum", type=Number(float), help="Default: the optimizer's.")
@@ -45,6 +45,11 @@ Examples:
     "--normalise/--no-normalise",
     default=None,
     help="Whether steps are as long as the learning rate; default: the optimizer's.",
+)
+@click.option(
+    "--on-failure",
+    metavar="raise|skip",
+    help="What becomes of a step that cannot be taken; default: the optimizer's.",
 )
 @click.option(
     "--schedule",

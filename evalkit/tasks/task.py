@@ -34,7 +34,8 @@ class Recipe:
     """How a task is trained unless the caller says otherwise.
 
     Args:
-        optimizer: a name of :func:`evalkit.training.optimizers.names`.
+        optimizer: a name of :func:`evalkit.training.optimizers.names`, or a method, with settings
+            if wanted, whose direction is the step.
         learning_rate: for the mean loss of a batch.
         weight_decay: as the optimizer defines it.
         epochs: passes over the training samples.
@@ -42,8 +43,8 @@ class Recipe:
         checkpoint_every: epochs between checkpoints; the last epoch is always saved.
         schedule: of the learning rate, a name of :func:`evalkit.training.schedules.names`, with
             settings if wanted (``"step:at=0.5"``).
-        damping, momentum, normalise: of optimizers that have them; None for the optimizer's own
-            default.
+        damping, momentum, normalise, on_failure: of optimizers that have them, see
+            :mod:`evalkit.optim`; None for the optimizer's own default.
 
     Raises:
         EvalkitError: a value is out of range, or there is no such optimizer or schedule.
@@ -59,6 +60,7 @@ class Recipe:
     damping: float | None = None
     momentum: float | None = None
     normalise: bool | None = None
+    on_failure: str | None = None
 
     def __post_init__(self) -> None:
         optimizers.check_options(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evalkit.checkpoints import Checkpoint, load_into
 from evalkit.checkpoints.file_names import checkpoint_name
@@ -16,7 +16,7 @@ from evalkit.checkpoints.manifest import Entry
 from evalkit.errors import EvalkitError, reason, shortened
 from evalkit.training.losses import Evaluation
 from evalkit.training.random_state import set_random_state
-from evalkit.training.saving import parameter_names
+from evalkit.training.states import take_state, unfit
 
 _COMPARED = ("task", "settings", "likelihood", "recipe", "seed", "parameters", "threads")
 _ADVICE = {
@@ -37,11 +37,15 @@ def check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
         EvalkitError: naming the first difference.
     """
     for name, ours, theirs in _differences(_compared(before), _compared(now)):
-        part = name.partition(".")
-        advice = _ADVICE.get(part[0], "give the same")
+        kind, _, inner = name.partition(".")
+        what = {
+            "recipe": f"`{inner}` of",
+            "seed": "`seed` of",
+            "settings": f"the task's setting '{inner}' to be",
+        }.get(kind, inner or kind)
         raise EvalkitError(
-            f"expected {part[2] or part[0]} {_said(ours)}, with which the training in '{folder}' "
-            f"began, found {_said(theirs)}; {advice}, or choose another `folder`"
+            f"expected {what} {_said(ours)}, with which the training in '{folder}' began, found "
+            f"{_said(theirs)}; {_ADVICE.get(kind, 'give the same')}, or choose another `folder`"
         )
 
 
@@ -80,7 +84,7 @@ def restore(
     """Bring a training to where it was when it saved a checkpoint.
 
     Args:
-        state: as :func:`evalkit.training.saving.read_state` returns it.
+        state: as :func:`evalkit.training.states.read_state` returns it.
         path: of the checkpoint.
         entry: what the manifest says of it.
         model, optimizer, scheduler, order: new ones, as the training began with.
@@ -90,23 +94,18 @@ def restore(
     """
     load_into(model, _checkpoint(path, entry))
     where = path.parent / (entry.optimizer or "")
-    if state["step"] != entry.step or state["names"] != parameter_names(model, optimizer):
-        raise _unfit(where, "the state of another step or of another model")
+    if state["step"] != entry.step:
+        raise unfit(where, f"that of step {state['step']}")
+    take_state(optimizer, model, state, where)
     try:
-        for name, value in state.get("buffers", {}).items():
+        for name, value in state["buffers"].items():
             with torch.no_grad():
                 model.get_buffer(name).copy_(value)
-        optimizer.load_state_dict(state["state_dict"])
         scheduler.load_state_dict(state["scheduler"])
         order.set_state(state["order"])
         set_random_state(state["random"])
     except Exception as error:  # altered states fail in many ways; all mean the same
-        raise _unfit(where, reason(error)) from error
-    if not _same(state["state_dict"]["state"], optimizer.state_dict()["state"]):
-        raise EvalkitError(
-            f"expected the optimizer '{state['optimizer']}' to take its state in '{where}' as it "
-            "was saved, found that it rounds it; train without interruption, or in one precision"
-        )
+        raise unfit(where, reason(error)) from error
 
 
 def _checkpoint(path: Path, entry: Entry) -> Checkpoint:
@@ -118,24 +117,6 @@ def _checkpoint(path: Path, entry: Entry) -> Checkpoint:
         progress=entry.progress,
         sha256=entry.sha256 or "",
     )
-
-
-def _unfit(path: Path, found: str) -> EvalkitError:
-    return EvalkitError(
-        f"expected the state of the training at this checkpoint in '{path}', found {found}; copy "
-        "the whole folder again, or train again into a new folder"
-    )
-
-
-def _same(saved: Any, now: Any) -> bool:
-    """Return whether two nestings of tensors and plain values are alike to the bit."""
-    if isinstance(saved, Tensor) and isinstance(now, Tensor):
-        return saved.dtype == now.dtype and torch.equal(saved, now.to(saved.device))
-    if isinstance(saved, dict) and isinstance(now, dict):
-        return saved.keys() == now.keys() and all(_same(saved[key], now[key]) for key in saved)
-    if isinstance(saved, list | tuple) and isinstance(now, list | tuple):
-        return len(saved) == len(now) and all(map(_same, saved, now))
-    return bool(saved == now)
 
 
 def check_evaluation(path: Path, entry: Entry, found: Evaluation) -> None:
