@@ -64,6 +64,7 @@ class Study:
         settings: of the task.
         epochs: of each training.
         batch_size: samples per step.
+        checkpoints: of each training, about as many as it has room for, beside the initialised model.
         seeds: trainings of each candidate.
         scored_seeds: of how many of these the trajectories are scored.
         batches: that each checkpoint is scored on.
@@ -79,6 +80,7 @@ class Study:
     settings: Mapping[str, str] = field(default_factory=dict)
     epochs: int = 10
     batch_size: int = 64
+    checkpoints: int = 10
     seeds: int = 3
     scored_seeds: int = 3
     batches: int = 5
@@ -89,8 +91,8 @@ class Study:
 
     @property
     def checkpoint_every(self) -> int:
-        """Epochs between checkpoints, of which there are about ten."""
-        return max(1, self.epochs // 10)
+        """Epochs between checkpoints."""
+        return max(1, self.epochs // self.checkpoints)
 
 
 @dataclass(frozen=True)
