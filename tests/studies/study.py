@@ -64,7 +64,7 @@ class Study:
         settings: of the task.
         epochs: of each training.
         batch_size: samples per step.
-        checkpoints: of each training, about as many as it has room for, beside the initialised model.
+        checkpoints: of each training, about so many beside the initialised model.
         seeds: trainings of each candidate.
         scored_seeds: of how many of these the trajectories are scored.
         batches: that each checkpoint is scored on.
