@@ -10,10 +10,10 @@ ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 STUDIES := study-figure5 study-dampings study-steps study-targets study-kronecker study-others
-.PHONY: help install demo example finetune studies $(STUDIES) test tests gate lint format types bench gpu accuracy clean
+.PHONY: help install demo example finetune studies $(STUDIES) study-e2 study-cifar10 study-finetune test tests gate lint format types bench gpu accuracy clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Create .venv and install the pinned dependencies
 
@@ -148,6 +148,23 @@ study-kronecker: $(ENCODER) $(FASHION) $(WHOLE)
 
 study-others:
 	$(call study,others/digits-mlp,checkpoints/digits-mlp,--methods $(OTHERS) --damping $(TWO_DAMPINGS) --batches 3)
+
+# Studies of optimizers: docs/compare.md. Each goes on where it was interrupted; work is in runs/studies.
+# EPOCHS and SEEDS of each training; --only a,b and more in STUDY: python -m tests.studies --help.
+EPOCHS ?=
+SEEDS ?=
+STUDY ?=
+# $(call optimizers,NAMES,SETTINGS)
+optimizers = $(BIN)/python -m tests.studies $(1) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SEEDS),--seeds $(SEEDS)) $(2) $(STUDY)
+
+study-e2: $(INSTALLED) ## Train digits and Fashion-MNIST with every optimizer: does gamma rank them
+	$(ONE_THREAD) $(call optimizers,e2/digits-mlp e2/mlp-fashion-mnist)
+
+study-cifar10: $(INSTALLED) ## The paper's perceptron on CIFAR10, of EPOCHS and SEEDS, beside its Table 8
+	$(call optimizers,mlp-cifar10,--set data=$(CIFAR10))
+
+study-finetune: $(INSTALLED) runs/models/minilm ## LoRA on MiniLM, two tasks of GLUE, six optimizers
+	$(call optimizers,finetune/cola finetune/sst2,--set data=$(GLUE) --set model=runs/models/minilm)
 
 # Style takes a second, and comes first; types and scores are checked while the tests run.
 test: lint ## Check format, types and scores, and run every test

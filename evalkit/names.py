@@ -58,12 +58,20 @@ KNOWN: dict[str, Known] = {
     "ngd": Known("NGD", "exact"),
 }
 """Tables are read where no method need be registered, so that this stands apart from the code."""
+OPTIMIZERS: dict[str, Known] = {
+    "adam": Known("Adam", "gradient"),
+    "adamw": Known("AdamW", "gradient"),
+    "adafactor": Known("Adafactor", "gradient"),
+    "muon": Known("Muon", "gradient"),
+}
+"""Optimizers of trainings that are no methods: each has a state of its own."""
 
 _LABELS = ("sampled", "exact", "empirical", "improved", "floor")
 """Sources of cotangents, which read without the name of their setting."""
 _KFAC = {"empirical": "eKFAC", "improved": "ieKFAC"}
 """What KFAC is called with some labels (paper, eq. 41-43)."""
-_TAKEN = {known.shown for known in KNOWN.values()} | set(_KFAC.values())
+_NAMED = {**KNOWN, **OPTIMIZERS}
+_TAKEN = {known.shown for known in _NAMED.values()} | set(_KFAC.values())
 
 
 def split_method(method: str) -> tuple[str, dict[str, str | None]]:
@@ -81,7 +89,7 @@ def split_method(method: str) -> tuple[str, dict[str, str | None]]:
 
 
 def display_name(method: str) -> str:
-    """Return how a method is written in figures and tables.
+    """Return how a method, or an optimizer, is written in figures and tables.
 
     Its settings follow in brackets as they are given, ``labels`` by its value alone:
     ``EKFAC (exact, style=pi)``; KFAC with empirical and improved labels is eKFAC and ieKFAC. What
@@ -89,7 +97,7 @@ def display_name(method: str) -> str:
     name that reads as one of evalkit's is put in quotes.
     """
     base, settings = split_method(method)
-    name = KNOWN[base].shown if base in KNOWN else f"'{base}'" if base in _TAKEN else base
+    name = _NAMED[base].shown if base in _NAMED else f"'{base}'" if base in _TAKEN else base
     if base == "kfac" and settings.get("labels") in _KFAC:
         name = _KFAC[str(settings.pop("labels"))]
     listed = ", ".join(
@@ -108,7 +116,7 @@ def _setting(key: str, value: str | None) -> str:
 def family(method: str) -> Family:
     """Return what a method is grouped with."""
     base = base_name(method)
-    return KNOWN[base].family if base in KNOWN else YOURS
+    return _NAMED[base].family if base in _NAMED else YOURS
 
 
 def by_family(methods: Iterable[str]) -> dict[Family, tuple[str, ...]]:

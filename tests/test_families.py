@@ -139,7 +139,7 @@ def test_the_list_fits_a_window_and_names_the_settings(
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= columns
         start = next(i for i, line in enumerate(lines) if line.split()[:1] == ["glue-rte"])
-        entry = " ".join(lines[start : start + 2])
+        entry = " ".join(lines[start : start + 3])
         for name in setting_names("glue-rte"):
             assert name in entry
         assert "  digits-mlp" in lines

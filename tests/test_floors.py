@@ -19,7 +19,8 @@ storage.json_files storage.rows
 storage.columns
 likelihoods storage.tables storage.history
 next_token storage.run_folder
-storage.lost_rows toy_tables overlap
+storage.lost_rows storage.history toy_tables overlap
+storage.training_folder
 storage
 doubts
 layers factor
@@ -69,7 +70,11 @@ diagnosis.running
 diagnosis
 testing toy callback bench
 results.intervals results.spreads results.marks
-results.summaries results.pairs results.diagnoses
+results.summaries results.pairs results.diagnoses results.correlations results.trainings
+results.sweeps results.training_curves
+results.optimizer_ratios
+results.rankings
+results.comparisons
 results
 figures
 gate report

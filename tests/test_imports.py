@@ -40,12 +40,15 @@ WITHOUT_TORCH = (
     "results.summaries",
     "results.pairs",
     "results.sweeps",
+    "results.comparisons",
     "figures",
     "gate",
     "report.page",
     "report.writing",
+    "report.comparison",
+    "storage.training_folder",
 )
-COMMANDS = ("train", "score", "report", "check", "toy", "cost", "errors", "list")
+COMMANDS = ("train", "score", "report", "compare", "check", "toy", "cost", "errors", "list")
 BAD = (
     ["score", str(BUNDLED), "--methods", "sgd,iefs"],
     ["score", "no-such-folder"],
@@ -54,6 +57,7 @@ BAD = (
     ["cost", "digits-mlp", "--methods", "iefs"],
     ["train", "digits-mlp", "--optimizer", "adamx", "--out", "new"],
     ["report", "no-such-run"],
+    ["compare", "no-such-run"],
 )
 """Commands with a typing error."""
 

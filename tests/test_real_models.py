@@ -63,7 +63,7 @@ def test_count_of_lora_of_vit_base() -> None:
 
 def test_count_of_the_wide_perceptron() -> None:
     with torch.device("meta"):
-        model = build_model(3 * 32 * 32)
+        model = build_model(3 * 32 * 32, (2048, 2048))
     assert count(model) == 10_510_346
 
 

@@ -31,6 +31,10 @@ def test_the_wide_perceptron_takes_pixels_in_a_row(own_data_cache: None, tmp_pat
     red = pictures[2, :, :, 0].reshape(-1) / 127.5 - 1
     assert inputs[2, : 32 * 32].numpy() == pytest.approx(red, abs=1e-6)
     assert targets.tolist() == [0, 1, 2]
+    one = load_task("mlp-cifar10", {"data": str(tmp_path), "validation_samples": 1})
+    every = load_task("mlp-cifar10", {"data": str(tmp_path), "validation_samples": 0})
+    counts = [len(task.validation_samples() or ()) for task in (one, every)]
+    assert counts[0] == 1 < counts[1]
 
 
 @pytest.fixture
@@ -58,6 +62,20 @@ def test_fashion_mnist_from_its_files(fashion: Path) -> None:
     kept, whole = (pairs(part) for part in (some, samples))
     assert len(kept) == 5
     assert kept < whole
+
+
+def test_small_perceptrons_on_small_pictures(fashion: Path) -> None:
+    settings = {"data": str(fashion), "widths": "32-16-8", "size": 14}
+    task = load_task("mlp-fashion-mnist", settings)
+    model = task.build_model(0)
+    shapes = [tuple(weight.shape) for weight in model.parameters() if weight.dim() == 2]
+    assert shapes == [(32, 196), (16, 32), (8, 16), (10, 8)]
+    inputs, _ = task.training_samples().take(slice(2))
+    assert isinstance(inputs, torch.Tensor)
+    squares = hub.pixels(12, 28, 28)[:2].reshape(2, 14, 2, 14, 2).mean((2, 4)) / 127.5 - 1
+    assert inputs.numpy() == pytest.approx(squares.reshape(2, 196), abs=1e-6)
+    for wrong, words in (({"size": 13}, "divide 28"), ({"widths": "9-x"}, "as in 32-16-8")):
+        assert words in sentence(lambda wrong=wrong: load_task("mlp-fashion-mnist", wrong))
 
 
 def pairs(samples: Samples) -> set[tuple[bytes, int]]:

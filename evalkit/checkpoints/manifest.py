@@ -17,9 +17,10 @@ from evalkit.errors import EvalkitError, shortened
 from evalkit.registry import suggest
 from evalkit.storage.files import write_atomically
 from evalkit.storage.json_files import read_object
+from evalkit.storage.training_folder import MANIFEST_FILE, UNFINISHED_FILE
 
-MANIFEST_NAME = "trajectory.json"
-UNFINISHED_NAME = "unfinished.json"
+MANIFEST_NAME = MANIFEST_FILE
+UNFINISHED_NAME = UNFINISHED_FILE
 """What the manifest of a training is called until the training is finished."""
 OPTIMIZER_SUFFIX = ".optimizer.pt"
 """The end of the file beside a checkpoint from which the optimizer, and its training, go on."""

@@ -12,6 +12,7 @@ from evalkit.cli.wording import in_options
 from evalkit.storage.json_files import printable
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.table import Table
 
 
@@ -41,6 +42,22 @@ def print_table(table: Table) -> None:
     from rich.console import Console
 
     Console(width=max(window(), width_of(table))).print(table)
+
+
+def print_frame(frame: pd.DataFrame, title: str) -> None:
+    """Print a data frame of texts as a table, its first column on the left."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left"
+    )
+    for position, column in enumerate(frame.columns):
+        table.add_column(Text(column), justify="right" if position else "left", no_wrap=True)
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(Text, row))
+    print_table(table)
 
 
 def window() -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evalkit.cli.console import say, say_wrapped
+from evalkit.cli.console import print_frame, say, say_wrapped
 from evalkit.cli.early import check_names, check_there
 from evalkit.cli.options import (
     BATCH_SIZE,
@@ -26,8 +26,6 @@ from evalkit.cli.options import (
 from evalkit.settings import PROBES, Settings
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from evalkit.diagnosis.running import Tables
 
 METHODS = ("kfac:labels=exact", "ekfac:labels=exact", "kpsvd:labels=exact", "block:labels=exact")
@@ -160,13 +158,13 @@ def _print(tables: Tables) -> None:
     errors, scales = (
         table[table["checkpoint"].isin(shown)] for table in (tables.errors, tables.scales)
     )
-    _print_frame(
+    print_frame(
         error_table(errors, ALL, WHOLE),
         "Error 1 (Frobenius norm) and Error 2 (spectrum) against the exact blocks of all layers; "
         "Error 1 against the whole matrix, and what of it lies between layers",
     )
-    _print_frame(layer_table(errors, shown[-1], (ALL, WHOLE)), f"Error 1 by layer at {shown[-1]}")
-    _print_frame(
+    print_frame(layer_table(errors, shown[-1], (ALL, WHOLE)), f"Error 1 by layer at {shown[-1]}")
+    print_frame(
         scale_table(scales),
         "efficiency (floor / gamma) as it is and with the best scale for each layer, and the "
         "scales, parts of the best common one",
@@ -174,20 +172,3 @@ def _print(tables: Tables) -> None:
     count = tables.errors["checkpoint"].nunique()
     if count > len(shown):
         say_wrapped(f"The tables show {len(shown)} of {count} checkpoints; errors.csv has all.")
-
-
-def _print_frame(frame: pd.DataFrame, title: str) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from evalkit.cli.console import print_table
-
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left"
-    )
-    for position, column in enumerate(frame.columns):
-        table.add_column(Text(column), justify="right" if position else "left", no_wrap=True)
-    for row in frame.itertuples(index=False):
-        table.add_row(*map(Text, row))
-    print_table(table)

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -172,21 +172,22 @@ def log_limits(values: np.ndarray, always: float) -> tuple[float, float]:
     return float(inside.min() / margin), float(inside.max() * margin)
 
 
-def log_axis(ax: Axes, lower: float, upper: float) -> None:
+def log_axis(ax: Axes, lower: float, upper: float, which: Literal["x", "y"] = "y") -> None:
     """Give ``ax`` a log axis with few round ticks: 1-2-5 steps, decades, or every few decades."""
-    ax.set_yscale("log")
-    ax.set_ylim(lower, upper)
+    axis: Any = ax.yaxis if which == "y" else ax.xaxis
+    ax.set(**{f"{which}scale": "log"})
+    ax.set(**{f"{which}lim": (lower, upper)})
     decades = math.log10(upper / lower)
     fits = (steps for most, steps in _STEPS.items() if decades <= most)
     steps = next(fits)
     stride = max(1, round(decades / 5))
     powers = range(math.floor(math.log10(lower)), math.ceil(math.log10(upper)) + 1)
     ticks = [step * 10.0**power for power in powers if power % stride == 0 for step in steps]
-    ax.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if lower <= tick <= upper]))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if lower <= tick <= upper]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axis.set_minor_formatter(NullFormatter())
     if not 1 < decades <= 4:
-        ax.yaxis.set_minor_locator(NullLocator())
+        axis.set_minor_locator(NullLocator())
 
 
 def _tick(value: float) -> str:

@@ -81,7 +81,7 @@ def report_run(
     ]
     for name, table in ((PAIRS_FILE, derived.pairs), (DAMPINGS_FILE, derived.dampings)):
         if len(table):
-            files.append(_write_table(table, run.folder / name))
+            files.append(write_table(table, run.folder / name))
     page = run.folder / REPORT_FILE
     write_atomically(page, render_page(run, derived, files, wording))
     return Report(page, (*statements(derived.pairs), *overlap_notes([run]), *mark_notes([run])))
@@ -114,7 +114,7 @@ def report_runs(
     table = compare_runs(runs, chosen)
     for layout in layouts:
         save_figures(draw_figures_of_runs(runs, chosen, layout), out, layout)
-    _write_table(table, Path(out) / PAIRS_FILE)
+    write_table(table, Path(out) / PAIRS_FILE)
     return Report(Path(out), (*statements(table), *overlap_notes(runs), *mark_notes(runs)))
 
 
@@ -142,6 +142,7 @@ def _scored_pairs(run: Run) -> list[Pair]:
     return [pair for pair in pairs if {pair.first.method, pair.second.method} <= scored]
 
 
-def _write_table(table: pd.DataFrame, path: Path) -> Path:
+def write_table(table: pd.DataFrame, path: Path) -> Path:
+    """Write a table as CSV and return its path."""
     write_atomically(path, table.to_csv(index=False, lineterminator="\n"))
     return path

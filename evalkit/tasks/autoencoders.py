@@ -8,13 +8,10 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evalkit.errors import EvalkitError
 from evalkit.evaluation.given import Inputs
 from evalkit.tasks import digits_mlp, wide_mlp
-from evalkit.tasks.pretrained import check_number
 from evalkit.tasks.task import Recipe, Task
 
-_SIDE = 28
 _DIGITS_RECIPE = Recipe("adam", 1e-3, 0.0, epochs=100, batch_size=64, checkpoint_every=10)
 _FASHION_RECIPE = Recipe("adam", 1e-3, 0.0, epochs=20, batch_size=128, checkpoint_every=2)
 
@@ -37,7 +34,7 @@ def build_model(sizes: tuple[int, ...]) -> nn.Module:
 def digits(widths: str) -> Task:
     """Return the task on the handwritten digits of scikit-learn, 8 x 8 pixels."""
     return Task(
-        model=partial(build_model, (64, *_sizes(widths))),
+        model=partial(build_model, (64, *wide_mlp.layer_widths(widths))),
         data=digits_mlp.training_data,
         validation=digits_mlp.validation_data,
         collate=_to_itself,
@@ -51,36 +48,19 @@ def fashion_mnist(data: str, widths: str, size: int, samples: int) -> Task:
 
     Args:
         data: the folder.
-        widths: of the encoder, see :func:`_sizes`.
+        widths: of the encoder, see :func:`evalkit.tasks.wide_mlp.layer_widths`.
         size: height and width of the pictures, means over squares of the 28 x 28 pixels.
         samples: training samples, drawn at random; 0 for all.
     """
-    if size < 1 or _SIDE % size:
-        raise EvalkitError(
-            f"expected the setting size to divide {_SIDE}, found {size}; pass 28, 14, 7 or 4"
-        )
-    pictures = wide_mlp.fashion_mnist(data, samples)
+    pictures = wide_mlp.fashion_mnist(data, samples, widths, size)
     return Task(
-        model=partial(build_model, (size * size, *_sizes(widths))),
+        model=partial(build_model, (size * size, *wide_mlp.layer_widths(widths))),
         data=pictures.data,
         validation=pictures.validation,
         collate=partial(_grey, size),
         likelihood="bernoulli",
         recipe=_FASHION_RECIPE,
     )
-
-
-def _sizes(widths: str) -> tuple[int, ...]:
-    """Return the widths of an encoder's layers, written as in '400-200-100'."""
-    parts = widths.split("-")
-    if not all(part.isdecimal() for part in parts):
-        raise EvalkitError(
-            "expected the setting widths to be whole numbers with dashes between, "
-            f"found '{widths}'; write them as in 32-16-8"
-        )
-    for part in parts:
-        check_number("widths", int(part), 1)
-    return tuple(int(part) for part in parts)
 
 
 def _to_itself(inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
@@ -92,5 +72,5 @@ def _to_itself(inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
 def _grey(size: int, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
     """Return pictures (N, 28, 28) of bytes as grey levels in [0, 1], (N, size^2), twice."""
     assert isinstance(inputs, Tensor)
-    levels = functional.avg_pool2d(inputs.float()[:, None] / 255, _SIDE // size)
+    levels = functional.avg_pool2d(inputs.float()[:, None] / 255, wide_mlp.SIDE // size)
     return _to_itself(levels.flatten(1), targets)

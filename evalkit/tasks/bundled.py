@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 """Where Debian's dataset-fashion-mnist has its files."""
+WIDTHS = "2048-2048"
+"""Of the hidden layers of the paper's perceptron."""
+VALIDATION_SAMPLES = 200
+"""Of data with the columns of the hub: enough to see a model learn at every checkpoint."""
 
 
 def _digits_mlp() -> Task:
@@ -37,6 +41,7 @@ def _glue(name: str) -> Callable[..., Task]:
         instruction: str = wording.instruction,
         samples: int = 0,
         max_length: int = 128,
+        validation_samples: int = VALIDATION_SAMPLES,
     ) -> Task:
         from evalkit.tasks.pretrained import ADAPTERS, check_choice, check_number, recipe
         from evalkit.tasks.task import Task
@@ -46,6 +51,7 @@ def _glue(name: str) -> Callable[..., Task]:
         check_choice("labels", labels, ("all", "first"))
         check_number("samples", samples, 0)
         check_number("max_length", max_length, 1)
+        check_number("validation_samples", validation_samples, 0)
         text = Text(
             wording=wording,
             configuration=name,
@@ -58,6 +64,7 @@ def _glue(name: str) -> Callable[..., Task]:
             first_label_only=labels == "first",
             samples=samples,
             max_length=max_length,
+            validation_samples=validation_samples,
         )
         return Task(
             model=text.base if adapter == "none" else text.adapted,
@@ -82,6 +89,7 @@ def _vit(default: str, column: str) -> Callable[..., Task]:
         size: int = 224,
         mean: float = 0.5,
         deviation: float = 0.5,
+        validation_samples: int = VALIDATION_SAMPLES,
     ) -> Task:
         from evalkit.tasks.images import Pictures, Vision
         from evalkit.tasks.pretrained import check_choice, check_number, recipe
@@ -90,7 +98,8 @@ def _vit(default: str, column: str) -> Callable[..., Task]:
         check_choice("adapter", adapter, ("lora", "none"))
         check_number("size", size, 1)
         check_number("deviation", deviation, 0.0, above=True)
-        vision = Vision(Pictures(data, column, samples), model, size, mean, deviation)
+        pictures = Pictures(data, column, samples, validation_samples)
+        vision = Vision(pictures, model, size, mean, deviation)
         return Task(
             model=vision.base if adapter == "none" else vision.adapted,
             base=vision.base,
@@ -103,16 +112,23 @@ def _vit(default: str, column: str) -> Callable[..., Task]:
     return make
 
 
-def _mlp_cifar10(data: str = "uoft-cs/cifar10", samples: int = 0) -> Task:
+def _mlp_cifar10(
+    data: str = "uoft-cs/cifar10",
+    samples: int = 0,
+    widths: str = WIDTHS,
+    validation_samples: int = VALIDATION_SAMPLES,
+) -> Task:
     from evalkit.tasks.wide_mlp import cifar10
 
-    return cifar10(data, samples)
+    return cifar10(data, samples, widths, validation_samples)
 
 
-def _mlp_fashion_mnist(data: str = FASHION_MNIST, samples: int = 0) -> Task:
+def _mlp_fashion_mnist(
+    data: str = FASHION_MNIST, samples: int = 0, widths: str = WIDTHS, size: int = 28
+) -> Task:
     from evalkit.tasks.wide_mlp import fashion_mnist
 
-    return fashion_mnist(data, samples)
+    return fashion_mnist(data, samples, widths, size)
 
 
 def _autoencoder_digits(widths: str = "32-16-8") -> Task:

@@ -12,15 +12,7 @@ from torch.nn import functional
 
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.given import Inputs
-from evalkit.tasks.pretrained import (
-    VALIDATION_SAMPLES,
-    check_number,
-    load_model,
-    load_rows,
-    with_lora,
-)
-
-"""As in the paper."""
+from evalkit.tasks.pretrained import check_number, load_model, load_rows, with_lora
 
 
 @dataclass(frozen=True)
@@ -31,14 +23,17 @@ class Pictures:
         data: hub name or path.
         labels: the column of the labels.
         samples: training samples, drawn at random; 0 for all.
+        validation_samples: the same of the test split.
     """
 
     data: str
     labels: str
     samples: int
+    validation_samples: int
 
     def __post_init__(self) -> None:
         check_number("samples", self.samples, 0)
+        check_number("validation_samples", self.validation_samples, 0)
 
     def rows(self, split: str, most: int) -> Any:
         """Return some rows of a split."""
@@ -55,8 +50,8 @@ class Pictures:
         return self._tensors(self.rows("train", self.samples))
 
     def validating(self) -> tuple[Tensor, Tensor]:
-        """Return at most 200 pictures of the test split and their labels."""
-        return self._tensors(self.rows("test", VALIDATION_SAMPLES))
+        """Return pictures of the test split and their labels."""
+        return self._tensors(self.rows("test", self.validation_samples))
 
     def classes(self) -> int:
         """Return the number of classes."""

@@ -26,7 +26,6 @@ RANK = 8
 VIRTUAL_TOKENS = 20
 """Of prompt tuning, as in the paper."""
 LORA_DROPOUT = 0.1
-VALIDATION_SAMPLES = 200
 _ORDER_SEED = 0
 # The projections to queries and to values, as architectures call them.
 _QUERIES_AND_VALUES = (

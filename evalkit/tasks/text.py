@@ -14,7 +14,6 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.given import Inputs
 from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.tasks.pretrained import (
-    VALIDATION_SAMPLES,
     load_configuration,
     load_model,
     load_rows,
@@ -41,6 +40,7 @@ class Text:
         first_label_only: let only the first token of a label word count.
         samples: training samples, drawn at random; 0 for all.
         max_length: tokens of an input at most; the rest is cut off.
+        validation_samples: samples to validate on at most, drawn at random; 0 for all.
     """
 
     wording: Wording
@@ -54,6 +54,7 @@ class Text:
     first_label_only: bool
     samples: int
     max_length: int
+    validation_samples: int
 
     @cached_property
     def _model_configuration(self) -> Any:
@@ -83,8 +84,8 @@ class Text:
         return self._encoded("train", self.samples)
 
     def validating(self) -> tuple[Inputs, Tensor]:
-        """Return at most 200 encoded validation samples."""
-        return self._encoded(self.validation, VALIDATION_SAMPLES)
+        """Return the encoded validation samples."""
+        return self._encoded(self.validation, self.validation_samples)
 
     def _encoded(self, split: str, most: int) -> tuple[Inputs, Tensor]:
         in_words = self.is_text_to_text

@@ -5,18 +5,21 @@ from __future__ import annotations
 import gzip
 import zlib
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from evalkit.errors import EvalkitError
 from evalkit.tasks.images import Pictures, scaled
 from evalkit.tasks.pretrained import check_number
 from evalkit.tasks.task import Recipe, Task
 
-_WIDTH = 2048
+SIDE = 28
+"""Height and width of a picture of Fashion-MNIST."""
 _CLASSES = 10
 # Adam, 60 epochs of batches of 64, as in the paper (appendix H.7).
 _RECIPE = Recipe("adam", 1e-4, 0.0, epochs=60, batch_size=64, checkpoint_every=2)
@@ -24,22 +27,37 @@ _IDX_IMAGES, _IDX_LABELS = 2051, 2049
 _IDX_HEADER = {_IDX_IMAGES: 16, _IDX_LABELS: 8}
 
 
-def build_model(pixels: int) -> nn.Module:
-    """Return a perceptron with ReLU, two hidden layers of 2048: 10,510,346 parameters for 3072."""
-    return nn.Sequential(
-        nn.Linear(pixels, _WIDTH),
-        nn.ReLU(),
-        nn.Linear(_WIDTH, _WIDTH),
-        nn.ReLU(),
-        nn.Linear(_WIDTH, _CLASSES),
-    )
+def build_model(pixels: int, widths: tuple[int, ...]) -> nn.Module:
+    """Return a perceptron with ReLU: 10,510,346 parameters for 3072 pixels, widths 2048 and 2048.
+
+    Args:
+        pixels: numbers of a picture.
+        widths: of the hidden layers.
+    """
+    layers: list[nn.Module] = []
+    for width, following in pairwise((pixels, *widths, _CLASSES)):
+        layers += [nn.Linear(width, following), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
-def cifar10(data: str, samples: int) -> Task:
+def layer_widths(widths: str) -> tuple[int, ...]:
+    """Return the widths of layers, written as in '400-200-100'."""
+    parts = widths.split("-")
+    if not all(part.isdecimal() for part in parts):
+        raise EvalkitError(
+            "expected the setting widths to be whole numbers with dashes between, "
+            f"found '{widths}'; write them as in 32-16-8"
+        )
+    for part in parts:
+        check_number("widths", int(part), 1)
+    return tuple(int(part) for part in parts)
+
+
+def cifar10(data: str, samples: int, widths: str, validation_samples: int) -> Task:
     """Return the paper's task."""
-    pictures = Pictures(data, "label", samples)
+    pictures = Pictures(data, "label", samples, validation_samples)
     return Task(
-        model=partial(build_model, 3 * 32 * 32),
+        model=partial(build_model, 3 * 32 * 32, layer_widths(widths)),
         data=pictures.training,
         validation=pictures.validating,
         collate=_flat,
@@ -52,16 +70,36 @@ def _flat(inputs: object, targets: Tensor) -> tuple[Tensor, Tensor]:
     return scaled(inputs).flatten(1), targets
 
 
-def fashion_mnist(data: str, samples: int) -> Task:
-    """Return the task on the pictures in a folder."""
+def fashion_mnist(data: str, samples: int, widths: str, size: int) -> Task:
+    """Return the task on the pictures in a folder.
+
+    Args:
+        data: the folder.
+        samples: training samples, drawn at random; 0 for all.
+        widths: of the hidden layers, see :func:`layer_widths`.
+        size: height and width of the pictures, means over squares of the 28 x 28 pixels.
+    """
     check_number("samples", samples, 0)
+    if size < 1 or SIDE % size:
+        raise EvalkitError(
+            f"expected the setting size to divide {SIDE}, found {size}; pass 28, 14, 7 or 4"
+        )
     return Task(
-        model=partial(build_model, 28 * 28),
+        model=partial(build_model, size * size, layer_widths(widths)),
         data=partial(_read_fashion_mnist, Path(data), "train", samples),
         validation=partial(_read_fashion_mnist, Path(data), "t10k", 0),
-        collate=_flat,
+        collate=partial(_pooled, size),
         recipe=_RECIPE,
     )
+
+
+def _pooled(size: int, inputs: object, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return pixels from -1 to 1 of pictures (N, 28, 28) of bytes: (N, size^2)."""
+    assert isinstance(inputs, Tensor)
+    pixels = scaled(inputs)
+    if size < SIDE:
+        pixels = functional.avg_pool2d(pixels[:, None], SIDE // size)
+    return pixels.flatten(1), targets
 
 
 def _read_fashion_mnist(folder: Path, part: str, samples: int) -> tuple[Tensor, Tensor]:
