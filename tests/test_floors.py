@@ -49,6 +49,7 @@ indicator rounding work
 solvers
 curvature
 updates
+optim.ranks
 optim.recorded
 optim
 scoring

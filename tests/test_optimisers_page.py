@@ -44,4 +44,5 @@ def test_the_weights_are_those_of_the_optimiser() -> None:
     IEF(model.parameters(), lr=1.0, damping=1e-3).step(lambda: (model(inputs), targets))
     for old, parameter in zip(before, model.parameters(), strict=True):
         torch.testing.assert_close(old - parameter.detach(), parameter.grad)
-    assert not model._forward_hooks and not model._forward_pre_hooks
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks

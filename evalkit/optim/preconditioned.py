@@ -66,8 +66,8 @@ class Preconditioned(ClosureOptimizer):
             )
         if settings.get("gram") == "batch":
             raise EvalkitError(
-                f"expected `gram` 'rank' for '{method}', found 'batch'; the samples of all processes "
-                "are one system for EF, IEF, SF, FGN and Polyak alone"
+                f"expected `gram` 'rank' for '{method}', found 'batch'; the samples of all "
+                "processes are one system for EF, IEF, SF, FGN and Polyak alone"
             )
         self.method, self.others = method, check_others(others)
         super().__init__(params, lr, damping, likelihood, **settings)

@@ -11,10 +11,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.outputs import logits_of
 from evalkit.linearization.callers_forward import recorded
 from evalkit.linearization.recorder import Recorder
 from evalkit.optim.recorded import Forwards
@@ -34,7 +36,8 @@ class _Watch:
 class WeightedLoss:
     """A loss whose gradient is the direction of EF, iEF, FGN or Polyak's step.
 
-    It records the forwards of the model from then on. After each, it takes logits and targets::
+    It records the forwards of the model from then on, those with gradients on. After each, it takes
+    logits and targets::
 
         weighted = evalkit.optim.WeightedLoss(model, method="ief")
         weighted(model(inputs), targets).backward()
@@ -79,11 +82,12 @@ class WeightedLoss:
         for handle in self._handles:
             handle.remove()
 
-    def weights(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def weights(self, logits: Any, targets: Tensor) -> Tensor:
         """Return w with the gradient of sum_n w_n l_n the direction for the mean loss: (N,).
 
         Args:
-            logits: of the last forward of the model, with their graph.
+            logits: of the last forward of the model, with their graph: a tensor, or its output with
+                them.
             targets: labels or values for the likelihood.
 
         Raises:
@@ -99,12 +103,12 @@ class WeightedLoss:
         lin = self._forwards.of_logits(recorder, logits, targets, self._trainable())
         return sample_weights(lin, self.method, self.damping)
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, logits: Any, targets: Tensor) -> Tensor:
         """Return sum_n w_n l_n, whose gradient is the direction; errors as :meth:`weights`.
 
         Its value is not a loss to look at: weights of a nearly singular system have both signs.
         """
-        weights = self.weights(logits, targets)
+        weights, logits = self.weights(logits, targets), logits_of(logits)
         targets = self._meaning.check(logits, targets)
         losses = self._meaning.losses(logits, targets)
         return (weights.to(losses) * losses).sum()
@@ -113,6 +117,9 @@ class WeightedLoss:
         return {name: p for name, p in self._model.named_parameters() if p.requires_grad}
 
     def _begin(self, model: nn.Module, inputs: Any) -> None:
+        self._watch.recorder = None
+        if not torch.is_grad_enabled():  # as in validation
+            return
         self._watch.entered = recorded(self._trainable())
         self._watch.recorder = self._watch.entered.__enter__()
 
