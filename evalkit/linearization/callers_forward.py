@@ -17,6 +17,7 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.forward import differentiable
 from evalkit.evaluation.given import Inputs
 from evalkit.layers.budget import BUDGET, Budget
+from evalkit.linearization.broadcasts import broadcast_parameters
 from evalkit.linearization.graph_ends import is_foreign
 from evalkit.linearization.micro_batches import MicroBatch, MicroBatches
 from evalkit.linearization.recorder import Graph, Recorder, graph_of, ruled_parameters
@@ -37,8 +38,8 @@ def recorded(parameters: Mapping[str, Tensor]) -> Iterator[Recorder]:
     Args:
         parameters: those to watch, by name.
     """
-    # Without a number of samples, which nobody knows before the forward, no broadcast is seen.
-    recorder = Recorder({id(value): name for name, value in parameters.items()}, samples=0)
+    names = {id(value): name for name, value in parameters.items()}
+    recorder = Recorder(names, samples=None)
     with differentiable(), recorder:
         yield recorder
 
@@ -117,12 +118,15 @@ def _recording(
             "expected activation checkpointing that torch can differentiate layer by layer, found "
             "use_reentrant=True, whose gradients would be lost; pass use_reentrant=False"
         )
+    reached = graph.accumulators_of(parameters)
+    # What is as long as another axis is no batch.
+    broadcasts = [one for one in recorder.broadcasts if one.samples == len(logits)]
     return Recording(
         logits,
         parameters,
         tuple(recorder.uses),
         ruled_parameters(graph, parameters, recorder),
-        {},
+        broadcast_parameters(graph.users, reached, broadcasts),
         _run_again,
         (),
         nn.Module(),

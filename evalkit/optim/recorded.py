@@ -89,7 +89,9 @@ class Forwards:
             )
         batches = CallersForward(recorder, logits, parameters)
         layers = tuple(type(use.layer) for use in recorder.uses)
-        look = batches[0].recording.ruled, layers, batches.kinds, len(batches.logits) > 1
+        recording = batches[0].recording
+        alike = frozenset(recording.broadcast_candidates)
+        look = recording.ruled, alike, layers, batches.kinds, len(batches.logits) > 1
         meaning = likelihoods.get(self.likelihood)
         lin = Linearization(batches, meaning, targets, self.routes.get(look))
         if not lin.losses.isfinite().all():
