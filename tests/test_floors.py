@@ -50,6 +50,7 @@ indicator rounding work
 solvers
 curvature
 updates
+optim.ranks
 optim.recorded
 optim
 scoring

@@ -144,3 +144,9 @@ def test_a_failure_of_one_process_is_of_all(both: Both) -> None:
         assert skipped == 1
         assert "finite" in said
         assert torch.equal(theta, start)
+
+
+def test_other_methods_have_no_system_of_all_processes() -> None:
+    parameters = CASES[CASE].make().model.parameters()
+    with pytest.raises(EvalkitError, match="gram"):
+        optim.Preconditioned(parameters, "kfac", 0.1, 1e-3, gram="batch")

@@ -232,3 +232,17 @@ def test_what_training_mode_draws_is_linearised(build: Any, method: str) -> None
     batch = Batch(model.double().train(), inputs, draw.integers(3, len(inputs)), "categorical")
     torch.manual_seed(7)
     compared(batch, method, 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:samples influence each other")
+def test_a_mode_that_changes_is_seen() -> None:
+    """Statistics that were fixed in the first step are those of the batch in the second."""
+    draw = Draw(1)
+    model, inputs = batch_statistics(draw)
+    initialise(model, draw)
+    batch = Batch(model.double().eval(), inputs, draw.integers(3, len(inputs)), "categorical")
+    optimizer = optim.IEF(model.parameters(), 1.0, 1e-6)
+    moved(batch, optimizer)
+    model.train()
+    expected = Before.of(batch).direction("ief", 1e-6)
+    assert_near(moved(batch, optimizer), expected, TOLERANCE)
