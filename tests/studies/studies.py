@@ -34,11 +34,11 @@ def _every(structured: Iterable[str]) -> tuple[Candidate, ...]:
         Candidate("adafactor", _grid(1e-3, 4)),
         Candidate("muon", _grid(1e-3, 4)),
         Candidate("sgd", _grid(0.03, 4)),
-        Candidate("ief", _grid(1.0, 4), by_samples),
+        Candidate("ief", _grid(3.0, 4), by_samples),
         Candidate("ef", _grid(0.03, 4), by_samples | NORMALISED),
         Candidate("sf", _grid(0.03, 4), by_samples | NORMALISED),
-        Candidate("fgn", _grid(0.1, 4), by_samples),
-        Candidate("polyak", _grid(0.1, 4), by_samples),
+        Candidate("fgn", _grid(0.01, 4), by_samples),
+        Candidate("polyak", _grid(0.03, 4), by_samples),
         *(Candidate(name, _grid(0.01, 4), {"damping": DAMPING}) for name in structured),
     )
 
@@ -79,7 +79,7 @@ def _finetune(task: str) -> Study:
             adamw=_grid(1e-3, 3),
             sgd=_grid(0.1, 3),
             ief=_grid(10.0, 3),
-            fgn=_grid(1.0, 3),
+            fgn=_grid(0.1, 3),
             ef=_grid(0.01, 3),
             sf=_grid(0.01, 3),
         ),
