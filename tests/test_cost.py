@@ -182,3 +182,23 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert lines[-1].startswith("evalkit: error: ")
     assert hint in lines[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_left_out_is_left_out_of_every_piece(tmp_path: Path) -> None:
+    file, found = tmp_path / "normed.py", {}
+    file.write_text(
+        "import torch, evalkit\n\n"
+        "def model():\n"
+        "    parts = torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2)\n"
+        "    return torch.nn.Sequential(*parts)\n\n"
+        "def data():\n"
+        "    return torch.linspace(-1, 1, 36).view(12, 3), torch.arange(12) % 2\n\n"
+        'task = evalkit.Task(model=model, data=data, likelihood="categorical")\n'
+    )
+    for others in ("block", "leave"):
+        out = tmp_path / others
+        asked = ["--methods", "kfac", "--batch-size", "6", "--repetitions", "1"]
+        assert main(["cost", f"{file}:task", *asked, "--others", others, "--out", str(out)]) == 0
+        found[others] = json.loads((out / "cost.json").read_text())
+        assert found[others]["others"] == others
+    assert found["block"]["num_params"] - found["leave"]["num_params"] == 8

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 import evalkit
 import evalkit.diagnosis.running
@@ -184,3 +185,45 @@ def test_tables_without_numbers_of_rows_are_taken_as_they_are(
     assert main(command) == 0
     assert (out / "errors.csv").read_bytes() == first
     assert json.loads((out / "errors.json").read_text())["rows"]
+
+
+NORMED = """
+import torch, evalkit
+
+def model():
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+
+def data():
+    return torch.linspace(-1, 1, 36).view(12, 3), torch.arange(12) % 2
+
+task = evalkit.Task(model=model, data=data, likelihood="categorical")
+"""
+
+
+@pytest.mark.parametrize("others", ["block", "gradient", "leave"])
+def test_parameters_without_factors_are_what_is_asked_for(tmp_path: Path, others: str) -> None:
+    file, out, folder = tmp_path / "normed.py", tmp_path / "out", tmp_path / "checkpoints"
+    file.write_text(NORMED)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+    folder.mkdir()
+    torch.save(model.state_dict(), folder / "step-0.pt")
+    asked = ["--task", f"{file}:task", *ARGUMENTS, "--others", others, "--out", str(out)]
+    assert main(["errors", str(folder), *asked]) == 0
+    errors, scales, described = tables(out)
+    errors["block"], scales["block"] = errors["block"].astype(str), scales["block"].astype(str)
+    layers, norm = {"0", "2"}, {"1.weight", "1.bias"}
+    expected = layers if others == "leave" else layers | norm
+    assert set(errors["block"]) == expected | {ALL, WHOLE}
+    assert set(scales["block"]) == expected
+    assert described["settings"]["others"] == others
+    one = errors[(errors["method"] == "kfac:labels=exact") & errors["block"].isin(norm)]
+    assert len(one) == (0 if others == "leave" else 2)
+    assert (one["frobenius"] < 1e-6).all() == (others != "gradient")
+
+
+def test_what_becomes_of_other_parameters_is_one_of_three(
+    trajectory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["errors", str(trajectory), "--task", "digits-mlp", "--others", "blocks"]
+    assert main(arguments) == 2
+    assert "--others" in capsys.readouterr().err

@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 import evalkit
-from evalkit.scoring.products import GROWTH, combination, products
-from evalkit.updates import compute
+from evalkit.linearization import ByParameter
+from evalkit.scoring.products import (
+    GROWTH,
+    Combination,
+    combination,
+    products,
+    vector_combination,
+)
+from evalkit.updates import VectorUpdate, compute
 from tests.support.cases import CASES
 from tests.support.dense import assert_near
 from tests.support.table import Draw
@@ -60,3 +67,78 @@ def test_shared_products_are_those_of_each_damping(
         d = update.direction(lin)
         assert_near(product, lin.jvp(d), 1e-9)
         assert length == pytest.approx(float(d.norm()), rel=1e-9)
+
+
+LAYERED = [
+    "kfac:labels=exact",
+    "kfac:style=pi",
+    "kfac:style=plain",
+    "ekfac:labels=improved",
+    "kpsvd:labels=exact",
+]
+
+
+@pytest.mark.parametrize("method", LAYERED)
+def test_a_few_directions_of_blocks_make_up_all(method: str) -> None:
+    lin = evalkit.linearize(*CASES["mlp_categorical"].make(), dtype="float32")
+    updates = [compute(method, lin, damping, 0) for damping in NEAR_ZERO]
+    assert all(isinstance(one, VectorUpdate) for one in updates)
+    found = vector_combination([one for one in updates if isinstance(one, VectorUpdate)], lin.unit)
+    assert found is not None
+    assert len(found.chosen) < len(updates)
+    every = torch.stack([whole(one) for one in updates], 1)
+    lengths = every.norm(dim=0)
+    some = every[:, list(found.chosen)]
+    assert ((some @ found.factors - every).norm(dim=0) <= 1e-7 * lengths).all()  # held in float32
+    parts = torch.stack([lengths_of(one) for one in updates], 1)
+    assert_near(parts.norm(dim=0), lengths, 1e-6)
+    made = parts[:, list(found.chosen)] @ found.factors
+    assert ((made - parts).norm(dim=0) <= 2e-9 * lengths).all()
+    assert (some.norm(dim=0) @ found.factors.abs() <= 1.01 * GROWTH * lengths).all()
+    for update, (product, length) in zip(updates, products(lin, updates, 0.0), strict=True):
+        assert_near(product, lin.jvp(update.direction(lin)).double(), 1e-5)
+        assert length == pytest.approx(float(update.direction(lin).norm()), rel=1e-5)
+
+
+def test_dampings_that_change_directions_have_their_own_products() -> None:
+    lin = evalkit.linearize(*CASES["mlp_categorical"].make(), dtype="float32")
+    found = combined(lin, "kfac:labels=exact", WIDE)
+    assert found is not None
+    assert len(found.chosen) > 2
+
+
+@pytest.mark.parametrize("method", ["fop", "deflation:labels=exact", "block:labels=exact"])
+def test_directions_that_are_no_sums_share_nothing(method: str) -> None:
+    lin = evalkit.linearize(*CASES["mlp_categorical"].make(), dtype="float32")
+    assert combined(lin, method, (1e-9, 1e-8)) is None
+    double = evalkit.linearize(*CASES["mlp_categorical"].make())
+    assert combined(double, "kfac", (1e-9, 1e-8)) is None
+
+
+def test_directions_of_two_matrices_share_nothing() -> None:
+    lin = evalkit.linearize(*CASES["mlp_categorical"].make(), dtype="float32")
+    both = [compute(name, lin, 1e-9, 0) for name in ("kfac", "kfac:labels=exact")]
+    vectors = [one for one in both if isinstance(one, VectorUpdate)]
+    assert vector_combination(vectors, lin.unit) is None
+
+
+def combined(
+    lin: evalkit.Linearization, method: str, dampings: tuple[float, ...]
+) -> Combination | None:
+    """What the dampings of a sweep are made of."""
+    updates = [compute(method, lin, damping, 0) for damping in dampings]
+    return vector_combination([u for u in updates if isinstance(u, VectorUpdate)], lin.unit)
+
+
+def lengths_of(update: object) -> Tensor:
+    """Of the parts of a direction."""
+    assert isinstance(update, VectorUpdate)
+    assert update.lengths is not None
+    return update.lengths
+
+
+def whole(update: object) -> Tensor:
+    """A direction by parameter, in float64."""
+    assert isinstance(update, VectorUpdate)
+    assert isinstance(update.vector, ByParameter)
+    return update.vector.to(torch.float64).vector()

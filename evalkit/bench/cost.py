@@ -6,7 +6,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 from evalkit import likelihoods
 from evalkit.bench.memory import peak_mebibytes
 from evalkit.bench.timing import Timed, Timing, in_turns, seconds
+from evalkit.curvature.others import linearized
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.forward import cast, forward, in_precision
 from evalkit.evaluation.given import Inputs
@@ -147,14 +148,24 @@ class _Problem:
         batch = self.batch
         return linearize(self.model, batch.inputs, batch.targets, self.likelihood, size)
 
+    def linearized(self) -> AbstractContextManager[tuple[Linearization, tuple[str, ...]]]:
+        """Provide the linearization without what ``others=leave`` leaves out."""
+        settings, batch = self.settings, self.batch
+        given = batch.inputs, batch.targets, self.likelihood, settings.micro_batch_size, None
+        return linearized(self.model, *given, settings.others)
+
     def update(self, method: str) -> Tensor:
         """Return the direction of a method, from model and batch."""
-        return update(method, self.linearize(), self.settings.dampings[0], self.settings.seed)
+        settings = self.settings
+        lin = self.linearize()
+        return update(method, lin, settings.dampings[0], settings.seed, settings.others)
 
     def scores(self, methods: tuple[str, ...]) -> list[Score]:
         """Return the scores of methods, from model and batch."""
         settings = self.settings
-        return score_linearization(self.linearize(), methods, settings.dampings, settings.seed)
+        return score_linearization(
+            self.linearize(), methods, settings.dampings, settings.seed, others=settings.others
+        )
 
     def pieces(self) -> dict[Piece, Timed]:
         """Return what is measured, but for the training step."""
@@ -184,8 +195,8 @@ def measure_costs(
 
     Args:
         task: its model, as initialised, and its training samples.
-        settings: methods, their damping (the first), batch size, seed, dtype, micro-batch size and
-            device.
+        settings: methods, their damping (the first), batch size, seed, dtype, micro-batch size,
+            device, and what is made of parameters without factors.
         repetitions: how often to take every piece of work, after one that does not count.
         on_progress: called with the pieces done, their number, and the name of the next.
 
@@ -198,9 +209,10 @@ def measure_costs(
             f"expected repetitions of at least 1, found {repetitions}; set `repetitions` to 1 or "
             "more"
         )
-    with user_code(f"the model of task '{task.name}'"):
+    with user_code(f"the model of task '{task.name}'"), ExitStack() as stack:
         problem = _problem(task, settings)
-        lin = problem.linearize()
+        # What is left out is frozen for every piece of work, the training step included.
+        lin, _ = stack.enter_context(problem.linearized())
         iterations = {score.method: score.iterations for score in problem.scores(settings.methods)}
         pieces = problem.pieces()
         total = (repetitions + 2) * len(pieces) + 1
@@ -285,7 +297,9 @@ def _provenance(
     timings: Mapping[Piece, Timing],
 ) -> dict[str, Any]:
     device = lin.logits.device
-    used = {name: getattr(settings, name) for name in ("methods", "seed", "micro_batch_size")}
+    used = {
+        name: getattr(settings, name) for name in ("methods", "seed", "micro_batch_size", "others")
+    }
     return {
         "evalkit": __version__,
         "versions": versions(),

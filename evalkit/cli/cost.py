@@ -15,11 +15,12 @@ from evalkit.cli.options import (
     DTYPE,
     LOAD,
     MICRO_BATCH_SIZE,
+    OTHERS,
     SET,
     CommaSeparated,
     Number,
 )
-from evalkit.settings import Settings
+from evalkit.settings import Others, Settings
 
 if TYPE_CHECKING:
     from evalkit.bench.cost import CostTable
@@ -55,6 +56,7 @@ Examples:
 @MICRO_BATCH_SIZE
 @DTYPE
 @DEVICE
+@OTHERS
 @click.option(
     "--out",
     "folder",
@@ -72,6 +74,7 @@ def command(
     micro_batch_size: int | None,
     dtype: str | None,
     device: str,
+    others: Others,
     folder: Path | None,
 ) -> None:
     """Measure forward, backward, and every method's update and score on one batch of TASK.
@@ -99,6 +102,7 @@ def command(
         micro_batch_size=micro_batch_size,
         dtype=dtype,
         device=device,
+        others=others,
     )
     with shown_progress(loaded.name) as shown:
         table = measure_costs(loaded, settings, repetitions, shown.update)

@@ -17,13 +17,14 @@ from evalkit.cli.options import (
     LOAD,
     MICRO_BATCH_SIZE,
     ORDER,
+    OTHERS,
     SEED,
     SET,
     TASK,
     CommaSeparated,
     Number,
 )
-from evalkit.settings import PROBES, Settings
+from evalkit.settings import PROBES, Others, Settings
 
 if TYPE_CHECKING:
     from evalkit.diagnosis.running import Tables
@@ -88,6 +89,7 @@ Examples:
 )
 @MICRO_BATCH_SIZE
 @DEVICE
+@OTHERS
 @click.option(
     "--out",
     "run",
@@ -112,6 +114,7 @@ def command(
     dtype: str,
     micro_batch_size: int | None,
     device: str,
+    others: Others,
     run: Path | None,
 ) -> None:
     """Compare methods' undamped matrices with the exact Fisher matrix at every checkpoint in DIR.
@@ -124,7 +127,7 @@ def command(
     check_there(folder)
     check_names("method", (*methods, *scales), (*code, task))
     settings = Settings(
-        methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device
+        methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device, others
     )
     from evalkit.checkpoints import open_trajectory, trajectory_task
     from evalkit.cli.progress import shown_progress

@@ -176,6 +176,13 @@ DEVICE = click.option(
     show_default=True,
     help="Where to evaluate the model: cpu, cuda, cuda:1, ...",
 )
+OTHERS = click.option(
+    "--others",
+    default=Settings.others,
+    show_default=True,
+    help="Of parameters without factors: block (each its own), gradient, or leave (all rows "
+    "without them).",
+)
 PAST = click.option(
     "--past",
     "past",

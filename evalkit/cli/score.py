@@ -17,6 +17,7 @@ from evalkit.cli.options import (
     LOAD,
     MICRO_BATCH_SIZE,
     ORDER,
+    OTHERS,
     PAST,
     PAST_BATCHES_OPTION,
     SEED,
@@ -71,13 +72,7 @@ Examples:
 @DTYPE
 @MICRO_BATCH_SIZE
 @DEVICE
-@click.option(
-    "--others",
-    default=Settings.others,
-    show_default=True,
-    help="Of parameters without factors: block (each its own), gradient, or leave (all rows "
-    "without them).",
-)
+@OTHERS
 @PAST
 @PAST_BATCHES_OPTION
 @click.option(

@@ -99,6 +99,7 @@ class Diagonal:
             cut.lost,
             lambda generator: turned.drawn(far, generator).joined(),
             float(squares.sum()),
+            lengths=squares.sqrt(),
         )
 
     def _by_entries(self, gradient: Tensor, damping: float) -> Solution:

@@ -25,6 +25,9 @@ from evalkit.layers.low_rank import LowRank
 from evalkit.linearization import ByParameter, Linearization
 from evalkit.settings import Others
 
+MOST_LENGTHS = 1 << 17
+"""Lengths of the parts of a direction that are kept for the other dampings of a sweep: 1 MiB."""
+
 
 class BlockSolver(Protocol):
     """A block of a structure, decomposed."""
@@ -163,6 +166,8 @@ class Preconditioned:
         matrix: that was solved with, undamped.
         floored: for each block, by its parameters, the part of its directions along which the floor
             of a two-term method takes the place of what its matrix has there.
+        lengths: of the parts of d, orthogonal to each other, whose directions are the same at every
+            damping: (M,). None where d is not made that way, or where they are many.
     """
 
     parts: Tensor | ByParameter
@@ -172,6 +177,7 @@ class Preconditioned:
     deviation: Callable[[], Tensor | ByParameter] | None
     matrix: BlockMatrix
     floored: Mapping[Names, float] = field(default_factory=dict)
+    lengths: Tensor | None = None
 
     @property
     def vector(self) -> Tensor:
@@ -257,6 +263,7 @@ def solved(
         partial(_deviation, matrix, damping) if drawable else None,
         matrix,
         {names: one.floored for names, one in solutions.items()},
+        _lengths(solutions.values()),
     )
 
 
@@ -267,6 +274,14 @@ def _anywhere(block: BlockSolver | RowBlock) -> BlockSolver | RowBlock:
     if isinstance(block, Kronecker | Diagonal | TwoTerms):
         return replace(block, within=(False, False))
     return block
+
+
+def _lengths(solutions: Iterable[Solution]) -> Tensor | None:
+    found = [one.lengths for one in solutions]
+    known = [one.flatten() for one in found if one is not None]
+    if len(known) < len(found) or sum(map(len, known)) > MOST_LENGTHS:
+        return None
+    return torch.cat(known)
 
 
 def _kept(matrix: BlockMatrix, solutions: Mapping[Names, Solution]) -> ByParameter:

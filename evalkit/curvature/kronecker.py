@@ -34,6 +34,8 @@ class Solution:
         floored: the part of the block's directions along which a floor takes the place of what its
             matrix has there; 0 for blocks without one.
         square: |X|^2, where it is known.
+        lengths: of the parts that X is a sum of, where each of these, orthogonal to the others, has
+            the same direction at every damping; None where X is not made that way.
     """
 
     solved: Tensor | Rotated
@@ -43,6 +45,7 @@ class Solution:
     deviation: Callable[[torch.Generator], Tensor | LowRank] | None = None
     square: float | None = None
     floored: float = 0.0
+    lengths: Tensor | None = None
 
     @property
     def matrix(self) -> Tensor:
@@ -175,6 +178,7 @@ class Kronecker:
             cut.lost,
             lambda generator: x.drawn(far, generator).joined(),
             float(squares.sum()),
+            lengths=squares.sqrt(),
         )
 
     def product(self, x: Tensor) -> Tensor:

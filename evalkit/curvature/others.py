@@ -123,6 +123,7 @@ class Unchanged:
             deviation=lambda generator: (
                 random_signs(gradient.shape, generator, gradient) * self.gradient**0.5
             ),
+            lengths=torch.linalg.vector_norm(gradient),
         )
 
 

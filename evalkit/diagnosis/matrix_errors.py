@@ -27,7 +27,7 @@ from evalkit.diagnosis.blocks import (
 )
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization, linearize
-from evalkit.settings import PROBES
+from evalkit.settings import PROBES, Others
 from evalkit.storage.rows import MatrixError
 from evalkit.updates import VectorUpdate, compute, methods
 
@@ -54,7 +54,11 @@ class _Whole:
 
 
 def matrix_errors(
-    lin: Linearization, names: Sequence[str], probes: int = PROBES, seed: int = 0
+    lin: Linearization,
+    names: Sequence[str],
+    probes: int = PROBES,
+    seed: int = 0,
+    others: Others = "block",
 ) -> list[MatrixError]:
     """Return how far the undamped matrices of methods are from the exact Fisher matrix.
 
@@ -63,6 +67,7 @@ def matrix_errors(
         names: methods that take the matrix layer by layer, with their settings.
         probes: for a block that is too large for its Gram matrix and to be formed.
         seed: of labels that methods draw, and of the probes.
+        others: what methods make of parameters without factors.
 
     Returns:
         A row for each method and block, in the order of the model's parameters, with
@@ -73,7 +78,7 @@ def matrix_errors(
     """
     check_probes(probes)
     exact = _exact(lin)
-    matrices = {name: _matrix(lin, name, seed) for name in names}
+    matrices = {name: _matrix(lin, name, seed, others) for name in names}
     reference = exact or next(iter(matrices.values())).pulled
     total: Tensor | None = None
     several = exact is not None and exact.given.targets.numel() <= MOST
@@ -233,8 +238,8 @@ def _in_order(lin: Linearization, reference: Pulled) -> list[Names]:
     return sorted(reference.blocks, key=lambda names: places[names[0]])
 
 
-def _matrix(lin: Linearization, method: str, seed: int) -> BlockMatrix:
-    update = compute(method, lin, DAMPING, seed)
+def _matrix(lin: Linearization, method: str, seed: int, others: Others) -> BlockMatrix:
+    update = compute(method, lin, DAMPING, seed, others=others)
     if not isinstance(update, VectorUpdate) or update.matrix is None:
         raise _without_blocks(method, _tiny())
     return update.matrix

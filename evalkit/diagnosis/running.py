@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from evalkit.checkpoints import Trajectory, load_into, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
+from evalkit.curvature.others import linearized
 from evalkit.diagnosis.matrix_errors import check_have_blocks, check_probes, matrix_errors
 from evalkit.diagnosis.scales import layer_scales
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs
-from evalkit.linearization import linearize
 from evalkit.scoring import check_request
 from evalkit.settings import PROBES, Settings
 from evalkit.storage.columns import Source, columns_of, csv_line, csv_rows, parse_csv
@@ -145,11 +145,13 @@ def _execute(
     try:
         with user_code(f"the scoring of task '{task.name}'"), full_precision():
             micro, dtype = settings.micro_batch_size, settings.dtype
-            lin = linearize(model, *batch, task.likelihood, micro, dtype)
+            given = *batch, task.likelihood, micro, dtype, settings.others
             # That of scores: the same labels are drawn.
             seed = batch_seed(settings.seed, cell.batch, "methods")
-            errors = matrix_errors(lin, settings.methods, request.probes, seed)
-            return errors, layer_scales(lin, request.scaled, settings.dampings, seed)
+            with linearized(model, *given) as (lin, _):
+                errors = matrix_errors(lin, settings.methods, request.probes, seed, settings.others)
+                scales = request.scaled, settings.dampings, seed, settings.others
+                return errors, layer_scales(lin, *scales)
     except EvalkitError as error:
         place = f"checkpoint '{cell.checkpoint}', batch {cell.batch}"
         raise EvalkitError(f"{place}: {error}") from error

@@ -21,6 +21,7 @@ from evalkit.indicator import indicator
 from evalkit.linearization import Linearization
 from evalkit.scoring import score_update
 from evalkit.scoring.metrics import efficiency
+from evalkit.settings import Others
 from evalkit.storage.rows import LayerScale
 from evalkit.updates import Update, VectorUpdate, compute
 
@@ -41,7 +42,11 @@ class Scaled:
 
 
 def layer_scales(
-    lin: Linearization, methods: Sequence[str], dampings: Sequence[float], seed: int = 0
+    lin: Linearization,
+    methods: Sequence[str],
+    dampings: Sequence[float],
+    seed: int = 0,
+    others: Others = "block",
 ) -> list[LayerScale]:
     """Return the best scale of each layer in directions of methods, and the gamma that they give.
 
@@ -53,11 +58,13 @@ def layer_scales(
         methods: of any kind, with settings.
         dampings: at which each is taken.
         seed: for methods that draw samples.
+        others: what methods by layers make of parameters without factors.
     """
     rows = []
     for name in methods:
         for damping in dampings:
-            rows += _of_update(lin, name, damping, compute(name, lin, damping, seed))
+            update = compute(name, lin, damping, seed, others=others)
+            rows += _of_update(lin, name, damping, update)
     return rows
 
 

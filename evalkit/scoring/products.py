@@ -5,6 +5,9 @@ damping smoothly: where it is far from the eigenvalues of the Gram matrix, the w
 and those at a few dampings make up all others. J d is linear in the weights, so that the products
 at these few make up those at all dampings. Where many are needed and the model has few outputs, the
 products of all one-sample gradients are formed instead.
+
+Likewise blocks that solve in eigenvectors, along which the parts of d keep their directions: what
+is far above the dampings hardly changes, what is far below them goes with 1 / lambda.
 """
 
 from __future__ import annotations
@@ -64,7 +67,8 @@ def products(
     made_up = _sweep_products(lin, updates) if costly else None
     for place, update in enumerate(updates):
         if isinstance(update, VectorUpdate):
-            yield lin.jvp(update.vector), _length(update.vector)
+            product = lin.jvp(update.vector) if made_up is None else made_up[place]
+            yield product, _length(update.vector)
         elif update.cotangents is lin.logit_gradients:
             yield lin.gradient_jvp, lin.gradient_norm
         else:
@@ -85,6 +89,13 @@ def _product(lin: Linearization, update: CotangentUpdate) -> Tensor:
 
 def _sweep_products(lin: Linearization, updates: Sequence[Update]) -> Tensor | None:
     """Return J d of all updates from the products of a few; None where each has its own."""
+    vectors = [one for one in updates if isinstance(one, VectorUpdate)]
+    if len(vectors) == len(updates):
+        made_of = vector_combination(vectors, lin.unit)
+        if made_of is None:
+            return None
+        apart = [lin.jvp(vectors[place].vector).double() for place in made_of.chosen]
+        return (torch.stack(apart, -1) @ made_of.factors).movedim(-1, 0)
     summed = [one for one in updates if isinstance(one, CotangentUpdate) and one.terms]
     if len(summed) < max(2, len(updates)):
         return None
@@ -100,6 +111,50 @@ def _sweep_products(lin: Linearization, updates: Sequence[Update]) -> Tensor | N
         return (weights.T @ torch.cat(known)).view(-1, *lin.logits.shape)
     chosen = torch.stack([_product(lin, summed[place]) for place in found.chosen], -1)
     return (chosen @ found.factors).movedim(-1, 0)
+
+
+def vector_combination(updates: Sequence[VectorUpdate], unit: float) -> Combination | None:
+    """Return a few directions that all others are sums of; None where each has its own product.
+
+    Args:
+        updates: those of the dampings of a sweep.
+        unit: the rounding of the evaluation; that of float64 hides nothing.
+    """
+    if len(updates) < 2 or HIDDEN * unit < torch.finfo(torch.float64).eps:
+        return None
+    lengths, blocks = [], set[int]()
+    for one in updates:
+        if one.lengths is None or one.matrix is None:
+            return None
+        lengths.append(one.lengths)
+        blocks.add(id(one.matrix.blocks))
+    return whole_combination(torch.stack(lengths, 1), HIDDEN * unit) if len(blocks) == 1 else None
+
+
+def whole_combination(columns: Tensor, tolerance: float) -> Combination:
+    """Return a few columns that all others are sums of, each as a whole.
+
+    A sum differs from its column by a part of that column's length that is within the tolerance,
+    and the lengths that it adds up are at most :data:`GROWTH` times that of the column. Entries of
+    a direction are rounded by as much, as a part of its length, before products see them.
+
+    Args:
+        columns: (M, D) float64.
+        tolerance: of each column, relative.
+    """
+    sizes = torch.linalg.vector_norm(columns, dim=0).clamp_min(torch.finfo(columns.dtype).tiny)
+    corners = torch.linalg.qr(columns / sizes, mode="r").R  # with the lengths of all sums
+    chosen = [0]
+    while True:
+        factors = torch.linalg.lstsq(corners[:, chosen], corners, driver="gelsd").solution
+        factors[:, chosen] = torch.eye(len(chosen)).to(factors)
+        left = torch.linalg.vector_norm(corners - corners[:, chosen] @ factors, dim=0)
+        excess = torch.maximum(left / tolerance, factors.abs().sum(0) / GROWTH)
+        excess[chosen] = 0.0
+        worst = int(excess.nan_to_num(torch.inf).argmax())
+        if excess[worst] <= 1:
+            return Combination(tuple(chosen), factors * sizes / sizes[chosen][:, None])
+        chosen.append(worst)
 
 
 def combination(columns: Tensor, tolerance: float) -> Combination:

@@ -73,7 +73,8 @@ def structured(
         others: what is made of parameters without factors.
     """
     found = preconditioned(lin, damping, source, (name, *settings), structure, others)
-    return replace(as_update(name, found, damping), matrix=found.matrix)
+    update = as_update(name, found, damping)
+    return replace(update, matrix=found.matrix, lengths=found.lengths)
 
 
 def as_update(name: str, found: Preconditioned, damping: float) -> VectorUpdate:

@@ -72,12 +72,16 @@ class VectorUpdate:
             direction whose entries are as exact as its precision.
         matrix: the matrix that d was solved with where it is one by layers, for its comparison with
             the exact one; None for other methods.
+        lengths: of the parts of d, (M,), which are orthogonal to each other and whose directions
+            are the same at every damping: with one matrix, sums of directions are sums of lengths.
+            None where it is not made that way.
     """
 
     vector: Tensor | ByParameter
     report: SolverReport | None = None
     rounding: Rounding | None = None
     matrix: BlockMatrix | None = None
+    lengths: Tensor | None = None
 
     def direction(self, lin: Linearization) -> Tensor:
         """Return d: (P,)."""
