@@ -184,6 +184,29 @@ def test_a_loss_in_place_of_logits_is_refused(kind: Any) -> None:
         optimizer.step(scalar(training))
 
 
+def test_parameters_of_another_model_are_refused() -> None:
+    optimizer = optim.IEF(Training(seed=1).model.parameters(), lr=1.0)
+    with pytest.raises(EvalkitError, match="depend on some of these parameters"):
+        optimizer.step(Training().closure(0))
+
+
+def test_a_step_without_a_forward_is_refused() -> None:
+    training = Training()
+    optimizer = optim.IEF(training.model.parameters(), lr=1.0)
+    with pytest.raises(EvalkitError, match="expected a closure"):
+        optimizer.step()
+    with torch.inference_mode(), pytest.raises(EvalkitError, match="inference_mode"):
+        optimizer.step(training.closure(0))
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "momentum"])
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan"), "1"])
+def test_settings_are_numbers(name: str, value: Any) -> None:
+    settings = {"lr": 1.0, name: value}
+    with pytest.raises(EvalkitError, match=f"`{name}`"):
+        optim.IEF(Training().model.parameters(), **settings)
+
+
 def test_a_loss_that_is_not_finite_raises_and_changes_nothing() -> None:
     training = Training()
     optimizer = optim.IEF(training.model.parameters(), lr=1.0, **SETTINGS)

@@ -119,6 +119,11 @@ def _recording(
             "use_reentrant=True, whose gradients would be lost; pass use_reentrant=False"
         )
     reached = graph.accumulators_of(parameters)
+    if not reached:
+        raise EvalkitError(
+            "expected logits that depend on some of these parameters, found a graph without any of "
+            "them; pass the trainable parameters of the model whose forward it is"
+        )
     # What is as long as another axis is no batch.
     broadcasts = [one for one in recorder.broadcasts if one.samples == len(logits)]
     return Recording(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -70,8 +71,11 @@ class ClosureOptimizer(Optimizer):
         process_group: Any = None,
     ) -> None:
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
-            if not value >= 0:
-                raise EvalkitError(f"expected `{name}` of 0 or more, found {value}; raise it")
+            if isinstance(value, str) or not 0 <= value < math.inf:
+                raise EvalkitError(
+                    f"expected `{name}` to be a finite number of at least 0, found {value!r}; "
+                    "pass another"
+                )
         if on_failure not in ("raise", "skip"):
             raise EvalkitError(
                 f"expected `on_failure` 'raise' or 'skip', found {on_failure!r}; choose one of them"
@@ -171,7 +175,7 @@ class ClosureOptimizer(Optimizer):
             }
         return found
 
-    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Run the forward, and move the parameters along the direction of the method.
 
         Args:
@@ -187,6 +191,12 @@ class ClosureOptimizer(Optimizer):
             EvalkitError: the closure returns something else.
             StepError: no step can be taken, and ``on_failure`` is ``"raise"``.
         """
+        if closure is None or torch.is_inference_mode_enabled():
+            what = "none" if closure is None else "torch.inference_mode() around it"
+            raise EvalkitError(
+                "expected a closure that runs the forward with gradients on and returns (logits, "
+                f"targets), found {what}; call step(lambda: (model(inputs), targets)) in training"
+            )
         parameters = self._named()
         loss = torch.tensor(float("nan"))
         ranks = self.ranks
