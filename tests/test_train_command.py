@@ -162,8 +162,11 @@ def test_an_optimizer_of_ones_own(
             ["--optimizer", "adamw", "--damping", "1"],
             "expected no damping for the optimizer 'adamw'",
         ),
+        (["--optimizer", "kfax"], "unknown optimizer 'kfax'; did you mean 'kfac'"),
+        (["--optimizer", "ief"], "pass --learning-rate, such as 50 for ief, as the paper has it"),
         (["--schedule", "linaer"], "unknown schedule 'linaer'; did you mean 'linear'"),
         (["--schedule", "step:at=2"], "a share from 0 to 1"),
+        (["--on-failure", "raise"], "leave out --on-failure, or choose one that has it: ief"),
         (["--momentum", "0.9"], "leave out --momentum, or choose one that has it: sgd, muon"),
     ],
 )

@@ -55,6 +55,8 @@ def check_names(kind: str, names: Iterable[str], code: Sequence[str | None] = ()
     if any(location and (":" in location or "." in location) for location in code):
         return
     known, before = registered(kind), ""
+    if kind == "optimizer":  # the direction of a method can be the step
+        known |= registered("method")
     for name in names:
         base = base_name(name)
         if base not in known:

@@ -19,7 +19,7 @@ from evalkit.cli.options import LOAD, SET, Number
 Examples:
   evalkit train digits-mlp --out my-checkpoints
   evalkit train digits-mlp --optimizer sgd --learning-rate 0.1 --momentum 0.9 --out sgd-checkpoints
-  evalkit train digits-mlp --optimizer muon --schedule cosine --out muon-checkpoints
+  evalkit train digits-mlp --optimizer ief --learning-rate 50 --out ief-checkpoints
   evalkit train digits-mlp --out my-checkpoints --resume
   evalkit train glue-cola --set model=my-model --set adapter=prompt --out cola-checkpoints
   evalkit train my_task.py:task --out my-checkpoints

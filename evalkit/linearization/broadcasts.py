@@ -35,15 +35,17 @@ class Broadcast:
         value: the graph edge of h.
         shape: the shape of h.
         copies: the graph edge of e, (N, ...), with as many numbers for each sample as h has.
+        samples: N.
     """
 
     value: GradientEdge
     shape: torch.Size
     copies: GradientEdge
+    samples: int
 
 
 def broadcast_call(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], samples: int
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], samples: int | None
 ) -> tuple[Any, tuple[Broadcast, ...]] | None:
     """Run a call with what it broadcasts over the samples made visible in the graph.
 
@@ -51,14 +53,14 @@ def broadcast_call(
         func: a torch function.
         args: its arguments.
         kwargs: its arguments by name.
-        samples: N.
+        samples: N; None where it shows only after the forward, so that any length may be it.
 
     Returns:
         What the call returns and its broadcasts; None where it is no such call.
     """
     name = _FUNCTIONS.get(func)
     # With one sample, every axis of length 1 looks like the sample axis.
-    if name is None or samples < 2 or not args or not torch.is_grad_enabled():
+    if name is None or samples in (0, 1) or not args or not torch.is_grad_enabled():
         return None
     if name in _COPYING:
         return _copied(func, args, kwargs, samples)
@@ -66,7 +68,7 @@ def broadcast_call(
 
 
 def _copied(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], samples: int
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], samples: int | None
 ) -> tuple[Any, tuple[Broadcast, ...]] | None:
     value = args[0]
     if not isinstance(value, Tensor) or not value.requires_grad:
@@ -75,18 +77,20 @@ def _copied(
     output = func(value, *args[1:], **kwargs)
     # A new axis in front, or one of length 1 that grew to N, and no other that grew.
     alike = output.dim() > value.dim() or (value.dim() > 0 and value.shape[0] == 1)
-    found = alike and output.shape[0] == samples and output.numel() == samples * value.numel()
+    count = _samples(output.shape, samples)
+    found = alike and count is not None and output.numel() == count * value.numel()
     return output, (_broadcast(value, output),) if found else ()
 
 
 def _met(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], samples: int
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], samples: int | None
 ) -> tuple[Any, tuple[Broadcast, ...]] | None:
     """Run an elementwise call with each operand that lacks the sample axis copied along it."""
     if len(args) < 2 or not all(isinstance(operand, Tensor) for operand in args[:2]):
         return None
     shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
-    if not shape or shape[0] != samples:
+    count = _samples(shape, samples)
+    if count is None:
         return None
     operands, found = list(args[:2]), []
     for place, operand in enumerate(operands):
@@ -94,7 +98,7 @@ def _met(
         if padded[0] == 1 and operand.requires_grad:
             # A view has a node of its own, which is where the short way to the parameters starts.
             value = operand.view(operand.shape)
-            operands[place] = value.reshape(padded).expand(samples, *padded[1:])
+            operands[place] = value.reshape(padded).expand(count, *padded[1:])
             found.append(_broadcast(value, operands[place]))
     # A number without axes does not decide on the precision of the result; a copy of it would.
     if not found or torch.result_type(*operands) != torch.result_type(*args[:2]):
@@ -102,8 +106,16 @@ def _met(
     return func(*operands, *args[2:], **kwargs), tuple(found)
 
 
+def _samples(shape: torch.Size, samples: int | None) -> int | None:
+    """Return the length of axis 0 where it may be that of the samples."""
+    if not shape or shape[0] < 2 or samples not in (None, shape[0]):
+        return None
+    return shape[0]
+
+
 def _broadcast(value: Tensor, copies: Tensor) -> Broadcast:
-    return Broadcast(get_gradient_edge(value), value.shape, get_gradient_edge(copies))
+    edges = get_gradient_edge(value), get_gradient_edge(copies)
+    return Broadcast(edges[0], value.shape, edges[1], len(copies))
 
 
 def broadcast_parameters(

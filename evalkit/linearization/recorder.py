@@ -57,10 +57,10 @@ class Recorder(TorchFunctionMode):
 
     Args:
         names: the names of the parameters, by id.
-        samples: N.
+        samples: N; None where it shows only after the forward.
     """
 
-    def __init__(self, names: dict[int, str], samples: int) -> None:
+    def __init__(self, names: dict[int, str], samples: int | None) -> None:
         super().__init__()
         self.uses: list[LayerUse] = []
         self.broadcasts: list[Broadcast] = []

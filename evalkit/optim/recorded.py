@@ -11,6 +11,7 @@ from torch import Tensor
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.outputs import logits_of
 from evalkit.linearization import Linearization
 from evalkit.linearization.callers_forward import CallersForward, recorded
 from evalkit.linearization.linearized import Trusted
@@ -29,7 +30,8 @@ class Forwards:
     """Linearizations of one forward after another of the same model.
 
     That per-sample gradients are what a fast route takes them for is tested at the first forward,
-    which costs about two training steps; those after it that look the same are taken for alike.
+    which costs about two training steps; those after it that look the same are taken for alike:
+    the same operations and layers, in the same mode. A single sample tells nothing of others.
 
     Attributes:
         likelihood: what the logits mean, by name.
@@ -53,10 +55,11 @@ class Forwards:
         with recorded(parameters) as recorder:
             returned = closure()
         if not isinstance(returned, tuple) or len(returned) != 2:
-            found = "a scalar" if _is_scalar(returned) else f"a {type(returned).__name__}"
+            found = "a scalar" if _is_scalar(returned) else f"the type {type(returned).__name__}"
             raise EvalkitError(
-                f"expected a closure that returns (logits, targets), found {found}; return the "
-                "model's outputs beside the labels, and leave the loss and its backward to `step`"
+                f"expected a closure that returns a pair (logits, targets), found {found}; return "
+                "the model's outputs beside the labels, and leave the loss and its backward to "
+                "`step`"
             )
         return self.of_logits(recorder, *returned, parameters)
 
@@ -67,17 +70,26 @@ class Forwards:
 
         Args:
             recorder: saw the forward.
-            logits: what it made, with their graph.
+            logits: what it made, with their graph: a tensor, or a model's output with them.
             targets: labels or values for the likelihood.
             parameters: as for :meth:`of_closure`.
         """
-        if isinstance(logits, Tensor) and not logits.isfinite().all():
+        if _is_scalar(logits):
+            raise EvalkitError(
+                "expected the logits of the batch, with the samples on axis 0, found a scalar; "
+                "return the model's outputs, not a loss"
+            )
+        logits = logits_of(logits)
+        if not logits.isfinite().all():
             raise StepError(
                 "expected finite logits, found NaN or infinity; lower the learning rate, or set "
                 "`on_failure` to 'skip'"
             )
         batches = CallersForward(recorder, logits, parameters)
-        look = batches[0].recording.ruled, tuple(type(use.layer) for use in recorder.uses)
+        layers = tuple(type(use.layer) for use in recorder.uses)
+        recording = batches[0].recording
+        alike = frozenset(recording.broadcast_candidates)
+        look = recording.ruled, alike, layers, batches.kinds, len(batches.logits) > 1
         meaning = likelihoods.get(self.likelihood)
         lin = Linearization(batches, meaning, targets, self.routes.get(look))
         if not lin.losses.isfinite().all():
@@ -95,5 +107,5 @@ def _is_scalar(value: Any) -> bool:
 
 
 def mean_loss(lin: Linearization) -> Tensor:
-    """Return the mean loss per sample of a batch, detached, in the precision of the logits."""
-    return lin.losses.mean().to(torch.get_default_dtype())
+    """Return the mean loss per sample of a batch, detached: float64 where the logits are."""
+    return lin.losses.mean().to(torch.promote_types(lin.logits.dtype, torch.float32))

@@ -11,12 +11,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.outputs import logits_of
 from evalkit.linearization.callers_forward import recorded
 from evalkit.linearization.recorder import Recorder
+from evalkit.next_token import warn_of_labels
 from evalkit.optim.recorded import Forwards
 from evalkit.optim.weights import sample_weights
 from evalkit.settings import DEFAULT_DAMPING, check_damping
@@ -25,16 +28,26 @@ from evalkit.updates.targets import TARGETS
 
 @dataclass
 class _Watch:
-    """A forward of the model while it runs, and what was seen of the last one."""
+    """A forward of the model while it runs, and what was seen of the last one.
+
+    Attributes:
+        entered: records a forward that has not ended.
+        recorder: of the last one.
+        inputs: of the last one, until labels have been compared with them.
+        checked: they have been.
+    """
 
     entered: AbstractContextManager[Recorder] | None = None
     recorder: Recorder | None = None
+    inputs: Any = None
+    checked: bool = False
 
 
 class WeightedLoss:
     """A loss whose gradient is the direction of EF, iEF, FGN or Polyak's step.
 
-    It records the forwards of the model from then on. After each, it takes logits and targets::
+    It records the forwards of the model from then on, those with gradients on. After each, it takes
+    logits and targets::
 
         weighted = evalkit.optim.WeightedLoss(model, method="ief")
         weighted(model(inputs), targets).backward()
@@ -69,7 +82,7 @@ class WeightedLoss:
         self._meaning = likelihoods.get(likelihood)
         self._model, self._watch, self._forwards = model, _Watch(), Forwards(likelihood)
         self._handles = [
-            model.register_forward_pre_hook(self._begin),
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
             # Called where the forward fails too: a recorder that stays would see everything.
             model.register_forward_hook(self._end, always_call=True),
         ]
@@ -79,11 +92,12 @@ class WeightedLoss:
         for handle in self._handles:
             handle.remove()
 
-    def weights(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def weights(self, logits: Any, targets: Tensor) -> Tensor:
         """Return w with the gradient of sum_n w_n l_n the direction for the mean loss: (N,).
 
         Args:
-            logits: of the last forward of the model, with their graph.
+            logits: of the last forward of the model, with their graph: a tensor, or its output with
+                them.
             targets: labels or values for the likelihood.
 
         Raises:
@@ -96,15 +110,18 @@ class WeightedLoss:
                 "expected a forward of the model with gradients on before each weighted loss, "
                 "found none; call the model whole, then this"
             )
+        if not self._watch.checked:
+            warn_of_labels(self._model, self._watch.inputs, targets)
+            self._watch.checked, self._watch.inputs = True, None
         lin = self._forwards.of_logits(recorder, logits, targets, self._trainable())
         return sample_weights(lin, self.method, self.damping)
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, logits: Any, targets: Tensor) -> Tensor:
         """Return sum_n w_n l_n, whose gradient is the direction; errors as :meth:`weights`.
 
         Its value is not a loss to look at: weights of a nearly singular system have both signs.
         """
-        weights = self.weights(logits, targets)
+        weights, logits = self.weights(logits, targets), logits_of(logits)
         targets = self._meaning.check(logits, targets)
         losses = self._meaning.losses(logits, targets)
         return (weights.to(losses) * losses).sum()
@@ -112,7 +129,12 @@ class WeightedLoss:
     def _trainable(self) -> dict[str, Tensor]:
         return {name: p for name, p in self._model.named_parameters() if p.requires_grad}
 
-    def _begin(self, model: nn.Module, inputs: Any) -> None:
+    def _begin(self, model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._watch.recorder = None
+        if not torch.is_grad_enabled():  # as in validation
+            return
+        if not self._watch.checked:
+            self._watch.inputs = dict(enumerate(inputs)) | named if named else inputs
         self._watch.entered = recorded(self._trainable())
         self._watch.recorder = self._watch.entered.__enter__()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,3 +82,76 @@ def muon(
     """
     matrices, others = hidden_matrices(parameters, model)
     return MuonWithAdamW(matrices, others, learning_rate, weight_decay, momentum)
+
+
+@optimizer("ief", on_outputs=True)
+def ief(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, **settings: Any
+) -> torch.optim.Optimizer:
+    """Exact iEF: lowers the loss of sample n by its share |r_n|^2, to first order."""
+    return _own("IEF", parameters, learning_rate, weight_decay, settings)
+
+
+@optimizer("ef", on_outputs=True)
+def ef(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, **settings: Any
+) -> torch.optim.Optimizer:
+    """Exact EF: lowers the losses of all samples alike; the paper normalises it."""
+    return _own("EF", parameters, learning_rate, weight_decay, settings)
+
+
+@optimizer("sf", on_outputs=True)
+def sf(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, **settings: Any
+) -> torch.optim.Optimizer:
+    """Exact SF: the Fisher matrix of labels that the model draws; the paper normalises it.
+
+    The seed of the training and the number of the step give the labels.
+    """
+    return _own("SF", parameters, learning_rate, weight_decay, settings)
+
+
+@optimizer("fgn", on_outputs=True)
+def fgn(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, **settings: Any
+) -> torch.optim.Optimizer:
+    """FGN: lowers the loss of sample n by f_n; natural-gradient descent where one output counts."""
+    return _own("FGN", parameters, learning_rate, weight_decay, settings)
+
+
+@optimizer("polyak", on_outputs=True)
+def polyak(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, **settings: Any
+) -> torch.optim.Optimizer:
+    """A Polyak step for every sample at once: lowers the loss of sample n by its share l_n."""
+    return _own("Polyak", parameters, learning_rate, weight_decay, settings)
+
+
+def by_method(
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    *,
+    method: str,
+    **settings: Any,
+) -> torch.optim.Optimizer:
+    """The direction of a method as the step: as slow as the method is, every step."""
+    return _own(
+        "Preconditioned", parameters, learning_rate, weight_decay, {"method": method, **settings}
+    )
+
+
+def _own(
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    settings: dict[str, Any],
+) -> torch.optim.Optimizer:
+    from evalkit import optim  # only who trains with one waits for it
+
+    make = getattr(optim, name)
+    made: torch.optim.Optimizer = make(
+        parameters, lr=learning_rate, weight_decay=weight_decay, **settings
+    )
+    return made

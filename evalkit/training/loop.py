@@ -138,7 +138,8 @@ def _recipe(own: Recipe, given: dict[str, Any]) -> Recipe:
                 raise EvalkitError(
                     f"expected a learning rate for the optimizer '{chosen}', found none but "
                     f"{own.learning_rate:g}, the task's for '{own.optimizer}', whose steps are of "
-                    "another kind; pass `learning_rate`, as 50 for ief in the paper"
+                    "another kind; pass `learning_rate`, such as 50 for ief, as the paper has it, "
+                    "or 1, a full step, for fgn, polyak and methods"
                 )
             given = {"weight_decay": 0.0, **given}
     return dataclasses.replace(own, **given)

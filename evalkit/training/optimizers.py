@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 from evalkit.given_settings import defaults_of
+from evalkit.names import base_name
 from evalkit.registry import suggest
 from evalkit.settings import DEFAULT_DAMPING, check_damping
-from evalkit.training import builders as builders
+from evalkit.training.builders import by_method
 from evalkit.training.registry import ON_OUTPUTS, REGISTRY, Builder, names, optimizer
 
 __all__ = [
@@ -53,7 +55,16 @@ def get(text: str) -> Builder:
         EvalkitError: there is neither, or the method has no such settings; near names are
             suggested.
     """
-    return REGISTRY.get(text)
+    if text in REGISTRY:
+        return REGISTRY.get(text)
+    from evalkit.updates import methods  # only who trains with one waits for them
+    from evalkit.updates.parser import parse
+
+    if base_name(str(text)) not in methods():
+        near = suggest(str(text), {*names(), *methods()})
+        raise EvalkitError(f"unknown optimizer '{shortened(str(text))}'; {near}")
+    parse(text)
+    return partial(by_method, method=text)
 
 
 def steps_on_outputs(text: str) -> bool:

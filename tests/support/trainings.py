@@ -19,9 +19,9 @@ class Traps(nn.Module):
 
     count: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, norm: bool = True) -> None:
         super().__init__()
-        self.first, self.norm = nn.Linear(4, 6), nn.BatchNorm1d(6)
+        self.first, self.norm = nn.Linear(4, 6), nn.BatchNorm1d(6) if norm else nn.Identity()
         self.dropout, self.last = nn.Dropout(0.3), nn.Linear(6, 3)
         self.register_buffer("count", torch.zeros(()), persistent=False)
         self.register_buffer("fixed", torch.ones(2), persistent=False)
