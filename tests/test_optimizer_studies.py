@@ -12,7 +12,7 @@ from evalkit.storage.files import make_folder
 from evalkit.tasks import load_task
 from evalkit.training import optimizers
 from tests.studies import __main__ as command
-from tests.studies import report, studies, study
+from tests.studies import report, study
 from tests.studies.studies import STUDIES
 from tests.studies.study import Candidate, Study
 
@@ -79,15 +79,8 @@ def test_a_study_in_small(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_studies_are_of_tasks_and_optimizers_that_there_are(name: str) -> None:
     one = STUDIES[name]
     assert load_task(one.task, dict(one.settings)).recipe
-    known = {*optimizers.names(), *studies.STRUCTURED}
-    assert {candidate.optimizer for candidate in one.candidates} - known <= {
-        "ief",
-        "ef",
-        "sf",
-        "fgn",
-        "polyak",
-    }
     for candidate in one.candidates:
         rates = candidate.rates
         assert list(rates) == sorted(rates)
+        optimizers.get(candidate.optimizer)
     assert study.TUNING_SEED not in range(one.seeds)

@@ -144,7 +144,7 @@ def ranking_figure(comparison: Comparison, layout: Layout = SCREEN) -> Figure:
             plot_ranking(by_name, losses, ax, styles)
             rows = comparison.correlations
             row = rows[(rows["trajectory"] == trajectory) & (rows["stage"] == stage)].iloc[0]
-            ax.set_title(_ranking_title(stage, row))
+            ax.set_title(_ranking_title(stage, row), fontsize=0.92 * layout.font)
             ax.tick_params(labelleft=ax is panels[0])
         panels[0].set_ylabel(f"{_FINAL}\n{_TITLES[trajectory]}")
         drawn = tuple(name for name, table in found.items() if len(table))
@@ -156,7 +156,8 @@ def ranking_figure(comparison: Comparison, layout: Layout = SCREEN) -> Figure:
 def _ranking_title(stage: str, row: pd.Series) -> str:
     if math.isnan(row["rho"]):
         return stage
-    return f"{stage}\nρ = {row['rho']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    rho, low, high = (f"{row[name]:.2f}".replace("-", "−") for name in ("rho", "low", "high"))
+    return f"{stage}\nρ = {rho} ({low} to {high})"
 
 
 def plot_ranking(

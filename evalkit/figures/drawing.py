@@ -20,6 +20,7 @@ from evalkit.results.sweeps import damping_places
 
 _LARGEST = 1e100  # on an axis, and its inverse the smallest: products of its ends must not overflow
 _LINE = 1.28  # from one end label to the next, in font sizes
+_WIDER = 2.5  # a number beside another takes so much more room than above it
 # Ticks in a decade of a log axis that spans at most so many decades.
 _STEPS = {1: (1, 1.5, 2, 3, 4, 5, 6, 8), 2: (1, 2, 5), 3: (1, 3), math.inf: (1,)}
 
@@ -178,9 +179,10 @@ def log_axis(ax: Axes, lower: float, upper: float, which: Literal["x", "y"] = "y
     ax.set(**{f"{which}scale": "log"})
     ax.set(**{f"{which}lim": (lower, upper)})
     decades = math.log10(upper / lower)
-    fits = (steps for most, steps in _STEPS.items() if decades <= most)
+    crowded = decades * (1 if which == "y" else _WIDER)
+    fits = (steps for most, steps in _STEPS.items() if crowded <= most)
     steps = next(fits)
-    stride = max(1, round(decades / 5))
+    stride = max(1, round(crowded / 5))
     powers = range(math.floor(math.log10(lower)), math.ceil(math.log10(upper)) + 1)
     ticks = [step * 10.0**power for power in powers if power % stride == 0 for step in steps]
     axis.set_major_locator(FixedLocator([tick for tick in ticks if lower <= tick <= upper]))

@@ -229,7 +229,8 @@ def mean_and_deviation(values: np.ndarray) -> tuple[float, float]:
 
 def training_notes(found: Sequence[Contender]) -> list[str]:
     """Return a sentence for each thing that the numbers of the trainings need said of them."""
-    notes = []
+    notes: list[str] = []
+    short: dict[int, dict[str, None]] = {}
     for contender in found:
         for training in contender.trainings:
             where = f"{contender.label}, {training.folder}"
@@ -242,13 +243,15 @@ def training_notes(found: Sequence[Contender]) -> list[str]:
                 done = training.history["progress"].max()
                 notes.append(f"{where}: no final loss, as the training stopped at {done:.0%}")
             elif final_steps(training) < FINAL_STEPS:
-                notes.append(
-                    f"{contender.label}: the final loss is the mean of all "
-                    f"{final_steps(training)} steps, fewer than {FINAL_STEPS}"
-                )
+                short.setdefault(final_steps(training), {})[contender.label] = None
             elif not math.isfinite(final_loss(training)):
                 notes.append(f"{where}: the final loss is {final_loss(training):g}")
         skipped = [skipped_steps(training) for training in contender.trainings]
         if any(skipped):
             notes.append(f"{contender.label}: {sum(skipped)} steps were skipped")
-    return list(dict.fromkeys(notes))
+    for steps, labels in short.items():
+        notes.append(
+            f"{', '.join(labels)}: the final loss is the mean of all {steps} steps, fewer than "
+            f"{FINAL_STEPS}"
+        )
+    return notes
