@@ -19,6 +19,7 @@ _OPTIONS = {
     "out": "--out",
     "past": "--past",
     "past_batches": "--past-batches",
+    "past_labels": "--past-labels",
     "probes": "--probes",
     "repetitions": "--repetitions",
     "scales": "--scales",
