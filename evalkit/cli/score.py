@@ -157,10 +157,10 @@ def _score(
     for note in trajectory.notes:
         say_wrapped(note)
     task = trajectory_task(trajectory, *spec)
-    given, *kept = past
+    given, past_batches, past_labels = past
     before = [(open_trajectory(path), name) for name, path in given]
     tasks = tuple((opened, trajectory_task(opened, name)) for opened, name in before)
-    asked = PastRequest(tasks, *kept) if tasks else None
+    asked = PastRequest(tasks, past_batches, past_labels) if tasks else None
     with shown_progress(task.name) as shown:
 
         def show(state: Progress) -> None:
