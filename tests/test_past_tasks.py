@@ -56,11 +56,14 @@ class Command:
                 initialise(layer, Draw(step + len(name)))
                 torch.save(layer.state_dict(), folder / name / f"step-{step}.pt")
 
-    def __call__(self, methods: str, *past: tuple[str, str], batches: int = 2) -> int:
+    def __call__(
+        self, methods: str, *past: tuple[str, str], batches: int = 2, labels: str = "sampled"
+    ) -> int:
         """Score into ``run``, beside past tasks and the places of their checkpoints."""
         pairs = [f"--past={self.file}:{task}={self.folder / path}" for task, path in past]
         given = ["--task", f"{self.file}:task", "--methods", methods, *pairs]
         given += ["--batches", "2", "--batch-size", "8", "--past-batches", str(batches)]
+        given += ["--past-labels", labels]
         return main(["score", f"{self.folder / 'checkpoints'}", *given, f"--out={self.run}"])
 
     @property
@@ -92,6 +95,24 @@ def test_the_command_scores_beside_past_tasks(
     assert (command.run / "scores.csv").read_bytes() == before
     table = solver_table(summarize(found), found.scores)
     assert {row[3].text for row in table.rows} == {"projection"}
+
+
+def test_labels_of_the_past_are_what_is_asked_for(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("sgd,fopng", ("past", "past"), labels="exact") == 0, capsys.readouterr()
+    (entry,) = read_run(command.run).provenance["past"]
+    assert entry["labels"] == "exact"
+    exact = (command.run / "scores.csv").read_bytes()
+    assert command("sgd,fopng", ("past", "past"), labels="sampled") == 2
+    shutil.rmtree(command.run)
+    assert command("sgd,fopng", ("past", "past"), labels="sampled") == 0
+    assert (command.run / "scores.csv").read_bytes() != exact
+    shutil.rmtree(command.run)
+    capsys.readouterr()
+    assert command("sgd,fopng", ("past", "past"), labels="exakt") == 2
+    assert "expected --past-labels to be one of sampled, exact" in capsys.readouterr().err
+    assert not command.run.exists()
 
 
 def test_a_run_goes_on_with_the_same_past_alone(

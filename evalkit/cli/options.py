@@ -198,6 +198,12 @@ PAST_BATCHES_OPTION = click.option(
     show_default=True,
     help="Batches of each past task, a gradient each.",
 )
+PAST_LABELS = click.option(
+    "--past-labels",
+    default="sampled",
+    show_default=True,
+    help="Labels of the past tasks' Fisher matrix: sampled, exact, empirical, improved or floor.",
+)
 STYLE = click.option(
     "--style",
     default="screen",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +21,7 @@ from evalkit.cli.options import (
     OTHERS,
     PAST,
     PAST_BATCHES_OPTION,
+    PAST_LABELS,
     SEED,
     SET,
     TASK,
@@ -30,6 +32,9 @@ from evalkit.cli.ratios import print_ratios
 from evalkit.cli.wording import in_options
 from evalkit.machine import own_processes
 from evalkit.settings import Others, Settings
+
+if TYPE_CHECKING:
+    from evalkit.curvature import Labels
 
 
 @click.command(
@@ -75,6 +80,7 @@ Examples:
 @OTHERS
 @PAST
 @PAST_BATCHES_OPTION
+@PAST_LABELS
 @click.option(
     "--out",
     "run",
@@ -100,6 +106,7 @@ def command(
     others: Others,
     past: tuple[tuple[str, str], ...],
     past_batches: int,
+    past_labels: Labels,
     run: Path | None,
 ) -> None:
     """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
@@ -117,7 +124,7 @@ def command(
         methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device, others
     )
     run = run if run is not None else Path("runs") / _run_name(folder)
-    spec, before = (task, dict(task_settings)), (past, past_batches)
+    spec, before = (task, dict(task_settings)), (past, past_batches, past_labels)
     _score((folder, order, key), spec, code, settings, run, before)
     print_ratios(run)
     say(f"Tables in {run}; figures and page: evalkit report {run}")
@@ -135,7 +142,7 @@ def _score(
     code: tuple[str, ...],
     settings: Settings,
     run: Path,
-    past: tuple[tuple[tuple[str, str], ...], int],
+    past: tuple[tuple[tuple[str, str], ...], int, Labels],
 ) -> None:
     processes = own_processes()  # before torch is loaded
     from evalkit.checkpoints import open_trajectory, trajectory_task
@@ -150,10 +157,10 @@ def _score(
     for note in trajectory.notes:
         say_wrapped(note)
     task = trajectory_task(trajectory, *spec)
-    given, past_batches = past
+    given, past_batches, past_labels = past
     before = [(open_trajectory(path), name) for name, path in given]
     tasks = tuple((opened, trajectory_task(opened, name)) for opened, name in before)
-    asked = PastRequest(tasks, past_batches) if tasks else None
+    asked = PastRequest(tasks, past_batches, past_labels) if tasks else None
     with shown_progress(task.name) as shown:
 
         def show(state: Progress) -> None:

@@ -26,6 +26,7 @@ _OPTIONS = {
     "out": "--out",
     "past": "--past",
     "past_batches": "--past-batches",
+    "past_labels": "--past-labels",
     "probes": "--probes",
     "repetitions": "--repetitions",
     "resume": "--resume",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,12 +16,33 @@ from torch import Tensor
 from evalkit.errors import EvalkitError
 from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.linearization import Linearization
+from evalkit.registry import suggest
 
 Labels = Literal["sampled", "exact", "empirical", "improved", "floor"]
 Norm = Literal["sample", "position"]
 
 MOST_OUTPUTS = 300
 """Outputs per sample up to which each has a backward of its own."""
+
+
+def check_labels(labels: Any, argument: str = "labels") -> Labels:
+    """Return where cotangents come from.
+
+    Args:
+        labels: as given.
+        argument: what it is called.
+
+    Raises:
+        EvalkitError: there is no such source; near names are suggested.
+    """
+    known: tuple[Labels, ...] = get_args(Labels)
+    for one in known:
+        if labels == one:
+            return one
+    raise EvalkitError(
+        f"expected `{argument}` to be one of {', '.join(known)}, found {str(labels)!r}; "
+        f"{suggest(str(labels), known)}"
+    )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from evalkit.curvature.labels import Labels, Norm, Source
+from evalkit.curvature.labels import Labels, Norm, Source, check_labels
 from evalkit.curvature.whole_diagonal import diagonals, entries, whole_diagonal
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.failures import memory_failures
@@ -131,9 +131,9 @@ def past_task(
         micro_batch_size: as in :func:`evalkit.linearize`.
 
     Raises:
-        EvalkitError: there is no batch, or one does not fit the model.
+        EvalkitError: there is no batch, or one does not fit the model, or no such source of labels.
     """
-    source = Source(labels, labels_per_sample, norm, check_seed(seed))
+    source = Source(check_labels(labels), labels_per_sample, norm, check_seed(seed))
     source.check("fopng")
     gradients: list[dict[str, Tensor]] = []
     total: dict[str, Tensor] = {}

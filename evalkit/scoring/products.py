@@ -94,8 +94,8 @@ def _sweep_products(lin: Linearization, updates: Sequence[Update]) -> Tensor | N
         made_of = vector_combination(vectors, lin.unit)
         if made_of is None:
             return None
-        apart = [lin.jvp(vectors[place].vector).double() for place in made_of.chosen]
-        return (torch.stack(apart, -1) @ made_of.factors).movedim(-1, 0)
+        moved = [lin.jvp(vectors[place].vector).double() for place in made_of.chosen]
+        return (torch.stack(moved, -1) @ made_of.factors).movedim(-1, 0)
     summed = [one for one in updates if isinstance(one, CotangentUpdate) and one.terms]
     if len(summed) < max(2, len(updates)):
         return None

@@ -10,7 +10,8 @@ from torch import nn
 
 from evalkit.checkpoints import Trajectory, load_into
 from evalkit.checkpoints.adapters import model_for
-from evalkit.curvature import PastTask, past_task
+from evalkit.curvature import Labels, PastTask, past_task
+from evalkit.curvature.labels import check_labels
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.wrapped import evaluated_module, plain_name
 from evalkit.settings import PAST_BATCHES, Settings
@@ -30,13 +31,15 @@ class PastRequest:
     Attributes:
         tasks: a task and its checkpoints each, of which the last stands for the end of the task.
         batches: of each task; each is a column of G.
+        labels: where the cotangents of F_old come from.
     """
 
     tasks: tuple[tuple[Trajectory, Task], ...]
     batches: int = PAST_BATCHES
+    labels: Labels = "sampled"
 
     def check(self, methods: Sequence[str]) -> None:
-        """Refuse past tasks without batches, or without a method that has them as an input.
+        """Refuse past tasks that cannot be taken in, or without a method that has them as an input.
 
         Args:
             methods: names, with settings if wanted.
@@ -44,6 +47,7 @@ class PastRequest:
         Raises:
             EvalkitError: there are none.
         """
+        check_labels(self.labels, "past_labels")
         if self.batches < 1:
             raise EvalkitError(
                 f"expected past batches of at least 1, found {self.batches}; set `past_batches` "
@@ -81,11 +85,13 @@ class OpenedPast:
         tasks: the tasks.
         settings: those of the study.
         batches: of each task.
+        labels: where the cotangents of F_old come from.
     """
 
     tasks: tuple[_Opened, ...]
     settings: Settings
     batches: int
+    labels: Labels
 
     @property
     def entries(self) -> list[Mapping[str, Any]]:
@@ -93,7 +99,7 @@ class OpenedPast:
         return [one.entry for one in self.tasks]
 
     def taken(self) -> PastTask:
-        """Return their gradients and Fisher matrix, of labels drawn from the models.
+        """Return their gradients and Fisher matrix.
 
         Raises:
             EvalkitError: a batch cannot be evaluated; the sentence names the task.
@@ -108,6 +114,7 @@ class OpenedPast:
                             one.model,
                             batches,
                             one.task.likelihood,
+                            self.labels,
                             seed=self.settings.seed,
                             micro_batch_size=self.settings.micro_batch_size,
                         )
@@ -132,14 +139,14 @@ def open_past(request: PastRequest, settings: Settings, model: nn.Module) -> Ope
     opened = []
     for trajectory, task in request.tasks:
         try:
-            opened.append(_open(trajectory, task, settings, request.batches))
+            opened.append(_open(trajectory, task, settings, request))
         except EvalkitError as error:
             raise EvalkitError(f"past task '{task.name}': {error}") from error
         _check_fits(opened[-1], model)
-    return OpenedPast(tuple(opened), settings, request.batches)
+    return OpenedPast(tuple(opened), settings, request.batches, request.labels)
 
 
-def _open(trajectory: Trajectory, task: Task, settings: Settings, batches: int) -> _Opened:
+def _open(trajectory: Trajectory, task: Task, settings: Settings, request: PastRequest) -> _Opened:
     checkpoint = trajectory.checkpoints[-1]
     samples = samples_to_score(task, settings.batch_size)
     model = model_for(trajectory, task, settings.seed).eval().to(check_device(settings.device))
@@ -152,11 +159,13 @@ def _open(trajectory: Trajectory, task: Task, settings: Settings, batches: int) 
         "checkpoint": checkpoint.name,
         "sha256": checkpoint.sha256,
         "key": checkpoint.key,
-        "batches": batches,
+        "batches": request.batches,
         "batch_size": settings.batch_size,
         "seed": settings.seed,
-        "labels": "sampled",
-        "data_sha256": [data_hash(*batch) for batch in _batches(samples, settings, batches)],
+        "labels": request.labels,
+        "data_sha256": [
+            data_hash(*batch) for batch in _batches(samples, settings, request.batches)
+        ],
         "code": sources(task.parts()),
     }
     return _Opened(task, model, samples, entry)
