@@ -9,8 +9,8 @@ from torch import Tensor, nn
 import evalkit
 from evalkit.linearization import FormedRows, LayerFactors
 from tests.support.cases import CASES
-from tests.support.chosen_cases import SPLIT
-from tests.support.dense import assert_near, dense
+from tests.support.chosen_cases import SPLIT, linearized, reference
+from tests.support.dense import assert_near
 from tests.support.documents import document, python_files
 from tests.support.table import Draw
 
@@ -51,9 +51,7 @@ def joined(lin: evalkit.Linearization, c: Tensor, numbers: int) -> Tensor:
 
 @pytest.mark.parametrize("name", CASES)
 def test_factors_make_the_rows_of_every_parameter_and_blocks_their_products(name: str) -> None:
-    model, inputs, targets, likelihood = CASES[name].make()
-    jacobian = dense(model, inputs, targets, likelihood).jacobian
-    lin = evalkit.linearize(model, inputs, targets, likelihood)
+    lin, jacobian = linearized(name), reference(name).jacobian
     c = cotangents_like(lin.logits)
     expected = torch.einsum("nep,kne->knp", jacobian, c.flatten(2))
     for numbers in (1, 1 << 20):
@@ -73,7 +71,7 @@ def test_factors_make_the_rows_of_every_parameter_and_blocks_their_products(name
 @pytest.mark.parametrize("name", SPLIT)
 def test_micro_batches_change_neither(name: str) -> None:
     model, inputs, targets, likelihood = CASES[name].make()
-    whole = evalkit.linearize(model, inputs, targets, likelihood)
+    whole = linearized(name)
     parts = evalkit.linearize(model, inputs, targets, likelihood, micro_batch_size=2)
     c = cotangents_like(whole.logits)
     assert_near(joined(parts, c, 1 << 20), joined(whole, c, 1 << 20))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import evalkit
 from tests.support.cases import CASES
-from tests.support.chosen_cases import IN_A_ROW, SOME, SPLIT
+from tests.support.chosen_cases import IN_A_ROW, SOME, SPLIT, linearized
 from tests.support.dense import assert_near
 from tests.support.kernels import tangent_kernel
 
@@ -41,11 +41,12 @@ def quantities(lin: evalkit.Linearization) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", SPLIT)
 def test_no_quantity_depends_on_the_micro_batch_size(name: str) -> None:
     model, inputs, targets, likelihood = CASES[name].make()
-    expected = quantities(evalkit.linearize(model, inputs, targets, likelihood))
-    # Parts of one or two samples in turns: the layers of neighbouring cases are alike. One sample
-    # less than there are leaves a part of one beside a larger one.
-    sizes = {1 + SPLIT.index(name) % 2, len(targets) - 1}
-    for size in (sizes | ({1, 2, len(targets) + 5} if name in SOME else set())) - {0}:
+    expected = quantities(linearized(name))
+    # Parts of one sample, of two, and of one less than there are, which leaves a part of one beside
+    # a larger one: in turns, since the layers of neighbouring cases are alike.
+    turns = (1, 2, max(len(targets) - 1, 1))
+    sizes = {*turns, len(targets) + 5} if name in SOME else {turns[SPLIT.index(name) % 3]}
+    for size in sizes:
         lin = evalkit.linearize(model, inputs, targets, likelihood, micro_batch_size=size)
         for key, value in quantities(lin).items():
             assert_near(value, expected[key])

@@ -16,7 +16,7 @@ from evalkit.study.batches import draw_batch
 from evalkit.tasks import load_task
 from evalkit.updates import compute
 from tests.support import dense
-from tests.support.cases import CASES
+from tests.support.chosen_cases import A_THIRD, linearized
 from tests.support.dense import assert_near
 from tests.support.table import Batch, Draw, initialise
 
@@ -123,9 +123,9 @@ def _gradient(lin: evalkit.Linearization, r: torch.Tensor, n: int) -> torch.Tens
     return lin.vjp(alone)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", A_THIRD)
 def test_slopes_by_algebra_are_slopes(name: str) -> None:
-    lin = evalkit.linearize(*CASES[name].make())
+    lin = linearized(name)
     for method in METHODS[1:]:
         for damping in (0.0, 1e-3):
             update = compute(method, lin, damping)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import evalkit
 from tests.support.cases import CASES
-from tests.support.chosen_cases import SHARED_INPUTS
+from tests.support.chosen_cases import SHARED_INPUTS, linearized
 from tests.support.refusals import refusal
 from tests.support.table import Custom, Draw, Net
 
@@ -64,20 +65,24 @@ MIXES: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", MIXES)
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize("keywords", [False, True])
-def test_shared_inputs_as_long_as_the_batch(kind: str, size: int, keywords: bool) -> None:
+@functools.cache
+def mixed(kind: str, keywords: bool, size: int | None = None) -> list[float]:
+    """Gammas of SGD and iEF, in parts of a size."""
     rule, given = MIXES[kind]
     torch.manual_seed(0)
     model = Net(rule, out=nn.Linear(N, 3)).double()
     if keywords:
         model.forward = lambda **named: rule(model, *named.values())
     arguments = {str(k): value for k, value in enumerate(given)} if keywords else given
-    targets = torch.arange(N) % 3
-    expected = evalkit.score(model, arguments, targets, methods=("sgd", "ief"))
-    found = evalkit.score(model, arguments, targets, methods=("sgd", "ief"), micro_batch_size=size)
-    assert list(found.gamma) == pytest.approx(list(expected.gamma), rel=1e-6)
+    settings = {"methods": ("sgd", "ief"), "micro_batch_size": size}
+    return list(evalkit.score(model, arguments, torch.arange(N) % 3, **settings).gamma)
+
+
+@pytest.mark.parametrize("kind", MIXES)
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("keywords", [False, True])
+def test_shared_inputs_as_long_as_the_batch(kind: str, size: int, keywords: bool) -> None:
+    assert mixed(kind, keywords, size) == pytest.approx(mixed(kind, keywords), rel=1e-6)
 
 
 def test_a_choice_between_two_readings_is_left_to_the_caller() -> None:
@@ -97,7 +102,7 @@ def test_a_choice_between_two_readings_is_left_to_the_caller() -> None:
 @pytest.mark.parametrize("size", [1, 2])
 def test_parts_of_batches_whose_samples_belong_together(name: str, size: int) -> None:
     batch = CASES[name].make()
-    expected = evalkit.linearize(*batch)
+    expected = linearized(name)
     try:
         found = evalkit.linearize(*batch, micro_batch_size=size)
     except evalkit.EvalkitError as error:

@@ -17,29 +17,15 @@ from evalkit.solvers.spaces import cotangents
 from evalkit.solvers.stopping import Stopping
 from evalkit.solvers.system import System
 from evalkit.updates import compute
-from tests.support import dense
 from tests.support.cases import CASES
-from tests.support.chosen_cases import some_cases, with_a_damping
+from tests.support.chosen_cases import IN_TURNS, SOME, linearized, reference, some_cases
 from tests.support.kernels import tangent_kernel
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_gammas_never_rise_and_stay_above_the_floor(name: str) -> None:
-    batch = CASES[name].make()
-    lin = evalkit.linearize(*batch)
-    found = evalkit.natural_gradient(lin, max_iterations=60, tolerance=1e-10)
-    gammas = torch.tensor(found.gammas, dtype=torch.float64)
-    assert len(gammas) == found.iterations
-    assert bool((gammas[1:] <= gammas[:-1] * (1 + 1e-9)).all())
-    assert bool((gammas >= lin.gamma_floor * (1 - 1e-9)).all())
-    assert gammas[-1] == pytest.approx(evalkit.gamma(lin, found.solution), rel=1e-6)
 
 
 @some_cases
 def test_each_gamma_is_the_smallest_in_its_krylov_space(name: str) -> None:
     """After m iterations: min of gamma over span{g, F g, ..., F^(m-1) g}, so SGD's after one."""
-    batch = CASES[name].make()
-    lin, expected = evalkit.linearize(*batch), dense.dense(*batch)
+    lin, expected = linearized(name), reference(name)
     found = evalkit.natural_gradient(lin, max_iterations=4, tolerance=1e-13)
     basis = [expected.gradient / expected.gradient.norm()]
     for measured in list(found.gammas)[:4]:
@@ -55,7 +41,7 @@ def test_each_gamma_is_the_smallest_in_its_krylov_space(name: str) -> None:
 @some_cases
 @pytest.mark.parametrize("damping", [0.0, 1e-3, 1.0])
 def test_relative_residual_is_the_true_one(name: str, damping: float) -> None:
-    lin = evalkit.linearize(*CASES[name].make())
+    lin = linearized(name)
     for iterations in (1, 5, 40):
         found = evalkit.natural_gradient(
             lin, damping=damping, max_iterations=iterations, tolerance=1e-6
@@ -67,10 +53,13 @@ def test_relative_residual_is_the_true_one(name: str, damping: float) -> None:
         assert not found.converged or found.relative_residual <= 1e-6 * (1 + 1e-6)
 
 
-@with_a_damping
-def test_direct_solve_and_cg_agree(name: str, damping: float) -> None:
-    batch = CASES[name].make()
-    lin, expected = evalkit.linearize(*batch), dense.dense(*batch)
+@pytest.mark.parametrize(
+    ("name", "damping"),
+    [(name, damping) for name, damping in IN_TURNS if name in SOME or damping < 1e-2],
+)
+def test_direct_solve_and_cg_agree_and_gammas_fall_to_theirs(name: str, damping: float) -> None:
+    """With a larger damping both are held to the dense solution by ``test_contract``."""
+    lin, expected = linearized(name), reference(name)
     direct = solve_directly(lin, damping, tolerance=1e-9)
     cg = evalkit.natural_gradient(lin, damping, max_iterations=400, tolerance=1e-12)
     assert direct.converged == (direct.relative_residual <= 1e-9)
@@ -81,13 +70,19 @@ def test_direct_solve_and_cg_agree(name: str, damping: float) -> None:
     residual = expected.gradient - expected.fisher @ x - damping * x
     true = float(residual.norm() / expected.gradient.norm())
     assert direct.relative_residual == pytest.approx(true, rel=1e-3, abs=1e-10)
+    gammas = torch.tensor(cg.gammas, dtype=torch.float64)
+    assert len(gammas) == cg.iterations
+    assert bool((gammas >= lin.gamma_floor * (1 - 1e-9)).all())
+    assert gammas[-1] == pytest.approx(evalkit.gamma(lin, cg.solution), rel=1e-6)
+    if damping == 0:
+        assert bool((gammas[1:] <= gammas[:-1] * (1 + 1e-9)).all())
 
 
 @some_cases
 def test_tangent_kernel_changes_no_result(name: str) -> None:
     batch = CASES[name].make()
     lin, other = evalkit.linearize(*batch), evalkit.linearize(*batch)
-    jacobian = dense.dense(*batch).jacobian
+    jacobian = reference(name).jacobian
     matrix = jacobian.flatten(0, -2) @ jacobian.flatten(0, -2).T
     torch.testing.assert_close(tangent_kernel(other), matrix)
     c = torch.stack([lin.logit_gradients, lin.logit_gradients.flip(0)])
@@ -98,7 +93,7 @@ def test_tangent_kernel_changes_no_result(name: str) -> None:
 @some_cases
 def test_the_matrix_of_logit_space_is_that_of_the_tangent_kernel(name: str) -> None:
     """B^T (J J^T) B, without the equations that say nothing."""
-    lin = evalkit.linearize(*CASES[name].make())
+    lin = linearized(name)
     exact, whole = LogitSpace.exact(lin), LogitSpace.of_kernel(lin, tangent_kernel(lin))
     order = exact.places.argsort()
     assert torch.equal(exact.places[order], whole.places)
@@ -112,8 +107,7 @@ def test_the_matrix_of_logit_space_is_that_of_the_tangent_kernel(name: str) -> N
 @some_cases
 @pytest.mark.parametrize("damping", [0.0, 1e-2])
 def test_a_preconditioner_changes_the_way_but_not_the_end(name: str, damping: float) -> None:
-    batch = CASES[name].make()
-    lin, expected = evalkit.linearize(*batch), dense.dense(*batch)
+    lin, expected = linearized(name), reference(name)
     weights = 1 / (expected.fisher.diagonal() + 0.1 * expected.fisher.diagonal().mean())
     plain = evalkit.natural_gradient(lin, damping, max_iterations=4000, tolerance=1e-11)
     found = evalkit.natural_gradient(
@@ -127,8 +121,8 @@ def test_a_preconditioner_changes_the_way_but_not_the_end(name: str, damping: fl
 
 
 def test_an_exact_preconditioner_needs_one_iteration() -> None:
-    batch = CASES["least_squares_more_samples_than_parameters"].make()
-    lin, expected = evalkit.linearize(*batch), dense.dense(*batch)
+    name = "least_squares_more_samples_than_parameters"
+    lin, expected = linearized(name), reference(name)
     inverse = torch.linalg.inv(expected.fisher)
     found = evalkit.natural_gradient(lin, tolerance=1e-8, preconditioner=lambda v: inverse @ v)
     assert found.iterations == 1

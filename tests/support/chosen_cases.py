@@ -24,6 +24,9 @@ SOME = [
 some_cases = pytest.mark.parametrize("name", SOME)
 
 
+A_THIRD = [name for place, name in enumerate(CASES) if name in SOME or place % 3 == 0]
+"""For what sees nothing of a case but products, which ``test_contract`` holds on all of them."""
+
 SECOND_ROUTE_NEEDED = {
     "sequence_first_as_long_as_the_batch",
     "samples_that_interact",
@@ -47,15 +50,12 @@ SHARED_INPUTS = {
 
 DAMPINGS = (0.0, 1e-6, 1e-2)
 
-with_a_damping = pytest.mark.parametrize(
-    ("name", "damping"),
-    [
-        (name, damping)
-        for place, name in enumerate(CASES)
-        for turn, damping in enumerate(DAMPINGS)
-        if name in SOME or turn == place % len(DAMPINGS)
-    ],
-)
+IN_TURNS = [
+    (name, damping)
+    for place, name in enumerate(CASES)
+    for turn, damping in enumerate(DAMPINGS)
+    if name in SOME or turn == place % len(DAMPINGS)
+]
 """Every case with one of the dampings in turns, a case of each kind with all: what a layer does and
 what a damping does are not felt by each other, so that every pair would tell no more."""
 

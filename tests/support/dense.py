@@ -1,14 +1,15 @@
 """The slow dense float64 reference: every Jacobian and the Fisher matrix are formed.
 
-Nothing here is clever. The Jacobian comes row by row from plain reverse-mode autograd, the output
-Fisher is written out as a matrix per sample, and every direction is a textbook linear solve. N
-samples, E output entries per sample (all positions and classes flattened), P trainable parameters.
-All sums are sums over the batch.
+Nothing here is clever. The Jacobian comes from plain reverse-mode autograd with a unit vector for
+each output entry, the output Fisher is written out as a matrix per sample, and every direction is a
+textbook linear solve. N samples, E output entries per sample (all positions and classes flattened),
+P trainable parameters. All sums are sums over the batch.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,8 +51,8 @@ class Dense:
     @cached_property
     def fisher(self) -> Tensor:
         """F = sum_n J_n^T S_n J_n, (P, P)."""
-        pairs = zip(self.jacobian, self.curvature, strict=True)
-        return torch.stack([jacobian.T @ s @ jacobian for jacobian, s in pairs]).sum(0)
+        curved = self.curvature @ self.jacobian
+        return self.jacobian.flatten(0, 1).T @ curved.flatten(0, 1)
 
     @cached_property
     def gram(self) -> Tensor:
@@ -107,24 +108,52 @@ def dense(model: nn.Module, inputs: Any, targets: Tensor, likelihood: str) -> De
     model = copy.deepcopy(model).double()
     logits = call(model, to_dtype(inputs, torch.float64))
     parameters = [p for _, p in model.named_parameters() if p.requires_grad]
-    rows = [jacobian_row(entry, parameters) for entry in logits.flatten()]
+    rows = jacobian_rows(logits.flatten(), parameters)
     logits = logits.detach()
     samples = logits.shape[0]
     output = [LIKELIHOODS[likelihood](z, y) for z, y in zip(logits, targets, strict=True)]
     return Dense(
         logits=logits,
         losses=torch.stack([loss for loss, _, _ in output]),
-        jacobian=torch.stack(rows).reshape(samples, logits[0].numel(), -1),
+        jacobian=rows.reshape(samples, logits[0].numel(), -1),
         residual=torch.stack([r for _, r, _ in output]),
         curvature=torch.stack([s for _, _, s in output]),
     )
 
 
-def jacobian_row(entry: Tensor, parameters: list[Tensor]) -> Tensor:
-    """d entry / d theta, (P,), parameters in order and flattened row-major."""
-    grads = torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True)
-    pairs = zip(grads, parameters, strict=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+def jacobian_rows(entries: Tensor, parameters: list[Tensor]) -> Tensor:
+    """d entries / d theta, (entries, P), parameters in order and flattened row-major.
+
+    All rows at once; one by one where torch has no batched rule for a backward.
+    """
+    units = torch.eye(len(entries), dtype=entries.dtype)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            return gradient_rows(entries, parameters, units, is_grads_batched=True)
+    except RuntimeError:
+        rows = [gradient_rows(entries, parameters, unit).unsqueeze(0) for unit in units]
+        return torch.cat(rows)
+
+
+def gradient_rows(
+    entries: Tensor, parameters: list[Tensor], cotangents: Tensor, is_grads_batched: bool = False
+) -> Tensor:
+    """cotangents^T d entries / d theta, (..., P), for cotangents (..., entries)."""
+    grads = torch.autograd.grad(
+        entries,
+        parameters,
+        cotangents,
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=is_grads_batched,
+    )
+    axes = cotangents.shape[:-1]
+    parts = [
+        p.new_zeros(*axes, p.numel()) if g is None else g.reshape(*axes, p.numel())
+        for g, p in zip(grads, parameters, strict=True)
+    ]
+    return torch.cat(parts, -1)
 
 
 def categorical(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
