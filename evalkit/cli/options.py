@@ -198,6 +198,13 @@ PAST_BATCHES_OPTION = click.option(
     show_default=True,
     help="Batches of each past task, a gradient each.",
 )
+OPTIMIZER = click.option(
+    "--optimizer",
+    "optimizer",
+    metavar="CLASS",
+    help="Class of the saved optimizers, such as adamw, for the method 'optimizer', where their "
+    "files do not tell.",
+)
 STYLE = click.option(
     "--style",
     default="screen",
