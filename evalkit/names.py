@@ -55,6 +55,7 @@ KNOWN: dict[str, Known] = {
     "shampoo": Known("Shampoo", "other layerwise"),
     "eva": Known("Eva", "other layerwise"),
     "fopng": Known("FOPNG", "other layerwise"),
+    "optimizer": Known("optimiser's step", "gradient"),
     "ngd": Known("NGD", "exact"),
 }
 """Tables are read where no method need be registered, so that this stands apart from the code."""

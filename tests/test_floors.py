@@ -61,7 +61,7 @@ tasks
 checkpoints
 training
 study.batches study.plan study.estimate study.identity study.notes study.source_files
-study.execute study.provenance study.past
+study.execute study.provenance study.past study.steps
 study.store study.processes
 study
 diagnosis.blocks

@@ -31,6 +31,7 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.wrapped import evaluated_module
 from evalkit.extras import missing
 from evalkit.linearization import Linearization
+from evalkit.names import base_name
 from evalkit.next_token import base_model, check_shift
 from evalkit.scoring import check_request
 from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Others, Settings
@@ -49,6 +50,8 @@ from evalkit.study.plan import Unit, cells_of, plan
 from evalkit.study.provenance import checkpoint_entry, describe_run, now, without_factors
 from evalkit.study.store import Store
 from evalkit.tasks.task import user_code
+from evalkit.updates.optimizer_step import unwrapped
+from evalkit.updates.registry import takes_optimizer
 
 try:
     from transformers import TrainerCallback
@@ -102,7 +105,7 @@ class ScoreCallback(TrainerCallback):
         others: Others = "block",
     ) -> None:
         self.folder = Path(folder)
-        names, dampings = check_request(methods, damping)
+        names, dampings = check_request(methods, damping, optimizer=True)
         self.settings = Settings(
             names, dampings, batches, batch_size, seed, dtype, micro_batch_size, others=others
         )
@@ -114,6 +117,7 @@ class ScoreCallback(TrainerCallback):
         self._store: Store | None = None
         self._seconds = 0.0
         self._shifts = False
+        self._optimizer: torch.optim.Optimizer | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check everything, then score the model as it is before the next step.
@@ -124,6 +128,7 @@ class ScoreCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         model, loader = evaluated_module(kwargs["model"]), kwargs["train_dataloader"]
+        self._take(kwargs.get("optimizer"))
         _refuse_sharded(args)
         _refuse_smoothing(args)
         self._batches = TrainerBatches(loader.dataset, loader.collate_fn)
@@ -137,6 +142,7 @@ class ScoreCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score the model that was just saved."""
         if self._batches is not None and state.is_world_process_zero:
+            self._optimizer = kwargs.get("optimizer", self._optimizer)
             self._score(args, state, evaluated_module(kwargs["model"]))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -146,6 +152,16 @@ class ScoreCallback(TrainerCallback):
             with _as_warning():
                 sort_tables(self.folder)
                 update_provenance(self.folder, finished=now(), seconds=round(self._seconds, 3))
+
+    def _take(self, optimizer: Any) -> None:
+        """Keep the Trainer's optimizer, for methods that have it as an input.
+
+        Raises:
+            EvalkitError: one of them cannot be told its step.
+        """
+        if any(takes_optimizer(base_name(name)) for name in self.settings.methods):
+            unwrapped(optimizer)
+        self._optimizer = optimizer
 
     def _described(self, args: Any, state: Any, model: nn.Module) -> dict[str, Any]:
         """Return what ``run.json`` says of this training, checkpoints aside."""
@@ -211,7 +227,16 @@ class ScoreCallback(TrainerCallback):
         batch = supervised(model, drawn, self._shifts)
         pair = (batch.inputs, batch.targets)
         return execute(
-            model, pair, batch.likelihood, self.settings, unit, task, on_gradient=self._note
+            model,
+            pair,
+            batch.likelihood,
+            self.settings,
+            unit,
+            task,
+            None,
+            self._note,
+            None,
+            self._optimizer,
         )
 
     def _note(self, lin: Linearization, left_out: tuple[str, ...]) -> None:

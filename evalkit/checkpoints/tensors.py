@@ -26,6 +26,7 @@ __all__ = [
     "SAFETENSORS_SUFFIX",
     "SUFFIXES",
     "file_hash",
+    "read_pickle",
     "read_state_dict",
     "read_tensor_file",
     "write_tensor_file",
@@ -74,7 +75,7 @@ def read_state_dict(path: Path, key: str | None = None) -> StateDict:
         EvalkitError: the file is truncated or altered, declares more than it holds, needs code to
             load, or holds no state dict.
     """
-    read = _read_safetensors if path.name.endswith(SAFETENSORS_SUFFIX) else _read_pickle
+    read = _read_safetensors if path.name.endswith(SAFETENSORS_SUFFIX) else read_pickle
     return state_dict_in(read(path), path, key)
 
 
@@ -85,7 +86,12 @@ def _read_safetensors(path: Path) -> Any:
         raise _unreadable(path, "safetensors") from error
 
 
-def _read_pickle(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
+    """Return what a file of ``torch.save`` holds, on the CPU, without running code of it.
+
+    Raises:
+        EvalkitError: as :func:`read_state_dict`, but for what the file holds.
+    """
     try:
         names = outline_of(path).names
     except EvalkitError:

@@ -43,7 +43,7 @@ Examples:
     "--methods",
     type=CommaSeparated(str, "a,b"),
     help="Methods, with settings if wanted; default: all that 'evalkit list' shows but "
-    "fopng, which needs past tasks.",
+    "fopng, which needs past tasks, and optimizer, which needs one.",
 )
 @BATCH_SIZE
 @click.option(
@@ -90,12 +90,14 @@ def command(
     from evalkit.tasks import load_task
     from evalkit.tasks.loading import load_code
     from evalkit.updates import methods as registered
-    from evalkit.updates.registry import takes_past
+    from evalkit.updates.registry import takes_optimizer, takes_past
 
     for location in code:
         load_code(location)
     loaded = load_task(task, dict(task_settings))
-    alone = tuple(name for name in registered() if not takes_past(name))
+    alone = tuple(
+        name for name in registered() if not takes_past(name) and not takes_optimizer(name)
+    )
     settings = Settings(
         methods=methods if methods is not None else alone,
         batch_size=batch_size,

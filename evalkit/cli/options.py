@@ -204,6 +204,13 @@ PAST_LABELS = click.option(
     show_default=True,
     help="Labels of the past tasks' Fisher matrix: sampled, exact, empirical, improved or floor.",
 )
+OPTIMIZER = click.option(
+    "--optimizer",
+    "optimizer",
+    metavar="CLASS",
+    help="Class of the saved optimizers, such as adamw, for the method 'optimizer', where their "
+    "files do not tell.",
+)
 STYLE = click.option(
     "--style",
     default="screen",

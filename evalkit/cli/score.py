@@ -17,6 +17,7 @@ from evalkit.cli.options import (
     KEY,
     LOAD,
     MICRO_BATCH_SIZE,
+    OPTIMIZER,
     ORDER,
     OTHERS,
     PAST,
@@ -48,6 +49,7 @@ Examples:
   evalkit score my-checkpoints --task my_task.py:task --batches 20 --batch-size 64
   evalkit score my-lora-run --task glue-cola --set data=my-data --batch-size 32
   evalkit score checkpoints/digits-mlp --load my_method.py --methods sgd,ief,mine
+  evalkit score my-lora-run --methods sgd,ief,optimizer --task glue-cola
   evalkit score my-checkpoints --methods sgd,fopng --past past.py:task=past/final.pt
 """,
 )
@@ -78,6 +80,7 @@ Examples:
 @MICRO_BATCH_SIZE
 @DEVICE
 @OTHERS
+@OPTIMIZER
 @PAST
 @PAST_BATCHES_OPTION
 @PAST_LABELS
@@ -104,6 +107,7 @@ def command(
     micro_batch_size: int | None,
     device: str,
     others: Others,
+    optimizer: str | None,
     past: tuple[tuple[str, str], ...],
     past_batches: int,
     past_labels: Labels,
@@ -125,7 +129,7 @@ def command(
     )
     run = run if run is not None else Path("runs") / _run_name(folder)
     spec, before = (task, dict(task_settings)), (past, past_batches, past_labels)
-    _score((folder, order, key), spec, code, settings, run, before)
+    _score((folder, order, key), spec, code, settings, run, before, optimizer)
     print_ratios(run)
     say(f"Tables in {run}; figures and page: evalkit report {run}")
 
@@ -143,6 +147,7 @@ def _score(
     settings: Settings,
     run: Path,
     past: tuple[tuple[tuple[str, str], ...], int, Labels],
+    optimizer: str | None,
 ) -> None:
     processes = own_processes()  # before torch is loaded
     from evalkit.checkpoints import open_trajectory, trajectory_task
@@ -175,4 +180,4 @@ def _score(
                 "the time of one product"
             )
 
-        run_study(trajectory, task, settings, run, show, begin, processes, asked)
+        run_study(trajectory, task, settings, run, show, begin, processes, asked, optimizer)

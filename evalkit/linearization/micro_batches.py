@@ -142,6 +142,11 @@ class MicroBatches:
         """The trainable parameters by name."""
         return self._last().recording.parameters
 
+    @property
+    def model(self) -> nn.Module:
+        """The module that is evaluated, the caller's own."""
+        return self._model
+
     def in_float64(self) -> MicroBatches:
         """Return the same forward passes in float64."""
         step = self.slices[0].stop
@@ -152,6 +157,10 @@ class MicroBatches:
     def module_and_inputs(self) -> tuple[nn.Module, Inputs]:
         """Return a copy of the model in the precision of the logits, and the whole batch in it."""
         return copy.deepcopy(self._model).to(self.dtype), self._evaluated.cast(self._inputs)
+
+    def trainable_names(self) -> dict[int, str]:
+        """Return the names of the model's own trainable parameters, by their id."""
+        return {id(value): name for name, value in self._evaluated.trainable.items()}
 
     def _last(self) -> MicroBatch:
         # Whichever is at hand: parameters and their shapes are the same for all.

@@ -28,7 +28,13 @@ from evalkit.settings import (
 from evalkit.storage.columns import frame_of
 from evalkit.storage.rows import Score
 from evalkit.updates.parser import parse
-from evalkit.updates.registry import check_dampings, no_past, takes_past
+from evalkit.updates.registry import (
+    check_dampings,
+    no_optimizer,
+    no_past,
+    takes_optimizer,
+    takes_past,
+)
 from evalkit.work import threads_of
 
 
@@ -44,6 +50,7 @@ def score(
     dtype: str | torch.dtype | None = None,
     others: Others = "block",
     past: PastTask | Sequence[PastTask] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> pd.DataFrame:
     """Score approximate natural-gradient updates of a model on one batch.
 
@@ -65,6 +72,8 @@ def score(
             ``"block"``, a block for each in methods by layers, ``"gradient"``, the gradient itself
             there, or ``"leave"``: in every row, whatever its method, as if they were frozen.
         past: past tasks, from :func:`evalkit.past_task`, for methods that have them as an input.
+        optimizer: of the training, for the method ``optimizer``, which scores the step that it
+            takes next from its state; it is left as it is.
 
     Returns:
         A table with a row per method and damping, methods in the order given; the columns are the
@@ -73,7 +82,7 @@ def score(
     Raises:
         EvalkitError: something does not fit; the sentence says what to do.
     """
-    names, dampings = check_request(methods, damping, past is not None)
+    names, dampings = check_request(methods, damping, past is not None, optimizer is not None)
     known = None if past is None else PastTask.joined(past)
     seed, others = check_seed(seed), check_others(others)
     given = model, inputs, targets, likelihood, micro_batch_size, dtype
@@ -84,13 +93,23 @@ def score(
         threads_of(lin),
     ):
         rows = score_linearization(
-            lin, names, dampings, seed, again=dtype is None, others=others, past=known
+            lin,
+            names,
+            dampings,
+            seed,
+            again=dtype is None,
+            others=others,
+            past=known,
+            optimizer=optimizer,
         )
         return frame_of(rows, Score)
 
 
 def check_request(
-    methods: Sequence[str] | str, damping: float | Sequence[float], past: bool = False
+    methods: Sequence[str] | str,
+    damping: float | Sequence[float],
+    past: bool = False,
+    optimizer: bool = False,
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Return methods and dampings as tuples, before anything expensive is started.
 
@@ -98,10 +117,11 @@ def check_request(
         methods: names, with settings if wanted.
         damping: one number or several.
         past: whether there are past tasks.
+        optimizer: whether there is the optimizer of the training.
 
     Raises:
         EvalkitError: a method or setting is unknown, a damping is out of range, one of them is
-            given twice, there are none, or a method needs past tasks and has none.
+            given twice, there are none, or a method needs past tasks or an optimizer and has none.
     """
     names = (methods,) if isinstance(methods, str) else tuple(methods)
     # A tensor or array without axes is one number too.
@@ -114,4 +134,6 @@ def check_request(
         check_dampings(base, dampings)
         if takes_past(base) and not past:
             raise no_past(base)
+        if takes_optimizer(base) and not optimizer:
+            raise no_optimizer(base)
     return names, dampings

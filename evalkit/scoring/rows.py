@@ -49,6 +49,7 @@ def score_linearization(
     again: bool = True,
     others: Others = "block",
     past: PastTask | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> list[Score]:
     """Return the rows of one batch: a row per method and damping, methods outermost.
 
@@ -66,6 +67,7 @@ def score_linearization(
         again: False leaves every row in the precision of the linearization.
         others: what methods by layers make of parameters without factors.
         past: past tasks, for methods that have them as an input.
+        optimizer: of the training, for methods that have it as an input.
 
     Raises:
         EvalkitError: methods by layers need more than there is, the past tasks are of another
@@ -76,13 +78,13 @@ def score_linearization(
         past.check(lin.parameters)
     keys = list(itertools.product(methods, dampings))
     again = again and lin.logits.dtype == torch.float32
-    rows = _rows(lin, keys, seed, on_iteration, others, past)
+    rows = _rows(lin, keys, seed, on_iteration, others, past, optimizer)
     reference = _gradient_row(lin)
     doubtful = [key for key in keys if rows[key].curable > MARKED]
     if again and (doubtful or reference.curable > MARKED):
         try:
             double = lin.in_float64()
-            found = _rows(double, doubtful, seed, on_iteration, others, past)
+            found = _rows(double, doubtful, seed, on_iteration, others, past, optimizer)
             reference = _gradient_row(double) if reference.curable > MARKED else reference
             rows |= found
         except EvalkitError as error:  # what there is stays, with its error
@@ -110,13 +112,15 @@ def _rows(
     on_iteration: Callable[[int, float], None] | None,
     others: Others,
     past: PastTask | None,
+    optimizer: torch.optim.Optimizer | None,
 ) -> dict[tuple[str, float], _Found]:
     """Return the rows of methods and dampings, without their ratios."""
     _ = lin.gram  # before J g, which then is the same whichever method comes first
     rows: dict[tuple[str, float], _Found] = {}
     for name, group in itertools.groupby(keys, key=lambda key: key[0]):
         updates = {
-            key: compute(name, lin, key[1], seed, on_iteration, others, past) for key in group
+            key: compute(name, lin, key[1], seed, on_iteration, others, past, optimizer)
+            for key in group
         }
         found = products(lin, list(updates.values()))
         for (key, update), pair in zip(updates.items(), found, strict=True):

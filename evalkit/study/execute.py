@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from evalkit.curvature import PastTask
@@ -47,6 +48,7 @@ def execute(
     on_iteration: Callable[[int, float], None] | None = None,
     on_gradient: Callable[[Linearization, tuple[str, ...]], None] | None = None,
     past: PastTask | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Rows:
     """Return the rows of a unit; they depend on nothing but the arguments.
 
@@ -61,6 +63,7 @@ def execute(
         on_gradient: called before the first method, when the gradient is known, with the names of
             the parameters that are left out.
         past: past tasks, for methods that have them as an input.
+        optimizer: of the training, for methods that have it as an input.
 
     Raises:
         EvalkitError: the batch cannot be scored; the sentence names the cell.
@@ -75,7 +78,7 @@ def execute(
                 if on_gradient is not None:
                     _ = lin.gradient
                     on_gradient(lin, left_out)
-                rows = _scores(lin, settings, unit, on_iteration, past)
+                rows = _scores(lin, settings, unit, on_iteration, past, optimizer)
                 metrics = batch_metrics(lin, digest)
     except EvalkitError as error:
         raise EvalkitError(f"{place}: {error}") from error
@@ -88,6 +91,7 @@ def _scores(
     unit: Unit,
     on_iteration: Callable[[int, float], None] | None,
     past: PastTask | None,
+    optimizer: torch.optim.Optimizer | None,
 ) -> list[Score]:
     """Return the rows of a unit from its linearization."""
     # The labels that methods sample are paired between checkpoints too.
@@ -95,7 +99,7 @@ def _scores(
     for methods, dampings in _blocks(settings, unit.pairs):
         again = settings.dtype is None
         rows += score_linearization(
-            lin, methods, dampings, seed, on_iteration, again, settings.others, past
+            lin, methods, dampings, seed, on_iteration, again, settings.others, past, optimizer
         )
     return rows
 

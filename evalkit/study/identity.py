@@ -53,6 +53,7 @@ def check_same_run(
             raise _another(folder, name, before[name], found)
     if earlier.get("past") and provenance.get("past"):
         _check_same_past(folder, earlier["past"], provenance["past"])
+    _check_same_optimizers(folder, earlier.get("optimizers"), provenance.get("optimizers"))
     for name, digest in code.items():
         if recorded[name] != digest:
             was = recorded[name] or "none"
@@ -77,6 +78,17 @@ def _check_same_past(folder: Path, before: Any, now: Sequence[Mapping[str, Any]]
                 was, found = task_name(str(was)), task_name(found)
             if was != found:
                 raise _another(folder, f"past task {place} ({key})", was, found)
+
+
+def _check_same_optimizers(folder: Path, before: Any, now: Any) -> None:
+    """Check that rows of both starts are of the same state of the optimizer at each checkpoint."""
+    known = {item["checkpoint"]: item for item in before or ()}
+    for item in now or ():
+        was = known.get(item["checkpoint"], item)
+        for key in ("sha256", "class"):
+            if was.get(key) != item[key]:
+                what = f"optimizer at '{item['checkpoint']}' ({key})"
+                raise _another(folder, what, was.get(key), item[key])
 
 
 def check_same_request(
@@ -147,11 +159,14 @@ def extension(earlier: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict
         or places(provenance) != places(earlier)
     )
     past = provenance.get("past") if not earlier.get("past") else None
-    if not extended and merged == list(asked_for(earlier)) and not past:
+    optimizers = provenance.get("optimizers")
+    told = optimizers is not None and optimizers != earlier.get("optimizers")
+    if not extended and merged == list(asked_for(earlier)) and not past and not told:
         return {}
     names = dict(zip(("methods", "dampings"), map(list, merged), strict=True))
     changes: dict[str, Any] = {"settings": {**before, **names, "batches": batches}}
     changes |= {"past": past} if past else {}
+    changes |= {"optimizers": optimizers} if told else {}
     if extended:
         changes |= {"checkpoints": provenance["checkpoints"], "finished": None}
         code = {**(earlier.get("code") or {}), **(provenance.get("code") or {})}

@@ -30,6 +30,7 @@ from evalkit.study.past import PastRequest, open_past
 from evalkit.study.plan import Unit, cells_of, plan
 from evalkit.study.processes import executed, is_small, shared_by
 from evalkit.study.provenance import describe_study, without_factors
+from evalkit.study.steps import open_steps
 from evalkit.study.store import open_store
 from evalkit.tasks import Task
 from evalkit.updates.foreseen import check_needs
@@ -77,6 +78,7 @@ def run_study(
     on_start: Callable[[Start], None] | None = None,
     processes: int = 1,
     past: PastRequest | None = None,
+    optimizer: str | None = None,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
 
@@ -96,12 +98,14 @@ def run_study(
         processes: that a small model is scored in, at most. More than one are forks of this one,
             which has taken no gradient so far, so that there is one where there are past tasks.
         past: past tasks, for methods that have them as an input.
+        optimizer: the class of the saved optimizers, for the method of that name; None to go by
+            what their files say.
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
             holds a run of other settings, code or data, or cannot be written to.
     """
-    check_request(settings.methods, settings.dampings, past is not None)
+    check_request(settings.methods, settings.dampings, past is not None, optimizer=True)
     if past is not None:
         past.check(settings.methods)
     for checkpoint in trajectory.checkpoints:
@@ -112,11 +116,14 @@ def run_study(
     samples = task.fit_labels(samples, model)
     verify_trajectory(trajectory, model)
     opened = None if past is None else open_past(past, settings, model)
+    steps = open_steps(trajectory.checkpoints, settings.methods, model, optimizer)
     small = torch.get_num_threads() > 1 and is_small(model, samples, task.likelihood, settings)
     with threads(1 if small else torch.get_num_threads()):
         provenance = describe_study(trajectory, task, settings, model, len(samples))
         if opened is not None:
             provenance["past"] = opened.entries
+        if steps is not None:
+            provenance["optimizers"] = steps.entries
         store = open_store(Path(folder), provenance, task, samples, settings)
         cells = cells_of(trajectory.checkpoints, settings.batches)
         units = plan(cells, settings, store.finished)
@@ -129,7 +136,7 @@ def run_study(
         processes = shared_by(len(units), processes) if small and opened is None else 1
         taken = opened.taken() if units and opened is not None else None
         by_name = {checkpoint.name: checkpoint for checkpoint in trajectory.checkpoints}
-        loaded = ""
+        loaded, stepping = "", None
 
         def begin(lin: Linearization, left_out: tuple[str, ...]) -> None:
             provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
@@ -142,10 +149,11 @@ def run_study(
                 on_start(Start(len(units), seconds, notes_on(provenance, needed)))
 
         def rows_of(unit: Unit, shown: bool) -> Rows:
-            nonlocal loaded
+            nonlocal loaded, stepping
             name = unit.cell.checkpoint
             if name != loaded:
                 load_into(model, by_name[name])
+                stepping = None if steps is None else steps.at(by_name[name])
                 loaded = name
             return execute(
                 model,
@@ -157,6 +165,7 @@ def run_study(
                 partial(_iterated, show, done, name) if shown else None,
                 begin if unit is units[0] else None,
                 taken,
+                stepping,
             )
 
         with executed(units, rows_of, processes) as made:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from evalkit.curvature import PastTask
@@ -15,7 +16,13 @@ from evalkit.linearization import ByParameter, Linearization
 from evalkit.reductions import is_finite
 from evalkit.settings import DEFAULT_DAMPING, Others, check_damping, check_others, check_seed
 from evalkit.updates.parser import checked_settings, parse
-from evalkit.updates.registry import check_dampings, no_past, registered, takes_past
+from evalkit.updates.registry import (
+    check_dampings,
+    no_past,
+    registered,
+    takes_optimizer,
+    takes_past,
+)
 from evalkit.updates.types import CotangentUpdate, Update, VectorUpdate
 
 
@@ -27,6 +34,7 @@ def compute(
     on_iteration: Callable[[int, float], None] | None = None,
     others: Others = "block",
     past: PastTask | Sequence[PastTask] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     **settings: Any,
 ) -> Update:
     """Return the update of a method, with the report of its solver.
@@ -41,6 +49,7 @@ def compute(
             each, ``"gradient"``, the gradient itself, or ``"leave"``, which refuses them.
         past: past tasks, for methods that have them as an input; see
             :func:`evalkit.past_task`.
+        optimizer: of the training, for methods that have it as an input; it is left as it is.
         settings: the method's settings, by name.
 
     Raises:
@@ -58,6 +67,8 @@ def compute(
         if past is None:
             raise no_past(name)
         given["past"] = PastTask.joined(past)
+    if takes_optimizer(name):
+        given["optimizer"] = optimizer
     settings |= {
         name: value
         for name, value in given.items()
@@ -73,10 +84,13 @@ def update(
     seed: int = 0,
     others: Others = "block",
     past: PastTask | Sequence[PastTask] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     **settings: Any,
 ) -> Tensor:
     """Return the direction d of a method: (P,); arguments and errors as :func:`compute`."""
-    return compute(name, lin, damping, seed, None, others, past, **settings).direction(lin)
+    return compute(name, lin, damping, seed, None, others, past, optimizer, **settings).direction(
+        lin
+    )
 
 
 def accept(name: str, result: Any, lin: Linearization) -> Update:

@@ -11,7 +11,7 @@ from evalkit.names import split_method
 from evalkit.registry import suggest
 from evalkit.updates.registry import Method, check_settings, registered
 
-GIVEN = ("seed", "on_iteration", "others", "past")
+GIVEN = ("seed", "on_iteration", "others", "past", "optimizer")
 """Parameters that a method receives rather than being set."""
 
 
@@ -52,7 +52,7 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         EvalkitError: the method has no such setting, or a value does not fit.
     """
-    for key in settings.keys() & {"seed", "others", "past"} & defaults_of(registered(name)).keys():
+    for key in settings.keys() & set(GIVEN[:1] + GIVEN[2:]) & defaults_of(registered(name)).keys():
         raise EvalkitError(
             f"expected '{key}' for all methods together, found it as a setting of '{name}'; give "
             f"`{key}={settings[key]}` beside the methods"

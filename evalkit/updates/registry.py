@@ -29,7 +29,8 @@ def method(
     called ``seed`` receives the seed, one called ``on_iteration`` a function to call with each
     iteration and its gamma, one called ``others`` what the run makes of parameters without
     factors (:data:`evalkit.settings.Others`), and one called ``past`` the past tasks of the run
-    (:class:`evalkit.curvature.PastTask`), without which the method is refused.
+    (:class:`evalkit.curvature.PastTask`), and one called ``optimizer`` that of the training;
+    without these the method is refused.
 
     Args:
         name: how it is called from then on.
@@ -108,6 +109,23 @@ def takes_past(name: str) -> bool:
         name: of the method, settings left aside.
     """
     return "past" in inspect.signature(registered(name)).parameters
+
+
+def takes_optimizer(name: str) -> bool:
+    """Return whether a method has the optimizer of a training as an input.
+
+    Args:
+        name: of the method, settings left aside.
+    """
+    return "optimizer" in inspect.signature(registered(name)).parameters
+
+
+def no_optimizer(name: str) -> EvalkitError:
+    """Return the error of a method that has an optimizer as an input, where there is none."""
+    return EvalkitError(
+        f"expected the optimizer of the training for method '{name}', found none; give `optimizer` "
+        "where scores are asked for, or leave the method out"
+    )
 
 
 def no_past(name: str) -> EvalkitError:
