@@ -23,6 +23,7 @@ MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.5, centered=True),
     "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
+    "muon": lambda p: torch.optim.Muon([one for one in p if one.dim() == 2], lr=1e-2),
     "nadam": lambda p: torch.optim.NAdam(p, lr=1e-3),
 }
 

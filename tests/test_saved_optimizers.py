@@ -203,6 +203,7 @@ def test_states_that_do_not_fit_are_refused_in_a_sentence(
         assert sentence in " ".join(capsys.readouterr().err.split()), sentence
     torch.save({"model": weights, "optimizer": older}, folder / "files" / "step-3.pt")
     assert score(folder, "sgd,optimizer", "--optimizer", "adamw") == 0
+    assert score(folder, "sgd,optimizer", "--set", "optimizer=adamw") == 0
     assert score(folder, "sgd", "--optimizer", "adamw") == 2
     safe = folder / "files" / "step-3.safetensors"
     (folder / "files" / "step-3.pt").unlink()

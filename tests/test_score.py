@@ -176,7 +176,9 @@ def use_everything(batch: Batch) -> None:
     _ = lin.gram
     evalkit.natural_gradient(lin, damping=1e-2, max_iterations=3)
     past = evalkit.past_task(batch.model, [(batch.inputs, batch.targets)], batch.likelihood)
-    evalkit.score(*batch, methods=(*evalkit.methods(),), damping=1e-2, past=past)
+    optimizer = torch.optim.AdamW(batch.model.parameters(), lr=1e-3)
+    given = {"past": past, "optimizer": optimizer}
+    evalkit.score(*batch, methods=(*evalkit.methods(),), damping=1e-2, **given)
 
 
 @pytest.mark.parametrize(

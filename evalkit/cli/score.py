@@ -32,6 +32,7 @@ from evalkit.cli.options import (
 from evalkit.cli.ratios import print_ratios
 from evalkit.cli.wording import in_options
 from evalkit.machine import own_processes
+from evalkit.names import base_name
 from evalkit.settings import Others, Settings
 
 if TYPE_CHECKING:
@@ -128,7 +129,10 @@ def command(
         methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device, others
     )
     run = run if run is not None else Path("runs") / _run_name(folder)
-    spec, before = (task, dict(task_settings)), (past, past_batches, past_labels)
+    given = dict(task_settings)
+    if optimizer is None and any(base_name(name) == "optimizer" for name in methods):
+        optimizer = given.pop("optimizer", None)
+    spec, before = (task, given), (past, past_batches, past_labels)
     _score((folder, order, key), spec, code, settings, run, before, optimizer)
     print_ratios(run)
     say(f"Tables in {run}; figures and page: evalkit report {run}")

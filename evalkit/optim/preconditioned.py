@@ -13,7 +13,7 @@ from evalkit.optim.recorded import StepError
 from evalkit.settings import DEFAULT_DAMPING, Others, check_others
 from evalkit.updates.calling import compute
 from evalkit.updates.parser import parse
-from evalkit.updates.registry import check_dampings, registered, takes_past
+from evalkit.updates.registry import check_dampings, registered, takes_optimizer, takes_past
 from evalkit.updates.types import CotangentUpdate, VectorUpdate
 
 _OWN = {"ef": "EF", "ief": "IEF", "sf": "SF", "fgn": "FGN", "polyak": "Polyak"}
@@ -58,7 +58,7 @@ class Preconditioned(ClosureOptimizer):
                 f"expected a method without an optimiser of its own, found '{method}'; take "
                 f"evalkit.optim.{_OWN[name]}, whose damping is that of the paper"
             )
-        if name == "sgd" or takes_past(name):
+        if name == "sgd" or takes_past(name) or takes_optimizer(name):
             advice = "take torch.optim.SGD" if name == "sgd" else "choose another method"
             raise EvalkitError(
                 f"expected a method that preconditions the gradient of a batch, found '{method}'; "

@@ -202,7 +202,7 @@ def _names(saved: SavedOptimizer, model: nn.Module) -> list[list[str]]:
     candidates = [_split(trained, sizes)] if len(sizes) == 1 else []
     if len(sizes) == 1:
         candidates.append(_split(list(named), sizes))
-    if len(sizes) == 2 and (saved.by_trainer or _by_decay(saved)):
+    if len(sizes) == 2 and saved.by_trainer:
         for patterns in (_NO_DECAY, _NO_DECAY_BEFORE):
             decayed = set(_with_decay(model, _norms(), patterns))
             candidates.append(
@@ -221,11 +221,6 @@ def _names(saved: SavedOptimizer, model: nn.Module) -> list[list[str]]:
         )
     fits = [one for one in fitting if _misfit(saved, one, named) is None]
     return (fits or fitting)[0]
-
-
-def _by_decay(saved: SavedOptimizer) -> bool:
-    """Return whether groups differ as the Trainer's do: the second has no decay."""
-    return saved.by_trainer and saved.groups[1].get("weight_decay") == 0.0
 
 
 def _split(names: list[str], sizes: list[int]) -> list[list[str]]:

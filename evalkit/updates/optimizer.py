@@ -10,14 +10,14 @@ from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.linearization import Linearization
 from evalkit.rounding import gradient_noise
 from evalkit.signs import random_signs
-from evalkit.updates.optimizer_step import OPTIMIZER_METHOD, Shares, next_step, unwrapped
+from evalkit.updates.optimizer_step import Shares, next_step, unwrapped
 from evalkit.updates.registry import method, no_optimizer
 from evalkit.updates.types import Rounding, VectorUpdate
 
 _TINY = 1e-6  # what torch.nn.utils.clip_grad_norm_ adds to the norm
 
 
-@method(OPTIMIZER_METHOD)
+@method("optimizer")
 def optimizer_step(
     lin: Linearization,
     damping: float,
@@ -46,7 +46,7 @@ def optimizer_step(
             gradients.
     """
     if optimizer is None:
-        raise no_optimizer(OPTIMIZER_METHOD)
+        raise no_optimizer("optimizer")
     if clip < 0:
         raise EvalkitError(
             f"expected a clip of at least 0, found {clip:g}; give the largest norm of the gradient "

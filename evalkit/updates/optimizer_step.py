@@ -22,8 +22,8 @@ from torch import Tensor
 from evalkit.errors import EvalkitError, reason
 from evalkit.evaluation.determinism import preserved_random_state
 
-OPTIMIZER_METHOD = "optimizer"
 _OWN = "evalkit.optim"
+_WRAPPERS = ("Accelerated", "Lightning")
 _KNOWN = ("torch.", "transformers.", "evalkit.")
 _BETAS, _BETA, _MOMENTUM = "betas", "beta1", "momentum"
 # Parts of the names of attributes that a copy has its own of: hooks of the caller are not run, nor
@@ -46,12 +46,15 @@ class Shares:
 
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the optimizer of torch inside what wraps it, as Accelerate does.
+    """Return the optimizer of torch inside what wraps it, as Accelerate and Lightning do.
 
     Raises:
         EvalkitError: there is none, or its step needs more than gradients.
     """
-    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+    while (
+        not isinstance(optimizer, torch.optim.Optimizer)
+        or type(optimizer).__name__.startswith(_WRAPPERS)
+    ) and isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = optimizer.optimizer
     kind = type(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -60,13 +63,13 @@ def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
             "optimizer that the training steps with"
         )
     closure = inspect.signature(kind.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        own = kind.__module__.startswith(_OWN)
+    own = kind.__module__.startswith(_OWN)
+    if own or (closure is not None and closure.default is inspect.Parameter.empty):
         name = str(getattr(optimizer, "method", kind.__name__.lower()))
         advice = f"score the method '{name}' itself" if own else "leave the method out"
         raise EvalkitError(
             f"expected an optimizer that steps on the gradients in `.grad` for method "
-            f"'{OPTIMIZER_METHOD}', found {kind.__name__}, whose step runs the forward; {advice}"
+            f"'optimizer', found {kind.__name__}, whose step runs the forward; {advice}"
         )
     return optimizer
 
@@ -138,7 +141,7 @@ def _copy(
     except Exception as error:
         raise EvalkitError(
             f"expected an optimizer that can be copied, found that {type(optimizer).__name__} "
-            f"cannot ({reason(error)}); leave the method '{OPTIMIZER_METHOD}' out"
+            f"cannot ({reason(error)}); leave method 'optimizer' out"
         ) from error
     for group in made.param_groups:
         group["params"] = [value for value in group["params"] if id(value) in kept]
