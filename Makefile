@@ -154,7 +154,7 @@ study-dampings: $(LORA)
 
 study-steps: $(LORA) $(ENCODER)
 	$(call study,steps/digits-mlp,checkpoints/digits-mlp,--methods $(STEPS) --batches 10)
-	$(call study,steps/autoencoder-digits,$(ENCODER),--methods $(STEPS) --damping 1e-3 --batches 2)
+	$(call study,steps/autoencoder-digits,$(ENCODER),--methods $(STEPS) --damping 1e-3 --batches 2 --batch-size 32)
 	$(call lora-study,steps,lora,--methods $(STEPS) --batches 1 --batch-size 64)
 
 study-targets: $(FEW) $(PICTURES)
