@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,14 @@ from evalkit.updates import registry
 def methods_of_the_package_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Methods that a test registers end with it."""
     monkeypatch.setattr(registry._METHODS, "_entries", dict(registry._METHODS._entries))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Files of the tests need not outlive a power cut, for which each row waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from evalkit.cli import main
 from evalkit.settings import Settings
 from evalkit.tasks import Task
 
-METHODS = ("sgd", "ief", "sf:labels_per_sample=2", "ngd")
+METHODS = ("sf:labels_per_sample=2", "ngd")
 ALONE = ["forward", "backward", "training step", "linearize", "all scores"]
 CPU = torch.device("cpu")
 
@@ -137,9 +137,11 @@ class Watched(nn.Linear):
     ],
 )
 def test_every_forward_keeps_to_micro_batches_and_precision(
-    size: int | None, dtype: torch.dtype, sizes: set[int]
+    size: int | None, dtype: torch.dtype, sizes: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two samples are run again, and with micro-batches one by one."""
+    # The profiler that counts blocks takes half a second to start, for each piece of work.
+    monkeypatch.setattr("evalkit.bench.cost.peak_mebibytes", lambda work, device: work() and None)
     Watched.seen = set()
     task = Task(
         model=lambda: Watched(3, 1),

@@ -23,7 +23,8 @@ from tests.support.chosen_cases import SECOND_ROUTE_NEEDED
 from tests.support.dense import assert_near
 from tests.support.table import Batch, Draw, Net, initialise
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is found")
+if not torch.cuda.is_available():  # once, and not for each of more than a thousand tests
+    pytest.skip("no GPU is found", allow_module_level=True)
 
 METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "fgn", "polyak", "best-weights", "sf")
 SOLVERS = ("ngd:solver=cg", "ngd:solver=direct", "ngd:solver=sketch")

@@ -39,6 +39,17 @@ def trajectory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+FEW = ["--task", "digits-mlp", "--batch-size", "4", "--batches", "1", "--methods", "diagonal"]
+
+
+@pytest.fixture(scope="module")
+def found_before(trajectory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tables of a few samples."""
+    out = tmp_path_factory.mktemp("found") / "out"
+    assert main(["errors", str(trajectory), *FEW, f"--out={out}"]) == 0
+    return out
+
+
 def test_the_command_writes_and_prints_both_tables(
     trajectory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,8 +128,7 @@ def test_an_interruption_keeps_what_is_done(
 
     monkeypatch.setattr(running, "matrix_errors", interrupted)
     out = tmp_path / "out"
-    few = ["--batch-size", "4", "--batches", "1", "--methods", "diagonal"]
-    command = ["errors", str(trajectory), "--task", "digits-mlp", *few, f"--out={out}"]
+    command = ["errors", str(trajectory), *FEW, f"--out={out}"]
     assert main(command) == 130
     assert "the same command goes on where it stopped" in capsys.readouterr().err
     errors, _, described = tables(out)
@@ -132,12 +142,10 @@ def test_an_interruption_keeps_what_is_done(
 @pytest.mark.parametrize("name", ["errors.csv", "scales.csv"])
 @pytest.mark.parametrize("twice", [False, True])
 def test_rows_that_are_lost_or_there_twice_are_found_again(
-    name: str, twice: bool, trajectory: Path, tmp_path: Path
+    name: str, twice: bool, trajectory: Path, found_before: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    few = ["--batch-size", "4", "--batches", "1", "--methods", "diagonal"]
-    command = ["errors", str(trajectory), "--task", "digits-mlp", *few, f"--out={out}"]
-    assert main(command) == 0
+    out = shutil.copytree(found_before, tmp_path / "out")
+    command = ["errors", str(trajectory), *FEW, f"--out={out}"]
     first = {table: (out / table).read_text() for table in TABLES}
     lines = first[name].splitlines()
     # The first row, of the first checkpoint: what is found again must not move to the end.
@@ -158,12 +166,15 @@ def test_rows_that_are_lost_or_there_twice_are_found_again(
 )
 @pytest.mark.parametrize("key", ["done", "rows"])
 def test_an_account_of_cells_that_is_none_is_refused_in_a_sentence(
-    key: str, found: Any, trajectory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    key: str,
+    found: Any,
+    trajectory: Path,
+    found_before: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "out"
-    few = ["--batch-size", "4", "--batches", "1", "--methods", "diagonal"]
-    command = ["errors", str(trajectory), "--task", "digits-mlp", *few, f"--out={out}"]
-    assert main(command) == 0
+    out = shutil.copytree(found_before, tmp_path / "out")
+    command = ["errors", str(trajectory), *FEW, f"--out={out}"]
     described = json.loads((out / "errors.json").read_text())
     (out / "errors.json").write_text(json.dumps(described | {key: found}))
     assert main(command) == 2
@@ -171,12 +182,10 @@ def test_an_account_of_cells_that_is_none_is_refused_in_a_sentence(
 
 
 def test_tables_without_numbers_of_rows_are_taken_as_they_are(
-    trajectory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trajectory: Path, found_before: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    few = ["--batch-size", "4", "--batches", "1", "--methods", "diagonal"]
-    command = ["errors", str(trajectory), "--task", "digits-mlp", *few, f"--out={out}"]
-    assert main(command) == 0
+    out = shutil.copytree(found_before, tmp_path / "out")
+    command = ["errors", str(trajectory), *FEW, f"--out={out}"]
     first = (out / "errors.csv").read_bytes()
     described = json.loads((out / "errors.json").read_text())
     del described["rows"]

@@ -34,12 +34,13 @@ class Prepared:
         self.x, self.y = x[:SAMPLES], y[:SAMPLES]
         self.drawn = drawn(self.model, self.x, self.y, self.likelihood)
         self.batch = cache(self._batch)
+        self.exact = cache(self._exact)
 
     def _batch(self, bits: int) -> exact.Batch:
         with exact.bits(bits):
             return exact.batch(self.model, self.x, self.y, self.likelihood, self.drawn)
 
-    def exact(self, method: str, damping: float) -> float:
+    def _exact(self, method: str, damping: float) -> float:
         return exact.exact_gamma(self.batch, method, damping)
 
 

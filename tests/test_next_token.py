@@ -24,6 +24,7 @@ from evalkit.settings import Settings
 from evalkit.storage.run_folder import read_run
 from evalkit.study.running import run_study
 from evalkit.training.loop import train
+from tests.support.dense import jacobian_rows
 from tests.support.trainers import LENGTH, bert, gpt2, lora, prompted, tokens, trainer
 
 WORDS = tokens(6, LENGTH)
@@ -80,13 +81,7 @@ def gamma_of_sgd(model: nn.Module) -> float:
     """sqrt(g^T F g) / g^T g from the Jacobian of all logits, in float64."""
     parameters = [value for value in model.parameters() if value.requires_grad]
     logits = model(**data()[0]).logits
-    rows = [
-        torch.cat(
-            [grad.flatten() for grad in torch.autograd.grad(z, parameters, retain_graph=True)]
-        )
-        for z in logits.flatten()
-    ]
-    jacobian = torch.stack(rows).view(*logits.shape, -1)
+    jacobian = jacobian_rows(logits.flatten(), parameters).view(*logits.shape, -1)
     chances, gradient, metric = logits.softmax(-1).detach(), 0.0, 0.0
     places = [(n, t) for n in range(6) for t in range(LENGTH - 1) if LABELS[n, t + 1] >= 0]
     for n, t in places:

@@ -84,15 +84,21 @@ def cells_of(ratios: list[float], names: tuple[str, str] = ("first", "last")) ->
     ]
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Reader]:
+    """A run, its page, and what it says."""
+    folder = write_run(tmp_path_factory.mktemp("plain"), cells_of([2.0, 4.0]))
+    return folder, *page_of(folder)
+
+
 def page_of(folder: Path) -> tuple[str, Reader]:
     run = read_run(folder)
     text = render_page(run, derived_of(run))
     return text, Reader(text)
 
 
-def test_the_page_holds_the_result(tmp_path: Path) -> None:
-    write_run(tmp_path, cells_of([2.0, 4.0]))
-    text, page = page_of(tmp_path)
+def test_the_page_holds_the_result(plain: tuple[Path, str, Reader]) -> None:
+    _, text, page = plain
     scores, pairs, batches, solver, provenance, hashes = page.tables
     assert scores[0] == ["checkpoint", "progress", "SGD", "EF", "NGD"]
     assert scores[1][:2] == ["first", "0.00"]
@@ -112,9 +118,8 @@ def test_the_page_holds_the_result(tmp_path: Path) -> None:
     assert "not finished" not in text
 
 
-def test_the_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    write_run(tmp_path, cells_of([2.0, 4.0]))
-    text, page = page_of(tmp_path)
+def test_the_page_loads_nothing_from_elsewhere(plain: tuple[Path, str, Reader]) -> None:
+    _, text, page = plain
     assert page.loads == ["scores.csv", "batches.csv"]  # what the links lead to, not loaded
     assert not {"link", "iframe", "object", "img"} & set(page.tags)
     rest = re.sub(r"(?s)<script.*?</script>", "", text)
@@ -122,9 +127,8 @@ def test_the_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     assert not re.search(r"https?:|fetch|import|XMLHttp", page.scripts[-1])
 
 
-def test_the_policy_allows_the_scripts_of_the_page_alone(tmp_path: Path) -> None:
-    write_run(tmp_path, cells_of([2.0, 4.0]))
-    text, page = page_of(tmp_path)
+def test_the_policy_allows_the_scripts_of_the_page_alone(plain: tuple[Path, str, Reader]) -> None:
+    _, text, page = plain
     policy = html.unescape(re.findall(r'Content-Security-Policy" content="([^"]*)"', text)[0])
     *_, library, _, script = page.scripts
     run = gzip.decompress(base64.b64decode(library)).decode("utf-8")
@@ -133,11 +137,10 @@ def test_the_policy_allows_the_scripts_of_the_page_alone(tmp_path: Path) -> None
     assert "Redistributions in binary form must reproduce" in run  # the licence goes along
 
 
-def test_the_page_carries_the_tables(tmp_path: Path) -> None:
-    write_run(tmp_path, cells_of([2.0, 4.0]))
-    _, page = page_of(tmp_path)
+def test_the_page_carries_the_tables(plain: tuple[Path, str, Reader]) -> None:
+    folder, _, page = plain
     carried = [gzip.decompress(base64.b64decode(script)) for script in page.scripts[:2]]
-    files = [(tmp_path / name).read_bytes() for name in ("scores.csv", "batches.csv")]
+    files = [(folder / name).read_bytes() for name in ("scores.csv", "batches.csv")]
     assert carried == files
 
 
@@ -203,9 +206,8 @@ def test_a_solver_that_stops_early_says_whether_it_matters(
     assert ("ngd:max_iterations=800, or with ngd:solver=direct" in text) == (gamma > 1.01)
 
 
-def test_a_solver_that_converges_needs_no_sentence(tmp_path: Path) -> None:
-    write_run(tmp_path, cells_of([2.0, 4.0]))
-    assert "stopped before its tolerance" not in page_of(tmp_path)[0]
+def test_a_solver_that_converges_needs_no_sentence(plain: tuple[Path, str, Reader]) -> None:
+    assert "stopped before its tolerance" not in plain[1]
 
 
 def test_a_cell_carries_a_mark_with_its_meaning(

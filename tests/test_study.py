@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -44,12 +45,25 @@ def study(folder: Path, settings: Settings = SMALL, stop_after: int | None = Non
     return read_run(folder).scores
 
 
-def test_a_run_holds_every_cell_and_the_columns_of_the_contract(tmp_path: Path) -> None:
-    scores = study(tmp_path / "run")
-    checkpoints = open_trajectory(BUNDLED).checkpoints
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, to be read or copied."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    study(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of one's own."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_a_run_holds_every_cell_and_the_columns_of_the_contract(finished: Path) -> None:
+    run = read_run(finished)
+    scores, checkpoints = run.scores, open_trajectory(BUNDLED).checkpoints
     assert tuple(scores.columns) == names_of(SCORES_FILE)
     assert len(scores) == len(checkpoints) * 2 * 3
-    run = read_run(tmp_path / "run")
     assert tuple(run.batches.columns) == names_of(BATCHES_FILE)
     assert (run.batches["num_samples"] == 12).all()
     hashes = [item["sha256"] for item in run.provenance["checkpoints"]]
@@ -57,8 +71,8 @@ def test_a_run_holds_every_cell_and_the_columns_of_the_contract(tmp_path: Path) 
     assert run.provenance["finished"] is not None
 
 
-def test_a_row_is_what_score_gives_for_that_batch(tmp_path: Path) -> None:
-    scores = study(tmp_path / "run")
+def test_a_row_is_what_score_gives_for_that_batch(finished: Path) -> None:
+    scores = read_run(finished).scores
     trajectory = open_trajectory(BUNDLED)
     task = trajectory_task(trajectory)
     samples = task.training_samples()
@@ -75,8 +89,8 @@ def test_a_row_is_what_score_gives_for_that_batch(tmp_path: Path) -> None:
     )
 
 
-def test_rows_do_not_depend_on_what_is_scored_beside_them(tmp_path: Path) -> None:
-    few = study(tmp_path / "few")
+def test_rows_do_not_depend_on_what_is_scored_beside_them(finished: Path, tmp_path: Path) -> None:
+    few = read_run(finished).scores
     settings = Settings(methods=("sf", "ef", "sgd", "ief"), batches=3, batch_size=12)
     many = study(tmp_path / "many", settings)
     key = ["checkpoint", "batch", "method"]
@@ -86,15 +100,15 @@ def test_rows_do_not_depend_on_what_is_scored_beside_them(tmp_path: Path) -> Non
         assert (joined[column] == joined[f"{column}_many"]).all()
 
 
-def test_an_interrupted_study_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    study(tmp_path / "whole")
+def test_an_interrupted_study_goes_on_and_ends_with_the_same_bytes(
+    finished: Path, tmp_path: Path
+) -> None:
     with pytest.raises(StopError):
         study(tmp_path / "halves", stop_after=5)
-    finished = len(read_run(tmp_path / "halves").batches)
-    assert 0 < finished < 22
+    assert 0 < len(read_run(tmp_path / "halves").batches) < 22
     study(tmp_path / "halves")
     for name in ("scores.csv", "batches.csv"):
-        assert (tmp_path / "halves" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "halves" / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_more_batches_extend_a_run(tmp_path: Path) -> None:
@@ -115,11 +129,10 @@ def test_fewer_batches_do_not_finish_a_run_that_was_interrupted(tmp_path: Path) 
     assert read_run(tmp_path / "run").provenance["finished"] is not None
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
-    study(tmp_path / "run")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    study(tmp_path / "run")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+def test_a_finished_run_is_left_as_it_is(copied: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    study(copied)
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
 
 
 def test_methods_of_another_text_do_not_go_on_with_a_run(tmp_path: Path) -> None:
@@ -167,20 +180,18 @@ def test_a_task_of_another_text_does_not_go_on_with_a_run(tmp_path: Path) -> Non
         {"checkpoints": ["x"]},
     ],
 )
-def test_a_damaged_run_is_refused_in_one_sentence(tmp_path: Path, damage: dict[str, Any]) -> None:
-    study(tmp_path / "run")
-    path = tmp_path / "run" / "run.json"
+def test_a_damaged_run_is_refused_in_one_sentence(copied: Path, damage: dict[str, Any]) -> None:
+    path = copied / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     with pytest.raises(EvalkitError, match="choose another folder"):
-        study(tmp_path / "run")
+        study(copied)
 
 
-def test_a_folder_with_another_run_is_refused_and_kept(tmp_path: Path) -> None:
-    study(tmp_path / "run")
-    before = (tmp_path / "run" / "scores.csv").read_bytes()
+def test_a_folder_with_another_run_is_refused_and_kept(copied: Path) -> None:
+    before = (copied / "scores.csv").read_bytes()
     with pytest.raises(EvalkitError, match="another seed"):
-        study(tmp_path / "run", Settings(methods=SMALL.methods, batches=2, batch_size=12, seed=1))
-    assert (tmp_path / "run" / "scores.csv").read_bytes() == before
+        study(copied, Settings(methods=SMALL.methods, batches=2, batch_size=12, seed=1))
+    assert (copied / "scores.csv").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_first_score(tmp_path: Path) -> None:
@@ -205,9 +216,10 @@ def test_batches_are_drawn_without_repeats_and_independently() -> None:
 
 
 def test_the_bundled_trajectory_shows_what_the_readme_says(tmp_path: Path) -> None:
-    settings = Settings(methods=("sgd", "ef", "ief"), batches=4)
-    scores = study(tmp_path / "run", settings)
-    last = scores[scores["progress"] == 1].groupby("method")["ratio"].mean()
+    whole, settings = open_trajectory(BUNDLED), Settings(methods=("sgd", "ef", "ief"), batches=4)
+    end = replace(whole, checkpoints=whole.checkpoints[-1:])
+    run_study(end, trajectory_task(end), settings, tmp_path / "run")
+    last = read_run(tmp_path / "run").scores.groupby("method")["ratio"].mean()
     assert last["ief"] < 1 < last["ef"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from evalkit.toy_tables import Toy, read_toy, write_toy
 COARSE = Tracing(arrows=4, points=5, steps=3)
 
 
+@cache
 def toy_of(name: str, tracing: Tracing = COARSE) -> Toy:
     return compute_toy(PROBLEMS.get(name), tracing)
 

@@ -26,7 +26,7 @@ from tests.support.transformer_cases import TRANSFORMERS, padded
 
 CG = "ngd:solver=cg:tolerance=1e-11:max_iterations=500"
 DIRECT = "ngd:solver=direct"
-METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "sf", "sf:labels_per_sample=3", DIRECT)
+METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "sf", "sf:labels_per_sample=3")
 NUMBERS = [
     "gamma",
     "ratio",
@@ -84,12 +84,21 @@ def linearized(name: str) -> evalkit.Linearization:
     return evalkit.linearize(*batch_of(name), dtype="float64")
 
 
+def natural_gradient(name: str) -> str:
+    """The method by one solver a case; that solvers agree is held on the table of cases.
+
+    The kernel of all outputs is dear where each position has a vocabulary of them and every
+    parameter is trained.
+    """
+    return CG if name.startswith(("t5_full", "gpt2_full")) else DIRECT
+
+
 @functools.cache
 def table(name: str) -> pd.DataFrame:
-    return scored(batch_of(name))
+    return scored(batch_of(name), (*METHODS, natural_gradient(name)))
 
 
-def scored(batch: Batch, methods: tuple[str, ...] = METHODS, **settings: Any) -> pd.DataFrame:
+def scored(batch: Batch, methods: tuple[str, ...], **settings: Any) -> pd.DataFrame:
     settings = {"damping": DAMPING, "seed": 3, "dtype": "float64"} | settings
     before = state_of_process()
     found = evalkit.score(*batch, methods=methods, **settings)
@@ -164,7 +173,6 @@ def wanted_directions(name: str) -> dict[str, Tensor]:
     """Method name, settings included, to its dense direction."""
     expected, lin = reference(name), linearized(name)
     draws = {count: lin.sampled_logit_gradients(3, count) for count in (1, 3)}
-    natural = dense.ngd(expected, DAMPING)
     return {
         "sgd": dense.sgd(expected),
         "ef": dense.ef(expected, DAMPING),
@@ -172,8 +180,7 @@ def wanted_directions(name: str) -> dict[str, Tensor]:
         "ief-tikhonov": dense.ief_tikhonov(expected, DAMPING),
         "sf": dense.sf(expected, draws[1], DAMPING),
         "sf:labels_per_sample=3": dense.sf(expected, draws[3], DAMPING),
-        DIRECT: natural,
-        CG: natural,
+        natural_gradient(name): dense.ngd(expected, DAMPING),
     }
 
 
@@ -181,7 +188,7 @@ def wanted_directions(name: str) -> dict[str, Tensor]:
 def test_every_score(name: str) -> None:
     expected = reference(name)
     wanted = wanted_directions(name)
-    found = pd.concat([table(name), scored(batch_of(name), (CG,))])
+    found = table(name)
     assert list(found["method"]) == list(wanted)
     assert found["converged"].iloc[-1]
     for row, d in zip(found.to_dict("records"), wanted.values(), strict=True):
@@ -250,9 +257,15 @@ def test_padding_changes_no_gram_matrix(name: str) -> None:
 
 @every_transformer
 def test_micro_batch_size_changes_no_score(name: str) -> None:
-    methods = one_a_product(name)
-    found = scored(batch_of(name), methods, micro_batch_size=3)
+    """Each part is run again for each product, and an exact solve takes many of them."""
+    methods = one_a_product(name) if name.endswith("_lora") else ("sgd", "ief", "sf")
+    found = scored(batch_of(name), methods, micro_batch_size=two_parts(name))
     assert_same_numbers(found, table_of(name, methods), 1e-10)
+
+
+def two_parts(name: str) -> int:
+    """The micro-batch size that leaves a smaller part beside the first."""
+    return len(batch_of(name).targets) // 2 + 1
 
 
 @every_text
@@ -282,6 +295,6 @@ def test_model_is_left_alone(name: str) -> None:
     """By whatever the tests before this one have done with it, and by these two at least."""
     batch, before = built(name)
     table(name)
-    scored(batch, ("sgd", "ief"), micro_batch_size=3, dtype=None)
+    scored(batch, ("ief",), micro_batch_size=two_parts(name), dtype=None)
     assert model_and_settings(batch.model) == before
     assert not batch.model.training
