@@ -188,9 +188,14 @@ def test_states_that_do_not_fit_are_refused_in_a_sentence(
     fewer = OPTIMIZERS["AdamW"](model[0]).state_dict()
     other = copy.deepcopy(state)
     other["state"][0]["exp_avg"] = torch.zeros(2, 2)
+    odd, text = copy.deepcopy(state), copy.deepcopy(state)
+    odd["param_groups"][0]["params"] = [[0], {}]
+    text["param_groups"][0]["lr"] = "fast"
     cases: list[tuple[Any, tuple[str, ...], str]] = [
         ({"model": weights}, (), "found none under"),
         ({"model": weights, "optimizer": [1]}, (), "found no state_dict() of one"),
+        ({"model": weights, "optimizer": odd}, (), "found no state_dict() of one"),
+        ({"model": weights, "optimizer": text}, (), "to take a step from its state"),
         ({"model": weights, "optimizer": older}, (), "say which with --optimizer"),
         ({"model": weights, "optimizer": fewer}, (), "one of 2 parameters, where the model trains"),
         ({"model": weights, "optimizer": other}, (), "'exp_avg' of shape (2, 2) for '0.weight'"),

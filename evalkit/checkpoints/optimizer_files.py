@@ -115,10 +115,14 @@ def _state(value: Any, path: Path) -> Mapping[str, Any]:
         not isinstance(groups, list)
         or not groups
         or not isinstance(value.get("state"), Mapping)
-        or not all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups)
+        or not all(isinstance(g, Mapping) and _numbers(g.get("params")) for g in groups)
     ):
         raise _unfit(path, "no state_dict() of one")
     return dict(value)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, int) for item in value)
 
 
 def _is_mapping(value: Any, *keys: str) -> bool:

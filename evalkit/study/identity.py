@@ -82,7 +82,8 @@ def _check_same_past(folder: Path, before: Any, now: Sequence[Mapping[str, Any]]
 
 def _check_same_optimizers(folder: Path, before: Any, now: Any) -> None:
     """Check that rows of both starts are of the same state of the optimizer at each checkpoint."""
-    known = {item["checkpoint"]: item for item in before or ()}
+    listed = before if isinstance(before, list) else []
+    known = {str(item.get("checkpoint")): item for item in listed if isinstance(item, Mapping)}
     for item in now or ():
         was = known.get(item["checkpoint"], item)
         for key in ("sha256", "class"):

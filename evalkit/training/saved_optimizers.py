@@ -99,7 +99,10 @@ def restored(
                 f"expected no `optimizer` but '{saved.name}', which '{saved.path}' says, found "
                 f"'{class_name}'; leave it out"
             )
-        made = optimizers.build(saved.name, model, dict(saved.settings or {}))
+        try:
+            made = optimizers.build(saved.name, model, dict(saved.settings or {}))
+        except (TypeError, KeyError, ValueError) as error:  # settings that were altered
+            raise _unfit(saved, reason(error)) from error
         ids = {id(value): name for name, value in named.items()}
         names = [[ids.get(id(value), "") for value in g["params"]] for g in made.param_groups]
         if names != saved.names:

@@ -108,12 +108,14 @@ def next_step(
             places[name] = parameters[name].detach().to(torch.float64, copy=True)
             places[name].requires_grad_().grad = gradient[name].to(torch.float64, copy=True)
             memo[id(value)] = places[name]
-    made = _copy(optimizer, memo, list(places.values()))
-    _take_shares(made, shares)
     before = {name: value.detach().clone() for name, value in places.items()}
     try:
+        made = _copy(optimizer, memo, list(places.values()))
+        _take_shares(made, shares)
         with preserved_random_state(), torch.no_grad():
             made.step()
+    except EvalkitError:
+        raise
     except Exception as error:  # whatever the optimizer's code raises
         raise EvalkitError(
             f"expected {type(optimizer).__name__} to take a step from its state on the gradient of "
