@@ -14,7 +14,9 @@ from tests.studies.report import write_report
 from tests.studies.studies import STUDIES
 from tests.studies.study import run, shortened
 
-ROOT = Path(__file__).parents[2]
+WORK = Path("runs") / "studies"
+REPORTS = Path("reports") / "studies"
+"""From the root of the repository: what is written names no folder of the machine."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, help="that each checkpoint is scored on")
     parser.add_argument("--only", help="optimizers, with commas between; default: all")
     parser.add_argument("--set", action="append", default=[], help="a setting of the task")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "studies")
-    parser.add_argument("--reports", type=Path, default=ROOT / "reports" / "studies")
+    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--reports", type=Path, default=REPORTS)
     given = parser.parse_args(arguments)
     numbers = ("epochs", "seeds", "scored_seeds", "batches")
     for name in given.names:
