@@ -10,10 +10,13 @@ Files are read as weights are: sizes checked first, and without code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from evalkit.checkpoints.file_names import PICKLE_SUFFIXES
 from evalkit.checkpoints.manifest import OPTIMIZER_SUFFIX
@@ -118,7 +121,19 @@ def _state(value: Any, path: Path) -> Mapping[str, Any]:
         or not all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups)
     ):
         raise _unfit(path, "no state_dict() of one")
+    for rate in (group["lr"] for group in groups if group.get("lr") is not None):
+        if not _is_rate(rate):
+            raise EvalkitError(
+                f"expected learning rates of at least 0 in '{path}', found {rate!r}; copy or save "
+                "the file again, or leave method 'optimizer' out"
+            )
     return dict(value)
+
+
+def _is_rate(value: Any) -> bool:
+    single = isinstance(value, Tensor) and value.numel() == 1
+    number = float(value) if single else value
+    return isinstance(number, int | float) and 0 <= number < math.inf
 
 
 def _is_mapping(value: Any, *keys: str) -> bool:

@@ -99,7 +99,12 @@ def restored(
                 f"expected no `optimizer` but '{saved.name}', which '{saved.path}' says, found "
                 f"'{class_name}'; leave it out"
             )
-        made = optimizers.build(saved.name, model, dict(saved.settings or {}))
+        try:
+            made = optimizers.build(saved.name, model, dict(saved.settings or {}))
+        except EvalkitError:
+            raise
+        except Exception as error:  # whatever a builder makes of altered settings
+            raise _unfit(saved, reason(error)) from error
         ids = {id(value): name for name, value in named.items()}
         names = [[ids.get(id(value), "") for value in g["params"]] for g in made.param_groups]
         if names != saved.names:
