@@ -235,6 +235,20 @@ def test_altered_settings_of_a_training_are_a_sentence_about_its_file(
         sentence = " ".join(capsys.readouterr().err.split())
         assert path.name in sentence
         assert "of its own" not in sentence
+    shutil.copy(min((folder / "files").glob("*.optimizer.pt")), path)
+    assert score(folder) == 2
+    assert "found that after step 0" in " ".join(capsys.readouterr().err.split())
+
+
+def test_data_that_are_not_finite_are_not_blamed_on_the_learning_rate(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = "def data():\n    inputs, targets = tensors()\n    return inputs / 0, targets\n"
+    code = FILE.replace("task =", data + "\ntask =").replace("data=tensors", "data=data")
+    (folder / "mine.py").write_text(code, encoding="utf-8")
+    assert main(["train", f"{folder / 'mine.py'}:task", "--out", f"{folder / 'new'}"]) == 2
+    sentence = " ".join(capsys.readouterr().err.split())
+    assert "before the first step; correct the data" in sentence
 
 
 def test_a_state_that_holds_code_is_never_run(folder: Path, capsys: Any) -> None:

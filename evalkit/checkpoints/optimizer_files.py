@@ -11,6 +11,7 @@ Files are read as weights are: sizes checked first, and without code.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ def read_optimizer(checkpoint: Checkpoint) -> SavedOptimizer:
         names, name, settings = (content.get(key) for key in ("names", "optimizer", "settings"))
         if not isinstance(name, str) or not isinstance(settings, Mapping) or not _named(names):
             raise _unfit(path, "one without the names of its parameters")
+        _check_step(path, content.get("step"))
         return SavedOptimizer(path, digest, state, names, name, settings)
     by_trainer = (path.parent / TRAINER_STATE).is_file()
     state = _state(_inside(content, path), path)
@@ -81,6 +83,16 @@ def read_optimizer(checkpoint: Checkpoint) -> SavedOptimizer:
     return SavedOptimizer(
         path, digest, state, groups if _named(groups) else None, by_trainer=by_trainer
     )
+
+
+def _check_step(path: Path, step: Any) -> None:
+    """Refuse the state of another step than that in the name of the file."""
+    told = re.fullmatch(r"step-(\d+)", path.name.removesuffix(OPTIMIZER_SUFFIX))
+    if told and isinstance(step, int) and step != int(told[1]):
+        raise EvalkitError(
+            f"expected the state after step {int(told[1])} in '{path}', found that after step "
+            f"{step}; {_ADVICE}"
+        )
 
 
 def _find(checkpoint: Checkpoint) -> Path:
