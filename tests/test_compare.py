@@ -142,12 +142,26 @@ def test_what_cannot_be_paired_is_named(tmp_path: Path) -> None:
     notes = {note.split(":")[0]: note for note in comparison.notes if "own trajectory" in note}
     assert "no RUN scores one of its trainings" in notes["Muon"]
     assert "holds no method 'optimizer'" in notes["SGD"]
-    assert "no method 'kfac:labels=improved' or 'optimizer'" in notes["ieKFAC"]
+    # Not `or 'optimizer'`: that method refuses optimizers whose step runs the forward.
+    assert "no method 'kfac:labels=improved'; give" in notes["ieKFAC"]
     there = [note for note in comparison.notes if "reference" in note]
     assert len(there) == 3
     assert "rests on a state that only its own training has" in there[0]
     assert comparison.ratios.empty
     assert comparison.correlations.empty
+
+
+def test_momentum_of_evalkits_own_optimizers_has_no_gamma_and_no_method_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    ief = trained(tmp_path, "ief", 0.2, momentum=0.5)
+    run = write_scores(tmp_path / "run", ief, {"ief": [1.0, 0.5]})
+    comparison = compare_folders([run], run)
+    notes = [note for note in comparison.notes if "no gamma" in note]
+    assert ["its own" in note for note in notes] == [True, False]
+    assert all("momentum sums the directions" in note for note in notes)
+    assert not any("'optimizer'" in note for note in comparison.notes)
+    assert comparison.ratios.empty
 
 
 @pytest.mark.parametrize(

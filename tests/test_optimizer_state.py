@@ -232,3 +232,15 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted() -> None:
     twin.run(plain, range(2, 4))
     assert skipping.skipped == 1
     assert same(training.values, twin.values)
+
+
+def test_settings_and_states_of_another_kind_are_refused_in_a_sentence() -> None:
+    training = Training()
+    parameters = training.model.parameters()
+    with pytest.raises(EvalkitError, match="`lr` to be a finite number of at least 0, found None"):
+        optim.IEF(parameters, lr=None)  # type: ignore[arg-type]
+    adam = torch.optim.AdamW(training.model.parameters())
+    own = optim.IEF(training.model.parameters(), lr=1.0)
+    with pytest.raises(EvalkitError, match="expected the state of IEF, found one without damping"):
+        own.load_state_dict(adam.state_dict())
+    training.run(own, range(1))

@@ -188,14 +188,20 @@ def test_states_that_do_not_fit_are_refused_in_a_sentence(
     fewer = OPTIMIZERS["AdamW"](model[0]).state_dict()
     other = copy.deepcopy(state)
     other["state"][0]["exp_avg"] = torch.zeros(2, 2)
-    odd, text = copy.deepcopy(state), copy.deepcopy(state)
+    odd = copy.deepcopy(state)
     odd["param_groups"][0]["params"] = [[0], {}]
-    text["param_groups"][0]["lr"] = "fast"
+    words, negative = copy.deepcopy(state), copy.deepcopy(state)
+    words["param_groups"][0]["lr"] = "fast"
+    negative["param_groups"][0]["lr"] = torch.tensor(-1.0)
+    diverged = copy.deepcopy(state)
+    diverged["state"][0]["exp_avg"] *= float("nan")
     cases: list[tuple[Any, tuple[str, ...], str]] = [
+        ({"model": weights, "optimizer": words}, (), "learning rates of at least 0"),
+        ({"model": weights, "optimizer": negative}, (), "learning rates of at least 0"),
+        ({"model": weights, "optimizer": diverged}, (), "expected a finite step of AdamW"),
         ({"model": weights}, (), "found none under"),
         ({"model": weights, "optimizer": [1]}, (), "found no state_dict() of one"),
         ({"model": weights, "optimizer": odd}, (), "found no state_dict() of one"),
-        ({"model": weights, "optimizer": text}, (), "to take a step from its state"),
         ({"model": weights, "optimizer": older}, (), "say which with --optimizer"),
         ({"model": weights, "optimizer": fewer}, (), "one of 2 parameters, where the model trains"),
         ({"model": weights, "optimizer": other}, (), "'exp_avg' of shape (2, 2) for '0.weight'"),
@@ -215,6 +221,37 @@ def test_states_that_do_not_fit_are_refused_in_a_sentence(
     write_tensor_file(safe, weights)
     assert score(folder) == 2
     assert "step-3.optimizer.pt" in capsys.readouterr().err
+
+
+def test_altered_settings_of_a_training_are_a_sentence_about_its_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(folder / "files")
+    trained = ["train", f"{folder / 'mine.py'}:task", "--epochs", "1", "--batch-size", "8"]
+    assert main([*trained, "--out", f"{folder / 'files'}"]) == 0
+    path = max((folder / "files").glob("*.optimizer.pt"))
+    content = torch.load(path, weights_only=True)
+    for settings in ({"learning_rate": -1.0}, {"speed": 3}):
+        torch.save(content | {"settings": content["settings"] | settings}, path)
+        capsys.readouterr()
+        assert score(folder) == 2
+        sentence = " ".join(capsys.readouterr().err.split())
+        assert path.name in sentence
+        assert "of its own" not in sentence
+    shutil.copy(min((folder / "files").glob("*.optimizer.pt")), path)
+    assert score(folder) == 2
+    assert "found that after step 0" in " ".join(capsys.readouterr().err.split())
+
+
+def test_data_that_are_not_finite_are_not_blamed_on_the_learning_rate(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = "def data():\n    inputs, targets = tensors()\n    return inputs / 0, targets\n"
+    code = FILE.replace("task =", data + "\ntask =").replace("data=tensors", "data=data")
+    (folder / "mine.py").write_text(code, encoding="utf-8")
+    assert main(["train", f"{folder / 'mine.py'}:task", "--out", f"{folder / 'new'}"]) == 2
+    sentence = " ".join(capsys.readouterr().err.split())
+    assert "before the first step; correct the data" in sentence
 
 
 def test_a_state_that_holds_code_is_never_run(folder: Path, capsys: Any) -> None:

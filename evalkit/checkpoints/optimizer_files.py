@@ -10,10 +10,14 @@ Files are read as weights are: sizes checked first, and without code.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from evalkit.checkpoints.file_names import PICKLE_SUFFIXES
 from evalkit.checkpoints.manifest import OPTIMIZER_SUFFIX
@@ -71,6 +75,7 @@ def read_optimizer(checkpoint: Checkpoint) -> SavedOptimizer:
         names, name, settings = (content.get(key) for key in ("names", "optimizer", "settings"))
         if not isinstance(name, str) or not isinstance(settings, Mapping) or not _named(names):
             raise _unfit(path, "one without the names of its parameters")
+        _check_step(path, content.get("step"))
         return SavedOptimizer(path, digest, state, names, name, settings)
     by_trainer = (path.parent / TRAINER_STATE).is_file()
     state = _state(_inside(content, path), path)
@@ -78,6 +83,16 @@ def read_optimizer(checkpoint: Checkpoint) -> SavedOptimizer:
     return SavedOptimizer(
         path, digest, state, groups if _named(groups) else None, by_trainer=by_trainer
     )
+
+
+def _check_step(path: Path, step: Any) -> None:
+    """Refuse the state of another step than that in the name of the file."""
+    told = re.fullmatch(r"step-(\d+)", path.name.removesuffix(OPTIMIZER_SUFFIX))
+    if told and isinstance(step, int) and step != int(told[1]):
+        raise EvalkitError(
+            f"expected the state after step {int(told[1])} in '{path}', found that after step "
+            f"{step}; {_ADVICE}"
+        )
 
 
 def _find(checkpoint: Checkpoint) -> Path:
@@ -118,11 +133,23 @@ def _state(value: Any, path: Path) -> Mapping[str, Any]:
         or not all(isinstance(g, Mapping) and _numbers(g.get("params")) for g in groups)
     ):
         raise _unfit(path, "no state_dict() of one")
+    for rate in (group["lr"] for group in groups if group.get("lr") is not None):
+        if not _is_rate(rate):
+            raise EvalkitError(
+                f"expected learning rates of at least 0 in '{path}', found {rate!r}; copy or save "
+                "the file again, or leave method 'optimizer' out"
+            )
     return dict(value)
 
 
 def _numbers(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, int) for item in value)
+
+
+def _is_rate(value: Any) -> bool:
+    single = isinstance(value, Tensor) and value.numel() == 1
+    number = float(value) if single else value
+    return isinstance(number, int | float) and 0 <= number < math.inf
 
 
 def _is_mapping(value: Any, *keys: str) -> bool:

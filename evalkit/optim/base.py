@@ -71,7 +71,7 @@ class ClosureOptimizer(Optimizer):
         process_group: Any = None,
     ) -> None:
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
-            if isinstance(value, str) or not 0 <= value < math.inf:
+            if isinstance(value, str | None) or not 0 <= value < math.inf:
                 raise EvalkitError(
                     f"expected `{name}` to be a finite number of at least 0, found {value!r}; "
                     "pass another"
@@ -149,6 +149,21 @@ class ClosureOptimizer(Optimizer):
             common = {name: self.param_groups[0][name] for name in self._whole}
             param_group = {**common, **param_group}
         super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state that such an optimiser saved, as torch's optimisers do.
+
+        Raises:
+            EvalkitError: it is one of another kind, without the settings of this.
+        """
+        for group in state_dict["param_groups"]:
+            missing = sorted(self.defaults.keys() - group.keys())
+            if missing:
+                raise EvalkitError(
+                    f"expected the state of {type(self).__name__}, found one without "
+                    f"{', '.join(missing)}; load what this optimiser's state_dict() was"
+                )
+        super().load_state_dict(state_dict)
 
     @property
     def damping(self) -> float:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from evalkit.names import OPTIMIZERS, base_name, display_name
+from evalkit.names import KNOWN, OPTIMIZERS, base_name, display_name
 from evalkit.results.marks import marks_of
 from evalkit.results.summaries import stages, summarize
 from evalkit.results.sweeps import damping_places
@@ -132,17 +132,18 @@ class _Read:
 
 def _own(contender: Contender, by_folder: Mapping[Path, Scored]) -> tuple[list[_Read], str]:
     """Return what is read off a contender's own trajectories, or why nothing is."""
+    if _sums_directions(contender.trainings[0]):
+        return [], _no_gamma(contender, "own")
     read = []
     unscored = ""
     for training in contender.trainings:
         one = by_folder.get(training.folder.resolve())
         if one is None:
             continue
-        names = [OWN_STEP] if has_state(training) else [training.optimizer, OWN_STEP]
-        run, method = _first(one.runs, names)
+        run, method = _first(one.runs, _methods_of(training))
         if run is None:
             runs = " and ".join(str(other.folder) for other in one.runs)
-            wanted = " or ".join(map(repr, names))
+            wanted = " or ".join(map(repr, _methods_of(training)))
             unscored = (
                 f"{contender.label}: no gamma on its own trajectory, as {runs} holds no method "
                 f"{wanted}; give 'evalkit score' that method"
@@ -160,6 +161,8 @@ def _own(contender: Contender, by_folder: Mapping[Path, Scored]) -> tuple[list[_
 def _there(contender: Contender, reference: Scored) -> tuple[list[_Read], str]:
     """Return what is read off the reference trajectory for a contender, or why nothing is."""
     training, other = contender.trainings[0], reference.training
+    if _sums_directions(training):
+        return [], _no_gamma(contender, "reference")
     names = [training.optimizer]
     if has_state(training):
         if _without_rate(training.recipe) != _without_rate(other.recipe):
@@ -180,8 +183,38 @@ def _there(contender: Contender, reference: Scored) -> tuple[list[_Read], str]:
 
 def has_state(training: Training) -> bool:
     """Whether the step of an optimizer rests on more than the batch: moments, momentum, ..."""
-    momentum = training.recipe.get("momentum") or 0
-    return base_name(training.optimizer) in OPTIMIZERS or momentum != 0
+    return base_name(training.optimizer) in OPTIMIZERS or _has_momentum(training)
+
+
+def _has_momentum(training: Training) -> bool:
+    return bool(training.recipe.get("momentum"))
+
+
+def _runs_the_forward(training: Training) -> bool:
+    """Whether an optimizer is one of evalkit's own, of whose steps ``optimizer`` scores none."""
+    name = base_name(training.optimizer)
+    return name in KNOWN and name != "sgd"
+
+
+def _sums_directions(training: Training) -> bool:
+    """Whether no method is the step: one of evalkit's own, with momentum."""
+    return _runs_the_forward(training) and _has_momentum(training)
+
+
+def _no_gamma(contender: Contender, trajectory: Trajectory) -> str:
+    name = contender.trainings[0].optimizer
+    place = "its own" if trajectory == "own" else "the reference"
+    return (
+        f"{contender.label}: no gamma on {place} trajectory, as its momentum sums the directions "
+        f"of several batches, and method '{name}' is that of one; train it without momentum"
+    )
+
+
+def _methods_of(training: Training) -> list[str]:
+    """Return the methods that are the step of a training, the best first."""
+    if has_state(training):
+        return [OWN_STEP]
+    return [training.optimizer, *([] if _runs_the_forward(training) else [OWN_STEP])]
 
 
 def _without_rate(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,9 +67,11 @@ class Losses:
             EvalkitError: it is not finite.
         """
         if not math.isfinite(loss):
+            found = f"found {loss} in epoch {epoch}; lower the learning rate ({learning_rate:g})"
+            if not epoch:  # no step was taken
+                found = f"found {loss} before the first step; correct the data or initial values"
             raise EvalkitError(
-                f"expected a finite loss while training task '{self.task.name}', found {loss} in "
-                f"epoch {epoch}; lower the learning rate ({learning_rate:g})"
+                f"expected a finite loss while training task '{self.task.name}', {found}"
             )
         return loss
 

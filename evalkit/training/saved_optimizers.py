@@ -101,7 +101,9 @@ def restored(
             )
         try:
             made = optimizers.build(saved.name, model, dict(saved.settings or {}))
-        except (TypeError, KeyError, ValueError) as error:  # settings that were altered
+        except EvalkitError:
+            raise
+        except Exception as error:  # whatever a builder makes of altered settings
             raise _unfit(saved, reason(error)) from error
         ids = {id(value): name for name, value in named.items()}
         names = [[ids.get(id(value), "") for value in g["params"]] for g in made.param_groups]

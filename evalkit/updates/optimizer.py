@@ -63,6 +63,12 @@ def optimizer_step(
         parts = zip(lin.parameters.items(), gradient.split(sizes), strict=True)
         given = {name: part.view_as(value) for (name, value), part in parts}
         found = next_step(inner, names, lin.parameters, given, shares)
+        if not all(part.isfinite().all() for part in found.values()):
+            raise EvalkitError(
+                f"expected a finite step of {type(inner).__name__}, found NaN or infinity; its "
+                "state or the gradient of the batch is not finite: score a checkpoint from before "
+                "the training diverged"
+            )
         still = {name: torch.zeros_like(part) for name, part in given.items()}
         return lin.flattened({**still, **found})
 
