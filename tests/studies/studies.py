@@ -35,7 +35,7 @@ def _every() -> tuple[Candidate, ...]:
         Candidate("sgd", _grid(0.1, 3)),
         Candidate("ief", _grid(10.0, 3), by_samples),
         Candidate("ef", _grid(0.1, 3), by_samples | NORMALISED),
-        Candidate("sf", _grid(0.32, 3), by_samples | NORMALISED),
+        Candidate("sf", _grid(0.032, 4), by_samples | NORMALISED),
         Candidate("fgn", _grid(0.01, 3), by_samples),
         Candidate("polyak", _grid(0.1, 3), by_samples),
         Candidate("kfac", _grid(3.2e-3, 3), by_layers),
