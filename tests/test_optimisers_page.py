@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +48,8 @@ def test_the_weights_are_those_of_the_optimiser() -> None:
         torch.testing.assert_close(old - parameter.detach(), parameter.grad)
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
+
+
+def test_the_room_is_at_hand_with_the_package() -> None:
+    code = "import evalkit; assert 'torch' not in __import__('sys').modules; evalkit.optim.IEF"
+    subprocess.run([sys.executable, "-c", code], check=True)
