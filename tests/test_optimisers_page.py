@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "optimisers.md"
 def test_the_examples_run() -> None:
     torch.manual_seed(0)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, Any] = {}
     exec(blocks[0], names)
     before = [p.detach().clone() for p in names["model"].parameters()]
@@ -26,6 +26,8 @@ def test_the_examples_run() -> None:
         not torch.equal(a, b) for a, b in zip(before, names["model"].parameters(), strict=True)
     ]
     assert all(moved)
+    exec(blocks[2], names)
+    assert list(names["table"]["method"]) == ["sgd", "ief", "optimizer"]
     for _ in range(5):
         names["optimizer"].step(lambda: (names["model"](names["inputs"]), names["targets"]))
     last = names["optimizer"].step(lambda: (names["model"](names["inputs"]), names["targets"]))
