@@ -21,8 +21,15 @@ def versions() -> dict[str, str]:
     used = [name for name in _PACKAGES_IN_USE if name in sys.modules]
     return {
         "python": platform.python_version(),
-        **{name: version(name) for name in (*_PACKAGES, *used)},
+        **{name: _version(name) for name in (*_PACKAGES, *used)},
     }
+
+
+def _version(name: str) -> str:
+    """Return what a package says of itself, or its metadata, which may leave out the build."""
+    # Torch for a GPU says 2.13.0+cu130 where its metadata says 2.13.0.
+    said = getattr(sys.modules.get(name), "__version__", None)
+    return version(name) if said is None else str(said)
 
 
 def processor() -> str:
