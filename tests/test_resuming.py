@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from evalkit.checkpoints import open_trajectory
 from evalkit.checkpoints.manifest import MANIFEST_NAME, UNFINISHED_NAME
+from evalkit.checkpoints.optimizer_files import read_optimizer
 from evalkit.storage.history import HISTORY_FILE, read_history
 from evalkit.storage.rows import TrainingStep
 from evalkit.tasks import Recipe, Task
 from evalkit.training import optimizers, train
 from evalkit.training.registry import REGISTRY
-from evalkit.training.states import load_optimizer
+from evalkit.training.saved_optimizers import restored
 from tests.support.refusals import refusal
 from tests.support.trainings import INPUTS, LABELS, STEPS, Traps, small_task
 
@@ -224,12 +225,13 @@ def test_what_lies_beside_a_checkpoint(tmp_path: Path) -> None:
     own.load_state_dict(state["state_dict"])
     assert own.param_groups[0]["lr"] == 0.025
     assert len(own.state) == len(state["names"][0])
-    loaded = load_optimizer(tmp_path / "step-000006.optimizer.pt", model)
+    saved = read_optimizer(open_trajectory(tmp_path).checkpoints[1])
+    loaded = restored(saved, model)
     assert isinstance(loaded, torch.optim.SGD)
     assert loaded.param_groups[0]["lr"] == 0.025
     assert loaded.param_groups[0]["momentum"] == 0.9
-    path, other = tmp_path / "step-000006.optimizer.pt", nn.Linear(4, 3)
-    assert "found that of other parameters" in refusal(lambda: load_optimizer(path, other))
+    other = nn.Linear(4, 3)
+    assert "found that of other parameters" in refusal(lambda: restored(saved, other))
 
 
 def test_an_interruption_before_the_first_checkpoint_leaves_nothing(

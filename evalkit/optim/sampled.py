@@ -12,6 +12,7 @@ from evalkit.optim.base import ClosureOptimizer, Direction
 from evalkit.optim.whole_batch import drawn_together
 from evalkit.settings import DEFAULT_DAMPING
 from evalkit.updates.calling import compute
+from evalkit.updates.sf import right_side
 from evalkit.updates.types import CotangentUpdate
 
 
@@ -79,9 +80,7 @@ class SF(ClosureOptimizer):
         rest, count = 1 - h.sum(0), whole.num_samples
         ridge = draws * count**2 * damping
         slopes = whole.gram[1:, :, 0].reshape(-1, count) @ rest
-        right = ridge * h.flatten() - slopes
-        if not damping and not rest.any():
-            right = draws * h.flatten()
+        right = right_side(h.flatten(), slopes, ridge, draws, not rest.any())
         b = whole.factor(1).solve(right, ridge).view(draws, count)
         scale = 1 / (count * damping) if damping else 1.0
         terms = zip((r, *drawn), (rest, *b), strict=True)

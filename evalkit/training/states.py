@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from evalkit.checkpoints.manifest import OPTIMIZER_SUFFIX
 from evalkit.errors import EvalkitError, reason
 from evalkit.storage.files import check_regular, write_atomically
-from evalkit.training import optimizers
 
 _PLAIN = (
     Tensor,
@@ -125,22 +124,6 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{', '.join(missing)}; {advice}"
         )
     return dict(state)
-
-
-def load_optimizer(path: Path, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer that lies beside a checkpoint, as it was there.
-
-    Args:
-        path: ``step-000092.optimizer.pt``.
-        model: of the task; the optimizer is of its parameters, whose values are left as they are.
-
-    Raises:
-        EvalkitError: the file is not one that a training wrote, or not of this model.
-    """
-    state = read_state(path)
-    optimizer = optimizers.build(state["optimizer"], model, state["settings"])
-    take_state(optimizer, model, state, path)
-    return optimizer
 
 
 def take_state(

@@ -61,9 +61,7 @@ def sf(
         ("sf", seed, labels_per_sample), lambda: _draw(lin, seed, labels_per_sample)
     )
     h, ridge = sample.shares, labels_per_sample * damping
-    right = ridge * h - sample.slopes
-    if sample.rest is None and not damping:
-        right = labels_per_sample * h
+    right = right_side(h, sample.slopes, ridge, labels_per_sample, sample.rest is None)
     b = sample.factor.solve(right, ridge)
     parts = zip(sample.logit_gradients, b.view(labels_per_sample, -1), strict=True)
     terms = [Term(rs, part) for rs, part in parts]
@@ -77,6 +75,19 @@ def sf(
         slope=slope,
         rounding=_rounding(lin, sample, right, ridge, b, product, slope),
     )
+
+
+def right_side(h: Tensor, slopes: Tensor, ridge: float, draws: int, spanned: bool) -> Tensor:
+    """Return what b solves for: (Gs Gs^T + K lambda I) b = K lambda h - Gs g'.
+
+    Args:
+        h: with g = Gs^T h + g', (K N,).
+        slopes: Gs g', (K N,).
+        ridge: K lambda.
+        draws: K.
+        spanned: whether g' = 0; then a factor lambda that is 0 is left out.
+    """
+    return draws * h if spanned and not ridge else ridge * h - slopes
 
 
 def _rounding(
