@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from evalkit.storage.rows import TrainingStep
 from evalkit.tasks import Recipe, Task
+from evalkit.training import train
 
 INPUTS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 LABELS = INPUTS[:, :3].argmax(1)
@@ -43,3 +47,23 @@ def small_task(**changes: Any) -> Task:
         "name": "small",
     }
     return Task(**{**settings, **changes})
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(number: int) -> Any:
+    """Return what interrupts a training after so many of its steps."""
+
+    def stop(row: TrainingStep) -> None:
+        if row.step == number:
+            raise Stopped
+
+    return stop
+
+
+def interrupted(folder: Path, step: int, task: Task | None = None, **settings: Any) -> None:
+    """Train until a step, no further."""
+    with pytest.raises(Stopped):
+        train(task or small_task(), folder=folder, on_step=stop_after(step), **settings)
