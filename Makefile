@@ -19,7 +19,7 @@ install: $(INSTALLED) ## Create .venv and install the pinned dependencies
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,hf]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,hf,export,docs]'
 	@touch $@
 
 demo: $(INSTALLED) ## Score the bundled trajectory and write the report
