@@ -12,7 +12,7 @@ import evalkit
 
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
-errors version machine quiet names
+errors version machine quiet names interruption
 registry extras settings reductions signs
 storage.files given_settings
 storage.json_files storage.rows

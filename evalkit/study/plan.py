@@ -27,6 +27,11 @@ class Unit:
     pairs: frozenset[Pair]
     is_new: bool = True
 
+    @property
+    def place(self) -> str:
+        """What sentences call it."""
+        return f"checkpoint '{self.cell.checkpoint}', batch {self.cell.batch}"
+
 
 def cells_of(checkpoints: Iterable[Checkpoint], batches: int) -> Iterator[Cell]:
     """Yield the cells of a study, all batches of a checkpoint in a row: it is loaded once.

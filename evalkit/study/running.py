@@ -17,6 +17,7 @@ import torch
 
 from evalkit.checkpoints import Trajectory, load_into, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
+from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
 from evalkit.scoring import check_request
 from evalkit.settings import Settings
@@ -155,18 +156,24 @@ def run_study(
                 load_into(model, by_name[name])
                 stepping = None if steps is None else steps.at(by_name[name])
                 loaded = name
-            return execute(
-                model,
-                take_batch(samples, settings, unit.cell.batch),
-                task.likelihood,
-                settings,
-                unit,
-                task.name,
-                partial(_iterated, show, done, name) if shown else None,
-                begin if unit is units[0] else None,
-                taken,
-                stepping,
-            )
+            try:
+                rows = execute(
+                    model,
+                    take_batch(samples, settings, unit.cell.batch),
+                    task.likelihood,
+                    settings,
+                    unit,
+                    task.name,
+                    partial(_iterated, show, done, name) if shown else None,
+                    begin if unit is units[0] else None,
+                    taken,
+                    stepping,
+                )
+            except EvalkitError as error:
+                raise EvalkitError(f"{unit.place}: {error}") from error
+            if rows.failed:
+                raise EvalkitError(f"{unit.place}: {rows.reason}")
+            return rows
 
         with executed(units, rows_of, processes) as made:
             for unit, rows in made:
