@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from signal import SIG_IGN, SIGINT, signal
+from signal import SIG_IGN, SIGINT, SIGTERM, signal
 
 import torch
 from torch import nn
@@ -114,6 +114,10 @@ def executed(
             f"expected {processes} processes to score, found that one was ended, as by too little "
             "memory; score in one, with OMP_NUM_THREADS=1 in the environment"
         ) from error
+    except BaseException:
+        for process in list(pool._processes.values()):  # their units are for nobody
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -132,7 +136,8 @@ def _shared(
 
 
 def _begin(execute: Execute) -> None:
-    signal(SIGINT, SIG_IGN)  # the process that started this one ends it
+    for name in (SIGINT, SIGTERM):  # of the whole group: the process that started this one ends it
+        signal(name, SIG_IGN)
     end_with_parent()  # however that one ends
     torch.set_num_threads(1)
     _here.append(execute)
