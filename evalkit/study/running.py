@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,13 +120,13 @@ def run_study(
     opened = None if past is None else open_past(past, settings, model)
     steps = open_steps(trajectory.checkpoints, settings.methods, model, optimizer)
     small = torch.get_num_threads() > 1 and is_small(model, samples, task.likelihood, settings)
-    with threads(1 if small else torch.get_num_threads()):
+    with threads(1 if small else torch.get_num_threads()), ExitStack() as stack:
         provenance = describe_study(trajectory, task, settings, model, len(samples))
         if opened is not None:
             provenance["past"] = opened.entries
         if steps is not None:
             provenance["optimizers"] = steps.entries
-        store = open_store(Path(folder), provenance, task, samples, settings)
+        store = stack.enter_context(open_store(Path(folder), provenance, task, samples, settings))
         cells = cells_of(trajectory.checkpoints, settings.batches)
         units = plan(cells, settings, store.finished)
         if units:
@@ -147,11 +148,13 @@ def run_study(
             if on_start is not None:
                 each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))
                 seconds = len(units) * each / processes
-                on_start(Start(len(units), seconds, notes_on(provenance, needed)))
+                on_start(Start(len(units), seconds, (*store.notes, *notes_on(provenance, needed))))
 
         def rows_of(unit: Unit, shown: bool) -> Rows:
             nonlocal loaded, stepping
             name = unit.cell.checkpoint
+            if shown:
+                store.beginning(unit)
             if name != loaded:
                 load_into(model, by_name[name])
                 stepping = None if steps is None else steps.at(by_name[name])
