@@ -63,7 +63,9 @@ checkpoints
 training
 study.batches study.plan study.estimate study.identity study.notes study.source_files
 study.execute study.provenance study.past study.steps
-study.store study.processes
+study.faults
+study.store study.processes study.opened
+study.keeping
 study
 diagnosis.blocks
 diagnosis.matrix_errors
@@ -71,7 +73,7 @@ diagnosis.scales
 diagnosis.running
 diagnosis
 testing toy callback bench
-results.intervals results.spreads results.marks
+results.intervals results.spreads results.marks results.undefined
 results.summaries results.pairs results.diagnoses results.correlations results.trainings
 results.sweeps results.training_curves
 results.optimizer_ratios

@@ -38,6 +38,9 @@ from evalkit.settings import Others, Settings
 if TYPE_CHECKING:
     from evalkit.curvature import Labels
 
+INCOMPLETE = 1
+"""Exit status where batches could not be scored."""
+
 
 @click.command(
     "score",
@@ -113,13 +116,14 @@ def command(
     past_batches: int,
     past_labels: Labels,
     run: Path | None,
-) -> None:
+) -> int:
     """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
 
     Writes scores.csv, batches.csv and run.json into RUN and prints, for every checkpoint and
     method, gamma as a ratio to SGD's with the efficiency in brackets. An interrupted run goes on
     where it stopped when the same command is given again; more methods, dampings, checkpoints and
-    batches extend it.
+    batches extend it. Exit status 1 says that some batches could not be scored; the same command
+    tries them again.
     """
     check_there(folder)
     check_names("method", methods, (*code, task))
@@ -134,8 +138,9 @@ def command(
         optimizer = given.pop("optimizer", None)
     spec, before = (task, given), (past, past_batches, past_labels)
     _score((folder, order, key), spec, code, settings, run, before, optimizer)
-    print_ratios(run)
+    shown = print_ratios(run)
     say(f"Tables in {run}; figures and page: evalkit report {run}")
+    return INCOMPLETE if len(shown.failures) else 0
 
 
 def _run_name(folder: Path) -> str:
@@ -184,4 +189,7 @@ def _score(
                 "the time of one product"
             )
 
-        run_study(trajectory, task, settings, run, show, begin, processes, asked, optimizer)
+        def tell(sentence: str) -> None:
+            shown.say(f"evalkit: note: {in_options(sentence)}")
+
+        run_study(trajectory, task, settings, run, show, begin, processes, asked, optimizer, tell)

@@ -10,7 +10,7 @@ import importlib
 import math
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -26,7 +26,7 @@ from evalkit.linearization import linearize
 from evalkit.machine import end_with_parent
 from evalkit.settings import Settings
 from evalkit.study.batches import take_batch
-from evalkit.study.execute import Rows
+from evalkit.study.faults import Outcome
 from evalkit.study.plan import Unit
 from evalkit.tasks import Samples
 from evalkit.tasks.samples import ItemSamples
@@ -40,7 +40,7 @@ FEWEST = 4
 MOST = 16
 """Processes, at most: each has intermediate results of its own."""
 
-Execute = Callable[[Unit, bool], Rows]
+Execute = Callable[[Unit, bool], Outcome]
 """Makes the rows of a unit; whether iterations may be shown, as by one process alone."""
 
 _here: list[Execute] = []
@@ -82,8 +82,8 @@ def shared_by(units: int, processes: int) -> int:
 
 @contextmanager
 def executed(
-    units: Sequence[Unit], execute: Execute, processes: int
-) -> Iterator[Iterator[tuple[Unit, Rows]]]:
+    units: Iterable[Unit], execute: Execute, processes: int
+) -> Iterator[Iterator[tuple[Unit, Outcome]]]:
     """Provide the rows of some units as they are made, the first of them by this process.
 
     Processes are forked before that, since torch takes no gradient in a fork of a process that has
@@ -123,8 +123,8 @@ def executed(
 
 
 def _shared(
-    pool: ProcessPoolExecutor, units: Sequence[Unit], execute: Execute
-) -> Iterator[tuple[Unit, Rows]]:
+    pool: ProcessPoolExecutor, units: Iterable[Unit], execute: Execute
+) -> Iterator[tuple[Unit, Outcome]]:
     first, *others = units
     futures = {pool.submit(_execute, unit): unit for unit in others}
     yield first, execute(first, False)
@@ -151,7 +151,7 @@ def _takes_gradients() -> bool:
     return True
 
 
-def _execute(unit: Unit) -> tuple[Rows, list[tuple[str, type[Warning]]]]:
+def _execute(unit: Unit) -> tuple[Outcome, list[tuple[str, type[Warning]]]]:
     """Return the rows of a unit, and what was warned of."""
     with warnings.catch_warnings(record=True) as caught:
         rows = _here[0](unit, False)
