@@ -176,7 +176,7 @@ def opening(run: Path) -> Iterator[None]:
     Raises:
         EvalkitError: the folder cannot be made or written to.
     """
-    lock = locks.take(make_folder(run) / OPENING_LOCK, patience=None)
+    lock = locks.take(make_folder(run) / OPENING_LOCK, wait=True)
     assert lock is not None
     try:
         yield
@@ -195,6 +195,7 @@ def nobody_writes(run: Path) -> Iterator[bool]:
         yield lock is not None
     finally:
         if lock is not None:
+            (run / WRITER_FILE).unlink(missing_ok=True)  # of a lone one that was killed
             lock.remove()
 
 

@@ -14,6 +14,7 @@ from evalkit.storage import lost_rows
 from evalkit.storage.columns import table_of
 from evalkit.storage.json_files import printable
 from evalkit.storage.lost_rows import Pair, scored_pairs
+from evalkit.storage.parts import Tables
 from evalkit.storage.rows import Cell, Failure
 from evalkit.storage.run_folder import (
     PROVENANCE_FILE,
@@ -25,9 +26,8 @@ from evalkit.storage.run_folder import (
     drawn_hashes,
     hashes_in,
     place_checkpoints,
-    read_failures,
+    read_all,
     read_provenance,
-    read_tables,
     repair,
     repair_part,
     sort_tables,
@@ -214,10 +214,11 @@ class Store:
         names = {item["name"] for item in provenance["checkpoints"]}
         batches = provenance["settings"]["batches"]
         asked = set(itertools.product(*asked_for(provenance)))
-        scored = scored_pairs(*read_tables(self.folder))
+        found = read_all(self.folder)
+        scored = scored_pairs(found.scores, found.batches)
         done = {cell for cell, rows in scored.items() if asked <= rows}
         left = len(names) * batches - _count(done, names, batches)
-        failed = _count(cells(read_failures(self.folder)) - done, names, batches)
+        failed = _count(cells(found.failures) - done, names, batches)
         if seconds is None and left > failed:
             return
         spent = process_seconds(self.folder) if seconds is None else seconds
@@ -243,13 +244,15 @@ class Store:
         self._known = True
         if self._writer.name is None:
             repair(self.folder)
-        else:
-            repair_part(self._writer.place, self.folder)
-        self._read()
+        found = self._read()
+        if self._writer.name is not None:
+            repair_part(self._writer.place, found.batches)
 
-    def _read(self) -> None:
-        scores, batches = read_tables(self.folder)
-        self.finished, self.data = scored_pairs(scores, batches), hashes_in(batches)
+    def _read(self) -> Tables:
+        found = read_all(self.folder)
+        self.finished = scored_pairs(found.scores, found.batches)
+        self.data = hashes_in(found.batches)
+        return found
 
 
 def _count(found: Collection[lost_rows.Cell], names: Collection[str], batches: int) -> int:
