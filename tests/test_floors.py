@@ -15,10 +15,11 @@ FLOORS = """
 errors version machine quiet names
 registry extras settings reductions signs
 storage.files given_settings
-storage.json_files storage.rows
+storage.json_files storage.rows storage.locks
 storage.columns
 likelihoods storage.tables storage.history
-next_token storage.run_folder
+storage.parts storage.run_json
+next_token storage.run_folder storage.writers
 storage.lost_rows storage.history toy_tables overlap
 storage.training_folder
 storage

@@ -106,8 +106,11 @@ def run_study(
     opened = open_study(trajectory, task, settings, past, optimizer)
     given = opened.model, opened.samples, task.likelihood, settings
     small = torch.get_num_threads() > 1 and is_small(*given)
-    with threads(1 if small else torch.get_num_threads()):
-        store = open_store(Path(folder), opened.described(), task, opened.samples, settings)
+    described = opened.described()
+    with (
+        threads(1 if small else torch.get_num_threads()),
+        open_store(Path(folder), described, task, opened.samples, settings) as store,
+    ):
         cells = tuple(cells_of(trajectory.checkpoints, settings.batches))
         units = plan(cells, settings, store.finished)
         if units:
@@ -118,7 +121,7 @@ def run_study(
         processes = shared_by(len(units), processes) if small and opened.past is None else 1
         begin = partial(_begin, opened, store, len(units), processes, on_start)
         taken = opened.past.taken() if units and opened.past is not None else None
-        rows_of = _Execution(opened, taken, shown, begin, units[0] if units else None)
+        rows_of = _Execution(opened, store, taken, shown, begin, units[0] if units else None)
         with executed(units, rows_of, processes) as made:
             for unit, rows in made:
                 store.put(unit, rows)
@@ -145,6 +148,7 @@ class _Execution:
 
     Args:
         opened: the study.
+        store: is told which unit is scored.
         taken: past tasks, for methods that have them as an input.
         shown: is told of the iterations of solvers.
         begin: called with the linearization of the first unit, once its gradient is known.
@@ -154,17 +158,20 @@ class _Execution:
     def __init__(
         self,
         opened: Opened,
+        store: Store,
         taken: PastTask | None,
         shown: _Shown,
         begin: Callable[[Linearization, tuple[str, ...]], None],
         first: Unit | None,
     ) -> None:
-        self._opened, self._taken, self._shown = opened, taken, shown
+        self._opened, self._store, self._taken, self._shown = opened, store, taken, shown
         self._begin, self._first = begin, first
         self._loaded = Loaded(opened.model, opened.trajectory.checkpoints, opened.steps)
 
     def __call__(self, unit: Unit, shown: bool) -> Rows:
         opened, name = self._opened, unit.cell.checkpoint
+        if shown:
+            self._store.beginning(unit)
         return execute(
             opened.model,
             take_batch(opened.samples, opened.settings, unit.cell.batch),
@@ -196,4 +203,8 @@ def _begin(
     needed = processes * check_needs(lin, settings.methods, settings.others)
     if on_start is not None:
         each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))
-        on_start(Start(units, units * each / processes, notes_on(store.provenance, needed)))
+        on_start(
+            Start(
+                units, units * each / processes, (*store.notes, *notes_on(store.provenance, needed))
+            )
+        )
