@@ -66,11 +66,14 @@ def take(
 
     Raises:
         EvalkitError: the file cannot be made.
+        FileNotFoundError: its folder is gone.
     """
     until = time.monotonic() + (PATIENCE if patience is None else patience)
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            raise
         except OSError as error:
             raise unwritable(path, error) from error
         kind = "free"

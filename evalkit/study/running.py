@@ -77,6 +77,7 @@ def run_study(
     processes: int = 1,
     past: PastRequest | None = None,
     optimizer: str | None = None,
+    fresh: bool = False,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
 
@@ -98,6 +99,7 @@ def run_study(
         past: past tasks, for methods that have them as an input.
         optimizer: the class of the saved optimizers, for the method of that name; None to go by
             what their files say.
+        fresh: start over: a run that is there is kept under another name.
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
@@ -109,7 +111,7 @@ def run_study(
     described = opened.described()
     with (
         threads(1 if small else torch.get_num_threads()),
-        open_store(Path(folder), described, task, opened.samples, settings) as store,
+        open_store(Path(folder), described, task, opened.samples, settings, fresh=fresh) as store,
     ):
         cells = tuple(cells_of(trajectory.checkpoints, settings.batches))
         units = plan(cells, settings, store.finished)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from evalkit.storage.run_folder import (
     update_provenance,
 )
 from evalkit.storage.run_json import places_of
+from evalkit.storage.set_aside import set_aside
 from evalkit.storage.writers import Writer, nobody_writes, now, opening, process_seconds
 from evalkit.study.batches import data_hash, draw
 from evalkit.study.execute import Rows
@@ -267,6 +269,7 @@ def open_store(
     samples: Samples | ItemSamples,
     settings: Settings,
     writer: str | None = None,
+    fresh: bool = False,
 ) -> Store:
     """Return the store of a study that starts, goes on, or is extended.
 
@@ -278,18 +281,24 @@ def open_store(
         settings: the settings of the study.
         writer: what this process is called beside others that write to the folder at the same
             time; None where it writes alone.
+        fresh: start over: a run that is there is kept under another name, which a note tells. Of
+            several processes the first alone may.
 
     Raises:
         EvalkitError: the folder holds a run that differs in more than what may be added, or
             another process writes there.
     """
+    kept = set_aside(folder) if fresh else None
     join = partial(_join, folder, provenance, task, settings)
     store = Store(folder, provenance, writer, join)
+    if kept is not None:
+        store.notes = (f"the earlier run is kept in '{kept}'",)
     if store.exists:
         _check(folder, provenance, task, settings)
         for batch, digest in sorted(drawn_hashes(folder).items()):
             found = data_hash(*draw(samples, settings.batch_size, settings.seed, batch))
-            check_same_data(folder, batch, digest, found)
+            with _or_over():
+                check_same_data(folder, batch, digest, found)
         store.hold()
     return store
 
@@ -307,8 +316,20 @@ def _check(
     recorded = earlier.get("code")
     both = {name: code[name] for name in code if isinstance(recorded, dict) and name in recorded}
     needed = code_of(task, [name for name in settings.methods if name in known])
-    check_same_run(folder, earlier, provenance, {**needed, **both})
+    with _or_over():
+        check_same_run(folder, earlier, provenance, {**needed, **both})
     return earlier
+
+
+@contextmanager
+def _or_over() -> Iterator[None]:
+    """Let a refusal say that the study may start over, too."""
+    try:
+        yield
+    except EvalkitError as error:
+        raise EvalkitError(
+            f"{error}, or start over with `fresh`, which keeps this run under another name"
+        ) from error
 
 
 def _join(folder: Path, provenance: Mapping[str, Any], task: Task, settings: Settings) -> None:
