@@ -20,7 +20,7 @@ storage.columns
 likelihoods storage.tables storage.history
 storage.parts storage.run_json
 next_token storage.run_folder storage.writers
-storage.lost_rows storage.history toy_tables overlap
+storage.lost_rows storage.set_aside storage.history toy_tables overlap
 storage.training_folder
 storage
 doubts

@@ -95,6 +95,11 @@ Examples:
     type=click.Path(path_type=Path),
     help="Folder of the tables; default: runs/<name of DIR>.",
 )
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Start over; the run that is there is kept as RUN.1, RUN.2, ...",
+)
 def command(
     folder: Path,
     task: str | None,
@@ -116,6 +121,7 @@ def command(
     past_batches: int,
     past_labels: Labels,
     run: Path | None,
+    fresh: bool,
 ) -> int:
     """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
 
@@ -137,7 +143,7 @@ def command(
     if optimizer is None and any(base_name(name) == "optimizer" for name in methods):
         optimizer = given.pop("optimizer", None)
     spec, before = (task, given), (past, past_batches, past_labels)
-    _score((folder, order, key), spec, code, settings, run, before, optimizer)
+    _score((folder, order, key), spec, code, settings, run, before, optimizer, fresh)
     shown = print_ratios(run)
     say(f"Tables in {run}; figures and page: evalkit report {run}")
     return INCOMPLETE if len(shown.failures) else 0
@@ -157,6 +163,7 @@ def _score(
     run: Path,
     past: tuple[tuple[tuple[str, str], ...], int, Labels],
     optimizer: str | None,
+    fresh: bool,
 ) -> None:
     processes = own_processes()  # before torch is loaded
     from evalkit.checkpoints import open_trajectory, trajectory_task
@@ -192,4 +199,5 @@ def _score(
         def tell(sentence: str) -> None:
             shown.say(f"evalkit: note: {in_options(sentence)}")
 
-        run_study(trajectory, task, settings, run, show, begin, processes, asked, optimizer, tell)
+        more = optimizer, fresh, tell
+        run_study(trajectory, task, settings, run, show, begin, processes, asked, *more)

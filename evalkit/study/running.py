@@ -80,6 +80,7 @@ def run_study(
     processes: int = 1,
     past: PastRequest | None = None,
     optimizer: str | None = None,
+    fresh: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
@@ -103,6 +104,7 @@ def run_study(
         past: past tasks, for methods that have them as an input.
         optimizer: the class of the saved optimizers, for the method of that name; None to go by
             what their files say.
+        fresh: start over: a run that is there is kept under another name.
         on_note: called with a sentence about each thing that goes wrong and is coped with: a batch
             that memory is too small for, a unit that fails; None for warnings.
 
@@ -117,7 +119,7 @@ def run_study(
     described = opened.described()
     with (
         threads(1 if small else torch.get_num_threads()),
-        open_store(Path(folder), described, task, opened.samples, settings) as store,
+        open_store(Path(folder), described, task, opened.samples, settings, fresh=fresh) as store,
     ):
         cells = tuple(cells_of(trajectory.checkpoints, settings.batches))
         units = plan(cells, settings, store.finished)
