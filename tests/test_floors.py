@@ -13,7 +13,7 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet names interruption
-registry extras settings reductions signs
+registry extras settings reductions signs launch
 storage.files given_settings
 storage.json_files storage.rows storage.locks
 storage.columns
@@ -64,7 +64,7 @@ training
 study.batches study.plan study.estimate study.identity study.notes study.source_files
 study.execute study.provenance study.past study.steps
 study.faults
-study.store study.processes study.opened
+study.store study.processes study.opened study.ranks study.loaded
 study.keeping
 study
 diagnosis.blocks

@@ -79,7 +79,7 @@ def settled(
     """
     tried: Cell | None = None
     for unit, outcome in made:
-        if _key(unit) == tried:
+        if unit.key == tried:
             continue
         if outcome.reason and not proven:
             other = _another(unit, units)
@@ -87,7 +87,7 @@ def settled(
             if other is None or found is None or found.reason:
                 raise EvalkitError(f"{unit.place}: {outcome.reason}")
             yield other, found
-            tried = _key(other)
+            tried = other.key
         proven = True
         yield unit, outcome
 
@@ -97,10 +97,6 @@ def _another(unit: Unit, units: Sequence[Unit]) -> Unit | None:
     others = [one for one in units if one.cell.checkpoint != unit.cell.checkpoint]
     others = others or [one for one in units if one.cell.batch != unit.cell.batch]
     return others[-1] if others else None
-
-
-def _key(unit: Unit) -> Cell:
-    return unit.cell.checkpoint, unit.cell.batch
 
 
 def parts_of(unit: Unit, outcome: Outcome) -> tuple[Unit | None, Unit | None]:

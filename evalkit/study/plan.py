@@ -28,6 +28,11 @@ class Unit:
     is_new: bool = True
 
     @property
+    def key(self) -> lost_rows.Cell:
+        """What it is told from others by."""
+        return self.cell.checkpoint, self.cell.batch
+
+    @property
     def place(self) -> str:
         """What sentences call it."""
         return f"checkpoint '{self.cell.checkpoint}', batch {self.cell.batch}"
