@@ -212,7 +212,8 @@ class ScoreCallback(TrainerCallback):
         """Score what this checkpoint lacks and store it; what fails is a warning."""
         assert self._store is not None
         started, name = time.monotonic(), f"checkpoint-{state.global_step}"
-        with _as_warning(), user_code(f"the scoring of '{name}'"), evaluated(model):
+        described = f"the scoring of '{name}'"
+        with self._store, _as_warning(), user_code(described), evaluated(model):
             checkpoint = _checkpoint(args, state, model, name)
             cells = cells_of([checkpoint], self.settings.batches)
             for unit in plan(cells, self.settings, self._store.finished):
@@ -226,7 +227,7 @@ class ScoreCallback(TrainerCallback):
         drawn = on_device(dict(self._batches.draw(self.settings, unit.cell.batch)), _device(model))
         batch = supervised(model, drawn, self._shifts)
         pair = (batch.inputs, batch.targets)
-        return execute(
+        rows = execute(
             model,
             pair,
             batch.likelihood,
@@ -238,6 +239,9 @@ class ScoreCallback(TrainerCallback):
             None,
             self._optimizer,
         )
+        if rows.failed:
+            raise EvalkitError(rows.reason)
+        return rows
 
     def _note(self, lin: Linearization, left_out: tuple[str, ...]) -> None:
         """Let ``run.json`` name the parameters without factors, once."""

@@ -13,7 +13,7 @@ from typing import Any
 from evalkit.errors import EvalkitError, shortened
 from evalkit.names import task_name
 from evalkit.settings import Settings
-from evalkit.storage.run_folder import PROVENANCE_FILE, asked_for
+from evalkit.storage.run_json import PROVENANCE_FILE, asked_for, places_of
 
 _SETTINGS = ("batch_size", "seed", "likelihood", "dtype", "others")
 _BEFORE = {"others": Settings.others}
@@ -50,7 +50,7 @@ def check_same_run(
         ) from error
     for name, found in now.items():
         if before[name] != found:
-            raise _another(folder, name, before[name], found)
+            raise _another(folder, name, *_differing(before[name], found))
     if earlier.get("past") and provenance.get("past"):
         _check_same_past(folder, earlier["past"], provenance["past"])
     _check_same_optimizers(folder, earlier.get("optimizers"), provenance.get("optimizers"))
@@ -115,6 +115,15 @@ def _another(folder: Path, what: str, before: object, found: object) -> EvalkitE
     )
 
 
+def _differing(before: Any, found: Any) -> tuple[Any, Any]:
+    """Return both without the entries that they have in common."""
+    if not isinstance(before, Mapping) or not isinstance(found, Mapping):
+        return before, found
+    names = [name for name in {**before, **found} if before.get(name) != found.get(name)]
+    one, other = ({n: values[n] for n in names if n in values} for values in (before, found))
+    return one or None, other or None
+
+
 def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must be equal in two starts of the same run."""
     settings = provenance.get("settings", {})
@@ -157,7 +166,7 @@ def extension(earlier: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict
     extended = (
         [set(one) for one in merged] != [set(one) for one in asked_for(earlier)]
         or batches > before["batches"]
-        or places(provenance) != places(earlier)
+        or places_of(provenance) != places_of(earlier)
     )
     past = provenance.get("past") if not earlier.get("past") else None
     optimizers = provenance.get("optimizers")
@@ -173,11 +182,6 @@ def extension(earlier: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict
         code = {**(earlier.get("code") or {}), **(provenance.get("code") or {})}
         changes |= {"code": code} if code else {}
     return changes
-
-
-def places(provenance: Mapping[str, Any]) -> dict[str, tuple[int, float]]:
-    """Return step and progress of the checkpoints that ``run.json`` lists, by name."""
-    return {item["name"]: (item["step"], item["progress"]) for item in provenance["checkpoints"]}
 
 
 def _merged(before: Iterable[Any], now: Iterable[Any]) -> list[Any]:

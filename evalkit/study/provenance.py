@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from evalkit.evaluation.forward import cast
 from evalkit.linearization import Linearization
 from evalkit.machine import versions
 from evalkit.settings import Settings
+from evalkit.storage.writers import now
 from evalkit.study.source_files import sources
 from evalkit.tasks import Task
 from evalkit.updates.foreseen import by_layers
 from evalkit.updates.parser import function_of
 from evalkit.version import __version__
-from evalkit.work import machine_rates
+from evalkit.work import Rates, machine_rates
 
 
 def describe_run(
@@ -115,6 +116,18 @@ def without_factors(
     return {"without_factors": list(kinds(lin).others)} if by_layers(settings.methods) else {}
 
 
+def rates_in(provenance: Mapping[str, Any]) -> Rates | None:
+    """Return the rates that ``run.json`` tells; None where it tells none that can be."""
+    told = provenance.get("rates")
+    numbers = []
+    for field in fields(Rates):
+        value = told.get(field.name) if isinstance(told, Mapping) else None
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            return None
+        numbers.append(float(value))
+    return Rates(*numbers)
+
+
 def checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what ``run.json`` says of a checkpoint."""
     return {key: value for key, value in asdict(checkpoint).items() if key != "path"}
@@ -124,8 +137,3 @@ def code_of(task: Task, methods: Iterable[str]) -> dict[str, str]:
     """Return the user's files that rows of these methods depend on, by hash."""
     parts = (*task.parts(), *map(function_of, methods))
     return sources(parts)
-
-
-def now() -> str:
-    """Return the time as ``run.json`` writes it."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

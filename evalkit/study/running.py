@@ -7,35 +7,43 @@ keeps them before the next one starts.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from evalkit.checkpoints import Trajectory, load_into, verify_trajectory
-from evalkit.checkpoints.adapters import model_for
-from evalkit.evaluation.devices import check_device
+from evalkit.checkpoints import Trajectory
+from evalkit.curvature import PastTask
+from evalkit.errors import EvalkitError
+from evalkit.launch import Shard
 from evalkit.linearization import Linearization
-from evalkit.scoring import check_request
 from evalkit.settings import Settings
-from evalkit.storage.columns import check_name
 from evalkit.storage.files import check_writable
-from evalkit.study.batches import samples_to_score, take_batch
+from evalkit.storage.lost_rows import scored_pairs
+from evalkit.storage.run_folder import cells as cells_in
+from evalkit.storage.run_folder import read_all, read_provenance
+from evalkit.study.batches import take_batch
 from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
 from evalkit.study.execute import Rows, execute
+from evalkit.study.faults import attempted, is_proven, settled
+from evalkit.study.keeping import Keeper
+from evalkit.study.loaded import Loaded
 from evalkit.study.notes import notes_on
-from evalkit.study.past import PastRequest, open_past
+from evalkit.study.opened import Opened, open_study
+from evalkit.study.past import PastRequest
 from evalkit.study.plan import Unit, cells_of, plan
 from evalkit.study.processes import executed, is_small, shared_by
-from evalkit.study.provenance import describe_study, without_factors
-from evalkit.study.steps import open_steps
-from evalkit.study.store import open_store
+from evalkit.study.provenance import rates_in, without_factors
+from evalkit.study.ranks import Ranks, shard_of
+from evalkit.study.store import Store, open_store
 from evalkit.tasks import Task
 from evalkit.updates.foreseen import check_needs
-from evalkit.work import threads
+from evalkit.work import agreed_rates, threads
 
 
 @dataclass(frozen=True)
@@ -80,13 +88,18 @@ def run_study(
     processes: int = 1,
     past: PastRequest | None = None,
     optimizer: str | None = None,
+    ranks: Ranks | None = None,
+    shard: Shard | None = None,
+    fresh: bool = False,
+    on_note: Callable[[str], None] | None = None,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
 
     Everything is verified before the first score, and the folder appears with the first finished
     cell. A study that was interrupted goes on where it stopped when it is called again with the
     same arguments; more methods, dampings, checkpoints and batches extend it. Rows that are there
-    are not scored again, and rows that were lost are.
+    are not scored again, and rows that were lost are. A unit that fails while others do not is
+    recorded in ``failures.csv``; the next call tries it again.
 
     Args:
         trajectory: the checkpoints.
@@ -101,94 +114,200 @@ def run_study(
         past: past tasks, for methods that have them as an input.
         optimizer: the class of the saved optimizers, for the method of that name; None to go by
             what their files say.
+        ranks: that this process shares the study with; all of them call this alike.
+        shard: which part of the study to score, where others score the rest; not with ranks.
+        fresh: start over: a run that is there is kept under another name.
+        on_note: called with a sentence about each thing that goes wrong and is coped with: a batch
+            that memory is too small for, a unit that fails; None for warnings.
 
     Raises:
-        EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
-            holds a run of other settings, code or data, or cannot be written to.
+        EvalkitError: the arguments do not fit together, a checkpoint cannot be used, the folder
+            holds a run of other settings, code or data, or cannot be written to, ranks have
+            stopped before all is scored, or nothing can be (:mod:`evalkit.study.faults`).
     """
-    check_request(settings.methods, settings.dampings, past is not None, optimizer=True)
-    if past is not None:
-        past.check(settings.methods)
-    for checkpoint in trajectory.checkpoints:
-        check_name("checkpoint", checkpoint.name)
-    samples = samples_to_score(task, settings.batch_size)
-    device = check_device(settings.device)
-    model = model_for(trajectory, task, settings.seed).eval().to(device)
-    samples = task.fit_labels(samples, model)
-    verify_trajectory(trajectory, model)
-    opened = None if past is None else open_past(past, settings, model)
-    steps = open_steps(trajectory.checkpoints, settings.methods, model, optimizer)
-    small = torch.get_num_threads() > 1 and is_small(model, samples, task.likelihood, settings)
-    with threads(1 if small else torch.get_num_threads()):
-        provenance = describe_study(trajectory, task, settings, model, len(samples))
-        if opened is not None:
-            provenance["past"] = opened.entries
-        if steps is not None:
-            provenance["optimizers"] = steps.entries
-        store = open_store(Path(folder), provenance, task, samples, settings)
-        cells = cells_of(trajectory.checkpoints, settings.batches)
+    place = (0, 1) if ranks is None else (ranks.launch.rank, ranks.launch.world)
+    opened = open_study(trajectory, task, settings, past, optimizer, *place)
+    given = opened.model, opened.samples, task.likelihood, settings
+    small = torch.get_num_threads() > 1 and is_small(*given)
+    among = ranks or shard
+    writer = None if among is None else among.writer
+    described = opened.described()
+    with (
+        threads(1 if small else torch.get_num_threads()),
+        open_store(Path(folder), described, task, opened.samples, settings, writer, fresh) as store,
+    ):
+        cells = tuple(cells_of(trajectory.checkpoints, settings.batches))
+        cells = cells if shard is None else shard_of(cells, shard)
         units = plan(cells, settings, store.finished)
         if units:
             check_writable(folder)
-        total = len(trajectory.checkpoints) * settings.batches
-        done, started = total - len(units), time.monotonic()
-        show = partial(_show, on_progress, total)
-        show(done, trajectory.checkpoints[0].name)
-        processes = shared_by(len(units), processes) if small and opened is None else 1
-        taken = opened.taken() if units and opened is not None else None
-        by_name = {checkpoint.name: checkpoint for checkpoint in trajectory.checkpoints}
-        loaded, stepping = "", None
-
-        def begin(lin: Linearization, left_out: tuple[str, ...]) -> None:
-            provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
-            provenance["trainable_parameters"] = lin.num_params
-            store.note(without_factors(lin, settings, left_out))
-            needed = processes * check_needs(lin, settings.methods, settings.others)
-            if on_start is not None:
-                each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))
-                seconds = len(units) * each / processes
-                on_start(Start(len(units), seconds, notes_on(provenance, needed)))
-
-        def rows_of(unit: Unit, shown: bool) -> Rows:
-            nonlocal loaded, stepping
-            name = unit.cell.checkpoint
-            if name != loaded:
-                load_into(model, by_name[name])
-                stepping = None if steps is None else steps.at(by_name[name])
-                loaded = name
-            return execute(
-                model,
-                take_batch(samples, settings, unit.cell.batch),
-                task.likelihood,
-                settings,
-                unit,
-                task.name,
-                partial(_iterated, show, done, name) if shown else None,
-                begin if unit is units[0] else None,
-                taken,
-                stepping,
-            )
-
-        with executed(units, rows_of, processes) as made:
-            for unit, rows in made:
-                store.put(unit, rows)
-                done += 1
-                show(done, unit.cell.checkpoint)
+        if units and writer is not None:
+            store.hold()  # so that there is a run.json that all go by
+        started = time.monotonic()
+        shown = _Shown(on_progress, len(cells), len(cells) - len(units), ranks)
+        shown.at(trajectory.checkpoints[0].name)
+        is_shared = small and opened.past is None and ranks is None
+        processes = shared_by(len(units), processes) if is_shared else 1
+        sharing = processes if ranks is None else ranks.launch.world
+        begin = partial(_begin, opened, store, len(units), sharing, on_start)
+        taken = opened.past.taken() if units and opened.past is not None else None
+        upcoming = partial(_upcoming, units, ranks)
+        loaded = Loaded(opened.model, trajectory.checkpoints, opened.steps, upcoming)
+        attempt = attempted(_Execution(opened, store, loaded, taken, shown, begin))
+        keeper = Keeper(store, settings, on_note)
+        handed: Iterable[Unit] = units
+        if ranks is not None:
+            handed = ranks.handed_out(cells, units, shown.planned, shown.waiting)
+        with _agreed(store), executed(handed, attempt, processes) as made:
+            for unit, outcome in settled(made, units, attempt, is_proven(settings, store.finished)):
+                keeper.keep(unit, outcome)
+                shown.finished(unit.cell.checkpoint)
         store.close(time.monotonic() - started)
+        shown.at(cells[-1].checkpoint if cells else "")
+        if ranks is not None and ranks.is_lost:
+            tables = read_all(folder)
+            failed = cells_in(tables.failures)
+            left = plan(cells, settings, scored_pairs(tables.scores, tables.batches))
+            _check_whole([one for one in left if one.key not in failed])
 
 
-def _show(
-    on_progress: Callable[[Progress], None] | None,
-    total: int,
-    done: int,
-    checkpoint: str,
-    iteration: int = 0,
+@dataclass
+class _Shown:
+    """What is shown of a study: how many cells are done, of how many, and what it is at."""
+
+    on_progress: Callable[[Progress], None] | None
+    total: int
+    before: int
+    ranks: Ranks | None
+    own: int = 0
+    is_planned: bool = False
+
+    def planned(self, units: int) -> None:
+        """Take in how many units are left for all ranks."""
+        self.before, self.is_planned = self.total - units, True
+
+    def finished(self, checkpoint: str) -> None:
+        """Show that one more cell is done."""
+        self.own += 1
+        self.at(checkpoint)
+
+    def waiting(self) -> None:
+        """Show how far other ranks are."""
+        self.at("waiting for other ranks")
+
+    def at(self, checkpoint: str, iteration: int = 0, _: float = 0.0) -> None:
+        """Show what is scored."""
+        if self.on_progress is not None:
+            # What others did before this rank knew of the plan is in what it has found finished.
+            shared = self.ranks.done if self.ranks is not None and self.is_planned else self.own
+            done = self.before + shared
+            self.on_progress(Progress(min(done, self.total), self.total, checkpoint, iteration))
+
+
+class _Execution:
+    """Makes the rows of units, one after another, with what a study has opened.
+
+    Args:
+        opened: the study.
+        store: is told which unit is scored.
+        loaded: puts checkpoints into the model.
+        taken: past tasks, for methods that have them as an input.
+        shown: is told of the iterations of solvers.
+        begin: called with the linearization of the first unit that has a gradient, once it is
+            known; in this process, not in one that is forked from it.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        store: Store,
+        loaded: Loaded,
+        taken: PastTask | None,
+        shown: _Shown,
+        begin: Callable[[Linearization, tuple[str, ...]], None],
+    ) -> None:
+        self._opened, self._store, self._loaded = opened, store, loaded
+        self._taken, self._shown = taken, shown
+        self._begin, self._begun, self._process = begin, False, os.getpid()
+        # Fewer samples at a time, once memory has run out.
+        self._settings = opened.settings
+
+    def __call__(self, unit: Unit, shown: bool) -> Rows:
+        opened, name = self._opened, unit.cell.checkpoint
+        if shown:
+            self._store.beginning(unit)
+        stepping = self._loaded.hold(name)
+        rows = execute(
+            opened.model,
+            take_batch(opened.samples, opened.settings, unit.cell.batch),
+            opened.task.likelihood,
+            self._settings,
+            unit,
+            opened.task.name,
+            partial(self._shown.at, name) if shown else None,
+            None if self._begun or os.getpid() != self._process else self._starting,
+            self._taken,
+            stepping,
+        )
+        if rows.micro_batch_size is not None:
+            self._settings = replace(self._settings, micro_batch_size=rows.micro_batch_size)
+        return rows
+
+    def _starting(self, lin: Linearization, left_out: tuple[str, ...]) -> None:
+        if not self._begun:  # else the batch is evaluated again, in parts
+            self._begun = True
+            self._begin(lin, left_out)
+
+
+def _upcoming(units: Sequence[Unit], ranks: Ranks | None, name: str) -> str | None:
+    """Return the checkpoint that is likely to be loaded after one, None where none is."""
+    if ranks is not None:
+        return ranks.upcoming()
+    names = list(dict.fromkeys(unit.cell.checkpoint for unit in units))
+    later = names[names.index(name) + 1 :] if name in names else names
+    return next(iter(later), None)
+
+
+def _begin(
+    opened: Opened,
+    store: Store,
+    units: int,
+    processes: int,
+    on_start: Callable[[Start], None] | None,
+    lin: Linearization,
+    left_out: tuple[str, ...],
 ) -> None:
-    if on_progress is not None:
-        on_progress(Progress(done, total, checkpoint, iteration))
+    """Say what the first linearization tells of a study: in ``run.json``, and to the caller."""
+    settings = opened.settings
+    outputs = free_outputs(lin) / lin.num_samples
+    sizes = {"outputs_per_sample": outputs, "trainable_parameters": lin.num_params}
+    store.note({**sizes, **without_factors(lin, settings, left_out)})
+    needed = processes * check_needs(lin, settings.methods, settings.others)
+    if on_start is not None:
+        each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))
+        on_start(
+            Start(
+                units, units * each / processes, (*store.notes, *notes_on(store.provenance, needed))
+            )
+        )
 
 
-def _iterated(
-    show: Callable[[int, str, int], None], done: int, name: str, iteration: int, _: float
-) -> None:
-    show(done, name, iteration)
+def _agreed(store: Store) -> AbstractContextManager[None]:
+    """Let all that write to a run choose by the rates that were measured at its start."""
+    told = read_provenance(store.folder) if store.exists else store.provenance
+    rates = rates_in(told)
+    return nullcontext() if rates is None else agreed_rates(rates)
+
+
+def _check_whole(left: Sequence[Unit]) -> None:
+    """Refuse to end in silence where the store that hands units out has gone before they were done.
+
+    Raises:
+        EvalkitError: units are left.
+    """
+    if left:
+        raise EvalkitError(
+            "expected the store of torchrun to last until all is scored, found that it has gone "
+            f"with {len(left)} batches left, as where rank 0 or its machine has stopped; the same "
+            "command goes on"
+        )
