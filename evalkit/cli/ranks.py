@@ -101,10 +101,12 @@ def own_device(device: str, launch: Launch | None) -> str:
     return f"cuda:{launch.local_rank % count}" if count else device
 
 
-def scored_cells(run: Path) -> tuple[int, int]:
-    """Return how many batches of a RUN are scored by all who write to it, and how many it has."""
-    from evalkit.storage.run_folder import read_provenance, read_tables
+def scored_cells(run: Path) -> tuple[int, int, int]:
+    """Return how many batches of a RUN are scored by all who write to it, failed, and asked for."""
+    from evalkit.storage.run_folder import cells, read_all, read_provenance
 
     provenance = read_provenance(run)
     total = len(provenance["checkpoints"]) * provenance["settings"]["batches"]
-    return len(read_tables(run)[1]), total
+    tables = read_all(run)
+    scored = cells(tables.batches)
+    return len(scored), len(cells(tables.failures) - scored), total

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from evalkit.launch import Shard
     from evalkit.study.ranks import Ranks
 
+INCOMPLETE = 1
+"""Exit status where batches could not be scored."""
+
 
 @click.command(
     "score",
@@ -99,6 +102,11 @@ Examples:
     type=click.Path(path_type=Path),
     help="Folder of the tables; default: runs/<name of DIR>.",
 )
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Start over; the run that is there is kept as RUN.1, RUN.2, ...",
+)
 def command(
     folder: Path,
     task: str | None,
@@ -121,13 +129,15 @@ def command(
     past_labels: Labels,
     shard: Shard | None,
     run: Path | None,
-) -> None:
+    fresh: bool,
+) -> int:
     """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
 
     Writes scores.csv, batches.csv and run.json into RUN and prints, for every checkpoint and
     method, gamma as a ratio to SGD's with the efficiency in brackets. An interrupted run goes on
     where it stopped when the same command is given again; more methods, dampings, checkpoints and
-    batches extend it. Under torchrun its processes share the batches.
+    batches extend it. Under torchrun its processes share the batches. Exit status 1 says that some
+    batches could not be scored; the same command tries them again.
     """
     launch = launched_without(shard)
     processes = own_processes() if launch is None else 1  # before torch is loaded
@@ -144,23 +154,24 @@ def command(
             optimizer = given.pop("optimizer", None)
         spec, before = (task, given), (past, past_batches, past_labels)
         sharing = processes, ranks, shard
-        _score((folder, order, key), spec, code, settings, run, before, optimizer, sharing)
-        if ranks is None or ranks.leads:
-            _print_results(run, shard)
+        _score((folder, order, key), spec, code, settings, run, before, optimizer, sharing, fresh)
+        # One process alone says so: torchrun ends all others when one fails.
+        return _print_results(run, shard) if ranks is None or ranks.leads else 0
 
 
-def _print_results(run: Path, shard: Shard | None) -> None:
-    """Print ratios, or what a shard leaves to others."""
+def _print_results(run: Path, shard: Shard | None) -> int:
+    """Print ratios, or what a shard leaves to others, and return the exit status."""
     if shard is not None:
-        done, total = scored_cells(run)
-        if done < total:
+        done, failed, total = scored_cells(run)
+        if done + failed < total:
             say(
                 f"Shard {shard.number}/{shard.count} has ended; {done} of the {total} batches in "
                 f"{run} are scored, and the tables are there when the other shards have ended"
             )
-            return
-    print_ratios(run)
+            return INCOMPLETE if failed else 0
+    shown = print_ratios(run)
     say(f"Tables in {run}; figures and page: evalkit report {run}")
+    return INCOMPLETE if len(shown.failures) else 0
 
 
 def _run_name(folder: Path) -> str:
@@ -178,6 +189,7 @@ def _score(
     past: tuple[tuple[tuple[str, str], ...], int, Labels],
     optimizer: str | None,
     sharing: tuple[int, Ranks | None, Shard | None],
+    fresh: bool,
 ) -> None:
     processes, ranks, shard = sharing
     leads = ranks is None or ranks.leads
@@ -211,5 +223,8 @@ def _score(
                 "the time of one product"
             )
 
-        many = processes, asked, optimizer, ranks, shard
+        def tell(sentence: str) -> None:
+            shown.say(f"evalkit: note: {in_options(sentence)}")
+
+        many = processes, asked, optimizer, ranks, shard, fresh, tell
         run_study(trajectory, task, settings, run, show, begin, *many)

@@ -37,6 +37,7 @@ from evalkit.linearization.per_sample import (
     PerSample,
     defining_gradients,
 )
+from evalkit.linearization.sample_axis import refuse_infinite_gradient
 from evalkit.signs import random_signs
 
 MOST_ROW_NUMBERS = 1 << 22
@@ -142,6 +143,7 @@ class Linearization(LossTerms):
             # to have the sums that products by the graph give.
             if self._row_sums_agree(gram, self.gradient_jvp if known is None else known):
                 return _Routed(route, gram, known)
+            refuse_infinite_gradient(self.gradient, self.parameters)  # agrees with nothing
             self._kept = KeptGradients(self._batches)
         warnings.warn(
             "samples influence each other in this forward, or its sample axis is not axis 0 "

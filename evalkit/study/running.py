@@ -7,10 +7,11 @@ keeps them before the next one starts.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +25,13 @@ from evalkit.linearization import Linearization
 from evalkit.settings import Settings
 from evalkit.storage.files import check_writable
 from evalkit.storage.lost_rows import scored_pairs
-from evalkit.storage.run_folder import read_provenance, read_tables
+from evalkit.storage.run_folder import cells as cells_in
+from evalkit.storage.run_folder import read_all, read_provenance
 from evalkit.study.batches import take_batch
 from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
 from evalkit.study.execute import Rows, execute
+from evalkit.study.faults import attempted, is_proven, settled
+from evalkit.study.keeping import Keeper
 from evalkit.study.loaded import Loaded
 from evalkit.study.notes import notes_on
 from evalkit.study.opened import Opened, open_study
@@ -86,13 +90,16 @@ def run_study(
     optimizer: str | None = None,
     ranks: Ranks | None = None,
     shard: Shard | None = None,
+    fresh: bool = False,
+    on_note: Callable[[str], None] | None = None,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
 
     Everything is verified before the first score, and the folder appears with the first finished
     cell. A study that was interrupted goes on where it stopped when it is called again with the
     same arguments; more methods, dampings, checkpoints and batches extend it. Rows that are there
-    are not scored again, and rows that were lost are.
+    are not scored again, and rows that were lost are. A unit that fails while others do not is
+    recorded in ``failures.csv``; the next call tries it again.
 
     Args:
         trajectory: the checkpoints.
@@ -109,11 +116,14 @@ def run_study(
             what their files say.
         ranks: that this process shares the study with; all of them call this alike.
         shard: which part of the study to score, where others score the rest; not with ranks.
+        fresh: start over: a run that is there is kept under another name.
+        on_note: called with a sentence about each thing that goes wrong and is coped with: a batch
+            that memory is too small for, a unit that fails; None for warnings.
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, the folder
-            holds a run of other settings, code or data, or cannot be written to, or ranks have
-            stopped before all is scored.
+            holds a run of other settings, code or data, or cannot be written to, ranks have
+            stopped before all is scored, or nothing can be (:mod:`evalkit.study.faults`).
     """
     place = (0, 1) if ranks is None else (ranks.launch.rank, ranks.launch.world)
     opened = open_study(trajectory, task, settings, past, optimizer, *place)
@@ -124,7 +134,7 @@ def run_study(
     described = opened.described()
     with (
         threads(1 if small else torch.get_num_threads()),
-        open_store(Path(folder), described, task, opened.samples, settings, writer) as store,
+        open_store(Path(folder), described, task, opened.samples, settings, writer, fresh) as store,
     ):
         cells = tuple(cells_of(trajectory.checkpoints, settings.batches))
         cells = cells if shard is None else shard_of(cells, shard)
@@ -141,21 +151,24 @@ def run_study(
         sharing = processes if ranks is None else ranks.launch.world
         begin = partial(_begin, opened, store, len(units), sharing, on_start)
         taken = opened.past.taken() if units and opened.past is not None else None
-        first = units[0] if units and ranks is None else None
         upcoming = partial(_upcoming, units, ranks)
         loaded = Loaded(opened.model, trajectory.checkpoints, opened.steps, upcoming)
-        rows_of = _Execution(opened, store, loaded, taken, shown, begin, first)
+        attempt = attempted(_Execution(opened, store, loaded, taken, shown, begin))
+        keeper = Keeper(store, settings, on_note)
         handed: Iterable[Unit] = units
         if ranks is not None:
             handed = ranks.handed_out(cells, units, shown.planned, shown.waiting)
-        with _agreed(store), executed(handed, rows_of, processes) as made:
-            for unit, rows in made:
-                store.put(unit, rows)
+        with _agreed(store), executed(handed, attempt, processes) as made:
+            for unit, outcome in settled(made, units, attempt, is_proven(settings, store.finished)):
+                keeper.keep(unit, outcome)
                 shown.finished(unit.cell.checkpoint)
         store.close(time.monotonic() - started)
         shown.at(cells[-1].checkpoint if cells else "")
         if ranks is not None and ranks.is_lost:
-            _check_whole(plan(cells, settings, scored_pairs(*read_tables(folder))))
+            tables = read_all(folder)
+            failed = cells_in(tables.failures)
+            left = plan(cells, settings, scored_pairs(tables.scores, tables.batches))
+            _check_whole([one for one in left if one.key not in failed])
 
 
 @dataclass
@@ -200,8 +213,8 @@ class _Execution:
         loaded: puts checkpoints into the model.
         taken: past tasks, for methods that have them as an input.
         shown: is told of the iterations of solvers.
-        begin: called with the linearization of the first unit, once its gradient is known.
-        first: that unit; None where it is not known before it is handed out.
+        begin: called with the linearization of the first unit that has a gradient, once it is
+            known; in this process, not in one that is forked from it.
     """
 
     def __init__(
@@ -212,29 +225,38 @@ class _Execution:
         taken: PastTask | None,
         shown: _Shown,
         begin: Callable[[Linearization, tuple[str, ...]], None],
-        first: Unit | None,
     ) -> None:
         self._opened, self._store, self._loaded = opened, store, loaded
         self._taken, self._shown = taken, shown
-        self._begin, self._first = begin, first
+        self._begin, self._begun, self._process = begin, False, os.getpid()
+        # Fewer samples at a time, once memory has run out.
+        self._settings = opened.settings
 
     def __call__(self, unit: Unit, shown: bool) -> Rows:
         opened, name = self._opened, unit.cell.checkpoint
-        self._first = self._first or unit
         if shown:
             self._store.beginning(unit)
-        return execute(
+        stepping = self._loaded.hold(name)
+        rows = execute(
             opened.model,
             take_batch(opened.samples, opened.settings, unit.cell.batch),
             opened.task.likelihood,
-            opened.settings,
+            self._settings,
             unit,
             opened.task.name,
             partial(self._shown.at, name) if shown else None,
-            self._begin if unit is self._first else None,
+            None if self._begun or os.getpid() != self._process else self._starting,
             self._taken,
-            self._loaded.hold(name),
+            stepping,
         )
+        if rows.micro_batch_size is not None:
+            self._settings = replace(self._settings, micro_batch_size=rows.micro_batch_size)
+        return rows
+
+    def _starting(self, lin: Linearization, left_out: tuple[str, ...]) -> None:
+        if not self._begun:  # else the batch is evaluated again, in parts
+            self._begun = True
+            self._begin(lin, left_out)
 
 
 def _upcoming(units: Sequence[Unit], ranks: Ranks | None, name: str) -> str | None:
