@@ -61,7 +61,7 @@ training.optimizers
 tasks
 checkpoints
 training
-study.batches study.plan study.estimate study.identity study.notes study.source_files
+study.batches study.plan study.blocks study.estimate study.identity study.notes study.source_files
 study.execute study.provenance study.past study.steps
 study.faults
 study.store study.processes study.opened study.ranks study.loaded

@@ -28,6 +28,7 @@ from evalkit.storage.lost_rows import scored_pairs
 from evalkit.storage.run_folder import cells as cells_in
 from evalkit.storage.run_folder import read_all, read_provenance
 from evalkit.study.batches import take_batch
+from evalkit.study.blocks import shard_of
 from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
 from evalkit.study.execute import Rows, execute
 from evalkit.study.faults import attempted, is_proven, settled
@@ -39,7 +40,7 @@ from evalkit.study.past import PastRequest
 from evalkit.study.plan import Unit, cells_of, plan
 from evalkit.study.processes import executed, is_small, shared_by
 from evalkit.study.provenance import rates_in, without_factors
-from evalkit.study.ranks import Ranks, shard_of
+from evalkit.study.ranks import Ranks
 from evalkit.study.store import Store, open_store
 from evalkit.tasks import Task
 from evalkit.updates.foreseen import check_needs
@@ -132,10 +133,13 @@ def run_study(
     among = ranks or shard
     writer = None if among is None else among.writer
     described = opened.described()
+    fresh = fresh and (ranks is None or ranks.starts_over())
     with (
         threads(1 if small else torch.get_num_threads()),
         open_store(Path(folder), described, task, opened.samples, settings, writer, fresh) as store,
     ):
+        if fresh and ranks is not None:
+            ranks.has_started_over()
         cells = tuple(cells_of(trajectory.checkpoints, settings.batches))
         cells = cells if shard is None else shard_of(cells, shard)
         units = plan(cells, settings, store.finished)
