@@ -124,8 +124,8 @@ def _read_idx(path: Path, magic: int, shape: tuple[int, ...]) -> Tensor:
     try:
         with gzip.open(path) as file:
             header = file.read(_IDX_HEADER[magic])
-            sizes = np.frombuffer(header, ">u4").astype(int).tolist()
-            if len(header) < _IDX_HEADER[magic] or sizes[0] != magic or sizes[2:] != [*shape]:
+            sizes = [int.from_bytes(header[at : at + 4], "big") for at in range(0, len(header), 4)]
+            if len(header) < _IDX_HEADER[magic] or [sizes[0], *sizes[2:]] != [magic, *shape]:
                 raise EvalkitError(
                     f"expected an IDX file with the number {magic} and the shape "
                     f"{(*('N',), *shape)} at '{path}', found another format; {advice}"

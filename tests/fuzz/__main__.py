@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.only is not None:
             with guards.scratch() as scratch:
                 place = Path(scratch) / "x"
-                found = run_one(READERS[names[0]], given.seed, given.only, Path(home), place)
+                found, _ = run_one(READERS[names[0]], given.seed, given.only, Path(home), place)
             print("nothing found" if found is None else f"{found.kind}\n{found.told}")
             return int(found is not None)
         return _run_all(names, given.seed, given.inputs, Path(home))
@@ -48,19 +48,25 @@ def _run_all(names: Sequence[str], seed: int, inputs: int, home: Path) -> int:
     total = 0
     for name in names:
         count = max(1, -(-inputs * READERS[name].weight // weights))
-        start, found = time.monotonic(), 0
-        for _, finding in run_reader(name, seed, count, home):
+        start, found, taken = time.monotonic(), 0, 0
+        for finding, was_taken in run_reader(name, seed, count, home):
             total += 1
+            taken += was_taken
             if finding is not None:
                 found += 1
-                kinds.setdefault((name, finding.kind), []).append(finding)
+                same = kinds.setdefault((name, finding.kind), [])
+                same.append(finding)
+                if len(same) == 1:
+                    print(f"\n--- {name} --only {finding.number}: {finding.kind}\n{finding.told}\n")
         seconds = time.monotonic() - start
-        print(f"{name:22} {count:6} inputs {found:5} findings {seconds:7.1f} s", flush=True)
+        print(
+            f"{name:22} {count:6} inputs {taken:6} taken {count - taken - found:6} refused "
+            f"{found:5} findings {seconds:7.1f} s",
+            flush=True,
+        )
     print(f"{'all':22} {total:6} inputs, {len(kinds)} kinds of findings")
     for (name, kind), findings in sorted(kinds.items()):
-        first = findings[0]
-        print(f"\n--- {name}: {kind} ({len(findings)} times, first: --only {first.number})")
-        print(first.told)
+        print(f"{name}: {kind} ({len(findings)} times, first: --only {findings[0].number})")
     return int(bool(kinds))
 
 

@@ -82,16 +82,17 @@ def _change(reader: Reader, rng: random.Random, place: Path) -> str:
     return f"changed {said}"
 
 
-def judge(reader: Reader, number: int, folder: Path) -> Finding | None:
-    """Read a folder, and return what was wrong with how it was read."""
+def judge(reader: Reader, number: int, folder: Path) -> tuple[Finding | None, bool]:
+    """Read a folder, and return what was wrong with how it was read, and whether it was taken."""
     np.random.seed(0)  # noqa: NPY002 (what libraries draw from)
     size = guards.size_of(folder)
     before = guards.forget_peak()
-    finding = None
+    finding, taken = None, False
     with warnings.catch_warnings(), guards.watched(folder / "given") as watch:
         warnings.simplefilter("ignore")
         try:
             reader.read(folder / "given")
+            taken = True
         except EvalkitError as error:
             finding = _of_sentence(reader, number, str(error))
         except guards.Hang as error:
@@ -102,12 +103,14 @@ def judge(reader: Reader, number: int, folder: Path) -> Finding | None:
             finding = _of_error(reader, number, error, type(error).__name__)
     if watch.offences:
         told = watch.offences[0].replace(str(folder), "FOLDER")
-        return Finding(reader.name, number, f"offence: {told[:100]}", "; ".join(watch.offences[:5]))
+        finding = Finding(
+            reader.name, number, f"offence: {told[:100]}", "; ".join(watch.offences[:5])
+        )
     used = guards.peak() - before
     if finding is None and used > max(guards.ALWAYS, guards.FACTOR * size):
         told = f"{used / 2**20:.0f} MiB for a folder of {size / 2**20:.2f} MiB"
-        return Finding(reader.name, number, "memory", told)
-    return finding
+        finding = Finding(reader.name, number, "memory", told)
+    return finding, taken
 
 
 def _of_sentence(reader: Reader, number: int, text: str) -> Finding | None:
@@ -130,14 +133,16 @@ def _of_error(reader: Reader, number: int, error: BaseException, kind: str) -> F
     return Finding(reader.name, number, f"{kind} at {place}", told)
 
 
-def run_one(reader: Reader, seed: int, number: int, home: Path, folder: Path) -> Finding | None:
-    """Make an input, read it, and return what was wrong."""
+def run_one(
+    reader: Reader, seed: int, number: int, home: Path, folder: Path
+) -> tuple[Finding | None, bool]:
+    """Make an input, read it, and return what was wrong, and whether it was taken."""
     rng = random.Random(f"{seed} {reader.name} {number}")
     told = make(reader, rng, home, folder)
-    found = judge(reader, number, folder)
-    if found is None:
-        return None
-    return Finding(found.reader, number, found.kind, f"{told}\n{found.told}")
+    found, taken = judge(reader, number, folder)
+    if found is not None:
+        found = Finding(found.reader, number, found.kind, f"{told}\n{found.told}")
+    return found, taken
 
 
 def _work(pipe: Any, name: str, seed: int, numbers: range, home: str) -> None:
@@ -155,8 +160,8 @@ def _work(pipe: Any, name: str, seed: int, numbers: range, home: str) -> None:
 
 def run_reader(
     name: str, seed: int, count: int, home: Path
-) -> Iterator[tuple[int, Finding | None]]:
-    """Yield number and finding of each input, from processes that a crash does not take along."""
+) -> Iterator[tuple[Finding | None, bool]]:
+    """Yield what :func:`run_one` returns of each input; a crash ends another process than this."""
     whole_input(name, home)
     context = multiprocessing.get_context("fork")
     number = 0
@@ -174,7 +179,7 @@ def run_reader(
                 if kind == "begins":
                     number = value
                 elif kind == "ends":
-                    yield number, value
+                    yield value
                     number += 1
                 else:
                     break
@@ -183,7 +188,7 @@ def run_reader(
             worker.kill()
             worker.join()
             told = "does not end" if alive else f"ends the process ({worker.exitcode})"
-            yield number, Finding(name, number, told, told)
+            yield Finding(name, number, told, told), False
             number += 1
         worker.join()
         ours.close()
