@@ -6,8 +6,19 @@ class EvalkitError(ValueError):
 
     The message is one sentence for the user: what was expected, what was found, and the next
     step. Arguments stand in it as in Python, between backquotes, with a value or without; the
-    command line puts its options in their place, prints it and exits with status 2.
+    command line puts its options in their place, prints it and exits with status 2. What it quotes
+    of a file, line breaks and control characters too, stands there as escapes.
     """
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(one_line(sentence))
+
+
+def one_line(text: str) -> str:
+    """Return a text with escapes for line breaks, control characters and lone surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class TooLittleMemoryError(EvalkitError):

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class Registry(Generic[T]):
         """
         if name not in self._entries:
             hint = suggest(str(name), self._entries)
-            raise EvalkitError(f"unknown {self.kind} '{name}'; {hint}")
+            raise EvalkitError(f"unknown {self.kind} '{shortened(str(name))}'; {hint}")
         return self._entries[name]
 
     def names(self) -> tuple[str, ...]:

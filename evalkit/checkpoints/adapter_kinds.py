@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from evalkit.checkpoints.saved import Saved
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 
 SUPPORTED = {
     "LORA": "LoRA",
@@ -65,6 +66,20 @@ _OF_TRAINING = (
 # Starts that leave the base model as it is, and those that change it the same way every time.
 _PLAIN_STARTS = ("True", "False", "gaussian", "orthogonal", "eva")
 _REPEATABLE_STARTS = ("pissa", "olora")
+# Fields that PEFT matches names of modules by, in values or in keys.
+_PATTERNS = (
+    "target_modules",
+    "exclude_modules",
+    "feedforward_modules",
+    "layers_pattern",
+    "target_parameters",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+)
+_REPEATED_GROUP = re.compile(r"\)\s*(?:[*+]|\{)")
+_REPEATED = re.compile(r"[*+]|\{\d*,\d*\}")
+_MOST_REPEATED = 6
 _INSTEAD = (
     "score it while it trains with evalkit.callback.ScoreCallback, or save model.state_dict() with "
     "torch.save, for a task that builds the model with its adapter"
@@ -112,6 +127,34 @@ def check_kind(content: Mapping[str, Any], saved: Saved) -> None:
         )
     if kind == "LORA":
         _check_start(content.get("init_lora_weights", True), saved)
+
+
+def check_patterns(content: Mapping[str, Any], saved: Saved) -> None:
+    """Refuse regular expressions that may take longer than anybody waits: PEFT matches them.
+
+    A group that is repeated, and many repetitions in a row, take a time that grows as a power of
+    the length of a module's name.
+
+    Args:
+        content: the content of an adapter's configuration, as read.
+        saved: the adapter, for the error sentence.
+
+    Raises:
+        EvalkitError: there is one.
+    """
+    for name in _PATTERNS:
+        value = content.get(name)
+        texts = list(value) if isinstance(value, Mapping | list) else [value]
+        for text in texts:
+            if isinstance(text, str) and (
+                _REPEATED_GROUP.search(text) or len(_REPEATED.findall(text)) > _MOST_REPEATED
+            ):
+                raise EvalkitError(
+                    f"expected names of modules, or a regular expression without repeated groups "
+                    f"and with at most {_MOST_REPEATED} repetitions, as '{name}' in "
+                    f"'{saved.adapter_config}', found {shortened(repr(text))}; list the names of "
+                    "the modules there"
+                )
 
 
 def _incomplete(saved: Saved, found: str) -> EvalkitError:

@@ -9,6 +9,7 @@ from torch import nn
 from evalkit.checkpoints.adapter_kinds import (
     INCIDENTAL,
     check_kind,
+    check_patterns,
     kind_of,
     shared_fields,
     start_of,
@@ -68,6 +69,7 @@ def _config(peft: Any, saved: Saved) -> Any:
     """Return PEFT's configuration of a saved adapter, to be trained and without start values."""
     content = read_adapter_config(saved)
     check_kind(content, saved)
+    check_patterns(content, saved)
     if content.get("megatron_config") is not None:
         # PEFT would import the module that the file names.
         raise EvalkitError(

@@ -13,6 +13,8 @@ SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar")
 SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 3072  # bytes, as file systems have it, with room for a home
+
 # What training goes on from, beside the weights.
 _TRAINING_STATE = re.compile(
     r"(?:^|[^a-z])(?:optimi[sz]ers?|optim|(?:lr_?)?schedulers?|(?:grad_?)?scaler|rng_states?"
@@ -49,8 +51,11 @@ def special_kind(path: Path) -> str | None:
     """Return what is at a path that can never be read as a file, None for a file."""
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
-        return "a link to a file that is missing" if path.is_symlink() else "nothing there"
+    except OSError as error:
+        if os.path.islink(path):
+            missing = isinstance(error, FileNotFoundError)
+            return "a link to a file that is missing" if missing else "a link without end"
+        return "nothing there"
     return next((said for is_kind, said in _KINDS if is_kind(mode)), None)
 
 
@@ -61,12 +66,13 @@ def printable(path: Path | str) -> str:
 
 
 def is_writable_name(name: str) -> bool:
-    """Return whether a name can be written to tables: UTF-8 without control characters."""
+    """Return whether a file can have a name, and tables hold it: UTF-8, no control characters."""
     try:
-        name.encode("utf-8")
+        encoded = name.encode("utf-8")
     except UnicodeEncodeError:
         return False
-    return name.isprintable()
+    fits = len(encoded) <= _LONGEST_PATH and max(map(len, encoded.split(b"/"))) <= _LONGEST_NAME
+    return fits and name.isprintable()
 
 
 def check_name(path: Path) -> None:

@@ -107,8 +107,9 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], tuple[Entry, ...]]:
     manifest = read_object(path, "copy the file again, or remove it to go by file names")
     if manifest.get("format") != FORMAT:
         raise EvalkitError(
-            f"expected 'format': {FORMAT} in '{path}', found {manifest.get('format')!r}; use the "
-            "version of evalkit that wrote it, or remove the file to go by file names"
+            f"expected 'format': {FORMAT} in '{path}', found "
+            f"{shortened(repr(manifest.get('format')))}; use the version of evalkit that wrote "
+            "it, or remove the file to go by file names"
         )
     if not isinstance(manifest.get("task"), str | None):
         raise _wrong(path, "task", "the name of a task", manifest["task"])
@@ -140,8 +141,8 @@ def _entry(path: Path, index: int, item: Any) -> Entry:
     for name in item:
         if name not in _FIELDS:
             raise EvalkitError(
-                f"expected known fields in {where} of '{path}', found '{name}'; "
-                f"{suggest(name, _FIELDS)}"
+                f"expected known fields in {where} of '{path}', found "
+                f"'{shortened(name)}'; {suggest(name, _FIELDS)}"
             )
     for field in dataclasses.fields(Entry):
         is_valid, expected = _FIELDS[field.name]

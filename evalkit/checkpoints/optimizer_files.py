@@ -24,7 +24,7 @@ from evalkit.checkpoints.manifest import OPTIMIZER_SUFFIX
 from evalkit.checkpoints.tensors import file_hash, read_pickle
 from evalkit.checkpoints.trainer_state import TRAINER_STATE
 from evalkit.checkpoints.trajectory import Checkpoint
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 from evalkit.storage.files import check_regular
 
 _IN_FOLDER = ("optimizer.pt", "optimizer.bin", "optimizer.pth")
@@ -156,8 +156,9 @@ def _state(value: Any, path: Path) -> Mapping[str, Any]:
     for rate in (group["lr"] for group in groups if group.get("lr") is not None):
         if not _is_rate(rate):
             raise EvalkitError(
-                f"expected learning rates of at least 0 in '{path}', found {rate!r}; copy or save "
-                "the file again, or leave method 'optimizer' out"
+                f"expected learning rates of at least 0 in '{path}', found "
+                f"{shortened(repr(rate))}; copy or save the file again, or leave method "
+                "'optimizer' out"
             )
     return dict(value)
 

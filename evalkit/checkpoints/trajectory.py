@@ -25,7 +25,7 @@ from evalkit.checkpoints.saved import (
     read_adapter_config,
     saved_hash,
 )
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 from evalkit.names import task_name
 from evalkit.tasks import Task, load_task, setting_names, task_names
 from evalkit.tasks.task import Setting
@@ -293,10 +293,11 @@ def trajectory_task(
     named = trajectory.task if trajectory.task in task_names() else None
     spec = override if override is not None else named
     if spec is None:
-        found = "no task" if trajectory.task is None else f"'{trajectory.task}', which is not one"
+        said = shortened(trajectory.task or "")
+        found = "no task" if trajectory.task is None else f"'{said}', which is not one"
         raise EvalkitError(
             f"expected the name of a registered task in '{trajectory.folder / MANIFEST_NAME}', "
-            f"found {found}; pass `task={trajectory.task or 'file.py:attribute'}`"
+            f"found {found}; pass `task={said or 'file.py:attribute'}`"
         )
     merged: dict[str, Setting] = {}
     if trajectory.base_model is not None and "model" in setting_names(spec):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
+
 from evalkit.registry import Registry
 
 
@@ -29,8 +31,9 @@ class Layout:
     folder: str = ""
 
     def settings(self) -> Any:
-        """Return matplotlib's settings."""
+        """Return matplotlib's settings, all of them: no ``matplotlibrc`` of a folder counts."""
         return {
+            **_plain(),
             "axes.grid": True,
             "axes.grid.axis": "y",
             "axes.labelsize": 1.05 * self.font,
@@ -56,6 +59,12 @@ class Layout:
             "xtick.labelsize": self.font,
             "ytick.labelsize": self.font,
         }
+
+
+def _plain() -> dict[str, Any]:
+    """Return matplotlib's own settings, without those of what shows figures."""
+    known = matplotlib.rcParamsDefault.copy()
+    return {name: value for name, value in known.items() if not name.startswith("backend")}
 
 
 SCREEN = Layout("screen", 5.8, 8.6, 9, ("png", "svg"))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 from evalkit.figures import save_figures
 from evalkit.figures.comparison_figures import draw_comparison
 from evalkit.figures.layouts import SCREEN, Layout
@@ -68,10 +68,11 @@ def _check_each_once(folders: Sequence[str | os.PathLike[str]]) -> None:
 def _training_of(run: Run) -> Training:
     """Return the training whose checkpoints a run scored."""
     folder = run.provenance.get("trajectory")
-    if not isinstance(folder, str) or not Path(folder).is_dir():
+    if not isinstance(folder, str) or not os.path.isdir(folder):
+        found = "no name" if folder is None else f"nothing at {shortened(repr(folder))}"
         raise EvalkitError(
             f"expected the folder of the training that '{run.folder / PROVENANCE_FILE}' names "
-            f"('trajectory'), found {'no name' if folder is None else f'nothing at {folder!r}'}; "
+            f"('trajectory'), found {found}; "
             "give the command in the folder that 'evalkit score' was given in"
         )
     return read_training(folder)

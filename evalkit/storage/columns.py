@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -17,6 +18,7 @@ from evalkit.errors import EvalkitError, shortened
 from evalkit.storage.json_files import is_unicode
 
 _FLAGS = {"True": True, "False": False}
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 Table = Mapping[Any, Any]
 """Columns by name, each a sequence of values: a data frame, or lists, which take less time."""
@@ -58,6 +60,8 @@ class Column:
             ValueError, KeyError: it stands for none.
         """
         if self.kind is str:
+            if _CONTROL.search(text):  # which a terminal would follow
+                raise ValueError(text)
             return text or (None if self.later else "")
         if not text and not self.needed:
             return math.nan if self.kind is float else None
@@ -82,6 +86,8 @@ class Column:
         """What an error sentence expects in it."""
         if self.kind is bool:
             return " or ".join(self.flags or _FLAGS)
+        if self.kind is str:
+            return "a text without control characters"
         return "a number" if self.signed else "a number of at least 0"
 
 
@@ -168,9 +174,9 @@ def check_name(kind: str, text: str) -> None:
         text: the name.
 
     Raises:
-        EvalkitError: it has several lines, or holds what UTF-8 cannot write.
+        EvalkitError: it has several lines or control characters, or holds what UTF-8 cannot write.
     """
-    if "\n" in text or "\r" in text:
+    if _CONTROL.search(text):
         raise EvalkitError(f"expected a {kind} name of one line, found {text!r}; rename it")
     if not is_unicode(text):
         raise EvalkitError(f"expected a {kind} name in UTF-8, found {text!a}; rename it")

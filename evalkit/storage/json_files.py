@@ -36,7 +36,7 @@ def parse_object(text: str, path: Path, advice: str) -> dict[str, Any]:
     """Return the JSON object that a text holds.
 
     What it holds can be written, printed and calculated with: texts are Unicode, whole numbers have
-    at most 64 bits, and nothing is nested without end.
+    at most 64 bits, nothing is nested without end, and each name of an object stands there once.
 
     Args:
         text: the content.
@@ -47,7 +47,7 @@ def parse_object(text: str, path: Path, advice: str) -> dict[str, Any]:
         EvalkitError: it is something else.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise EvalkitError(f"expected JSON in '{path}', found {_said(error)}; {advice}") from error
     if not isinstance(content, dict):
@@ -56,6 +56,16 @@ def parse_object(text: str, path: Path, advice: str) -> dict[str, Any]:
         )
     _check(content, path, advice)
     return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; of two entries of one name it would depend on the reader which counts."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two entries {shortened(ascii(twice))} of one object")
+    return made
 
 
 def _said(error: BaseException) -> str:

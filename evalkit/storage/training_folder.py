@@ -22,6 +22,10 @@ from evalkit.storage.json_files import read_object
 MANIFEST_FILE = "trajectory.json"
 UNFINISHED_FILE = "unfinished.json"
 """What the manifest of a training is called until the training is finished."""
+_PLAIN = (str, bool, int, float)
+_NUMBERS = ("learning_rate", "weight_decay", "damping", "momentum", "epochs", "batch_size")
+_KINDS = dict.fromkeys(_NUMBERS, (int, float)) | {"schedule": (str,), "on_failure": (str,)}
+"""What a recipe may hold; any of them may be none."""
 _TRAIN_AGAIN = "train again into a new folder with 'evalkit train'"
 
 
@@ -82,16 +86,25 @@ def read_training(folder: str | os.PathLike[str]) -> Training:
     recipe = manifest.get("recipe")
     if not isinstance(recipe, dict) or not isinstance(recipe.get("optimizer"), str):
         raise _wrong(path, "a recipe with an optimizer", recipe)
+    for name, value in recipe.items():
+        if value is not None and not isinstance(value, _KINDS.get(name, _PLAIN)):
+            raise _wrong(path, f"another value of '{name}' in the recipe", value)
     task, settings, seed = (manifest.get(name) for name in ("task", "settings", "seed"))
     return Training(
         folder,
         task if isinstance(task, str) else None,
-        settings if isinstance(settings, dict) else {},
+        _plain_settings(settings),
         recipe,
         seed if isinstance(seed, int) else None,
         _checkpoints(path, manifest.get("checkpoints")),
         read_history(folder) if os.path.lexists(folder / HISTORY_FILE) else None,
     )
+
+
+def _plain_settings(settings: Any) -> dict[str, Any]:
+    """Return the settings of a task that are such, none of what are none."""
+    known = settings if isinstance(settings, dict) else {}
+    return {name: value for name, value in known.items() if isinstance(value, _PLAIN)}
 
 
 def _checkpoints(path: Path, listed: Any) -> pd.DataFrame:

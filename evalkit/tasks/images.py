@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 from evalkit.evaluation.given import Inputs
+from evalkit.storage.files import check_regular
 from evalkit.tasks.pretrained import check_number, load_model, load_rows, with_lora
+
+_MOST_UNPACKED = 64
+_ALWAYS_UNPACKED = 256 * 2**20
+"""What pictures may unpack to, in the size of their files and in bytes."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +76,54 @@ class Pictures:
 
     def _tensors(self, rows: Any) -> tuple[Tensor, Tensor]:
         name = self._image(rows)
-        pictures = [np.asarray(picture.convert("RGB")) for picture in rows[name]]
-        sizes = {picture.shape for picture in pictures}
+        opened = [self._opened(cell) for cell in _undecoded(rows, name)[name]]
+        sizes = {picture.size for picture in opened}
         if len(sizes) > 1:
             raise EvalkitError(
                 f"expected pictures of one size in the data '{self.data}', found {len(sizes)} "
                 "sizes; resize them, or write a task of your own"
             )
+        # Compared before a picture is unpacked: a few bytes can unpack to gigabytes.
+        unpacked = sum(3 * width * height for width, height in sizes) * len(opened)
+        packed = sum(picture.fp.seek(0, io.SEEK_END) for picture in opened)
+        if unpacked > max(_ALWAYS_UNPACKED, _MOST_UNPACKED * packed):
+            raise EvalkitError(
+                f"expected pictures about as large as their files in the data '{self.data}', found "
+                f"{unpacked} bytes in {packed}; resize them, or write a task of your own"
+            )
+        pictures = [np.asarray(picture.convert("RGB")) for picture in opened]
         tensor = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
         return tensor, torch.tensor(list(rows[self.labels]))
+
+    def _opened(self, cell: Any) -> Any:
+        """Return a picture that is not unpacked yet, from its bytes or a file of the data."""
+        from PIL import Image
+
+        if not isinstance(cell, Mapping):
+            raise EvalkitError(
+                f"expected pictures in the data '{self.data}', found {type(cell).__name__}; pass "
+                "data with the columns of the hub"
+            )
+        content = cell.get("bytes")
+        if content is None:
+            # A row may name any file of the machine: only those of the data are opened.
+            path, home = Path(str(cell.get("path"))), Path(self.data).expanduser().resolve()
+            if not home.is_dir() or not path.resolve().is_relative_to(home):
+                raise EvalkitError(
+                    f"expected pictures inside of the data '{self.data}', found one at "
+                    f"{shortened(repr(str(path)))}; save the data with the pictures in it"
+                )
+            check_regular(path, "copy the data again")
+            content = path.read_bytes()
+        return Image.open(io.BytesIO(content))
+
+
+def _undecoded(rows: Any, name: str | None) -> Any:
+    """Return rows whose pictures are as in their files."""
+    features = rows.features
+    if not hasattr(features[name], "decode"):
+        return rows
+    return rows.cast_column(name, type(features[name])(decode=False))
 
 
 def scaled(pictures: Tensor) -> Tensor:

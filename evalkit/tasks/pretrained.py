@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from evalkit.errors import EvalkitError, reason
+from evalkit.errors import EvalkitError, reason, shortened
 from evalkit.extras import missing, required
 from evalkit.quiet import quiet
 from evalkit.tasks.task import Recipe
@@ -27,6 +28,11 @@ VIRTUAL_TOKENS = 20
 """Of prompt tuning, as in the paper."""
 LORA_DROPOUT = 0.1
 _ORDER_SEED = 0
+_COUNTED = re.compile(r"layer(?!_norm)|block|depth|stage|expert")
+_MOST_LAYERS = 10_000
+_MOST_UNFOLDED = 16
+_ALWAYS_UNFOLDED = 64 * 2**20
+"""What a model may take, in the size of its files and in bytes."""
 # The projections to queries and to values, as architectures call them.
 _QUERIES_AND_VALUES = (
     ("q", "v"),
@@ -115,10 +121,52 @@ def load_model(kind: str, name: str, **arguments: Any) -> nn.Module:
         name: the name of the model.
         arguments: the arguments of ``from_pretrained``.
     """
+    _check_size(kind, name, arguments)
     loader = getattr(_library("transformers"), kind).from_pretrained
     arguments = {"dtype": torch.float32, "trust_remote_code": False, **arguments}
     model: nn.Module = load("model", "model", name, loader, **arguments)
     return model
+
+
+def _check_size(kind: str, name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse a folder whose configuration asks for a model far larger than its weights.
+
+    The model is built without memory, before any is allocated.
+
+    Raises:
+        EvalkitError: it does.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return
+    configuration = load_configuration(name)
+    for key, value in configuration.to_dict().items():
+        if _COUNTED.search(key) and any(number > _MOST_LAYERS for number in _numbers(value)):
+            raise EvalkitError(
+                f"expected at most {_MOST_LAYERS} layers in the configuration of the model at "
+                f"'{name}', found {shortened(repr(value))} as '{key}'; copy the folder again"
+            )
+    try:
+        with quiet(_library("transformers")), torch.device("meta"):
+            for key, value in arguments.items():
+                if hasattr(configuration, key):
+                    setattr(configuration, key, value)
+            built = getattr(_library("transformers"), kind).from_config(configuration)
+    except Exception:  # said when the model itself is built
+        return
+    needed = sum(4 * value.numel() for value in built.parameters())
+    there = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    if needed > max(_ALWAYS_UNFOLDED, _MOST_UNFOLDED * there):
+        raise EvalkitError(
+            f"expected the weights of the model at '{name}' to fill it, found a configuration of "
+            f"{needed / 2**20:,.3g} MiB beside files of {there / 2**20:,.3g} MiB; copy the folder "
+            "again"
+        )
+
+
+def _numbers(value: Any) -> list[float]:
+    listed = value if isinstance(value, list | tuple) else [value]
+    return [one for one in listed if isinstance(one, int | float)]
 
 
 def load_configuration(name: str) -> Any:

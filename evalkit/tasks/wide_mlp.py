@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from functools import partial
 from itertools import pairwise
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evalkit.errors import EvalkitError
+from evalkit.storage.files import check_regular
 from evalkit.tasks.images import Pictures, scaled
 from evalkit.tasks.pretrained import check_number
 from evalkit.tasks.task import Recipe, Task
@@ -25,6 +27,9 @@ _CLASSES = 10
 _RECIPE = Recipe("adam", 1e-4, 0.0, epochs=60, batch_size=64, checkpoint_every=2)
 _IDX_IMAGES, _IDX_LABELS = 2051, 2049
 _IDX_HEADER = {_IDX_IMAGES: 16, _IDX_LABELS: 8}
+_MOST_UNPACKED = 32
+_ALWAYS_UNPACKED = 16 * 2**20
+"""What a file may unpack to, in its own size and in bytes; of MNIST it is five times as much."""
 
 
 def build_model(pixels: int, widths: tuple[int, ...]) -> nn.Module:
@@ -104,27 +109,44 @@ def _pooled(size: int, inputs: object, targets: Tensor) -> tuple[Tensor, Tensor]
 
 def _read_fashion_mnist(folder: Path, part: str, samples: int) -> tuple[Tensor, Tensor]:
     """Return pictures (N, 28, 28) uint8 and labels (N,) of the files as they are published."""
-    images = _read_idx(folder / f"{part}-images-idx3-ubyte.gz", _IDX_IMAGES).view(-1, 28, 28)
-    labels = _read_idx(folder / f"{part}-labels-idx1-ubyte.gz", _IDX_LABELS).long()
+    images = _read_idx(folder / f"{part}-images-idx3-ubyte.gz", _IDX_IMAGES, (SIDE, SIDE))
+    labels = _read_idx(folder / f"{part}-labels-idx1-ubyte.gz", _IDX_LABELS, ()).long()
     if not 0 < samples < len(labels):
         return images, labels
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:samples]
     return images[chosen], labels[chosen]
 
 
-def _read_idx(path: Path, magic: int) -> Tensor:
-    """Return the bytes of a gzipped IDX file behind its header."""
+def _read_idx(path: Path, magic: int, shape: tuple[int, ...]) -> Tensor:
+    """Return the bytes of a gzipped IDX file, (N, *shape), as many as its header says."""
+    advice = "copy the file again"
+    check_regular(path, advice)
     try:
-        content = gzip.decompress(path.read_bytes())
+        with gzip.open(path) as file:
+            header = file.read(_IDX_HEADER[magic])
+            sizes = [int.from_bytes(header[at : at + 4], "big") for at in range(0, len(header), 4)]
+            if len(header) < _IDX_HEADER[magic] or [sizes[0], *sizes[2:]] != [magic, *shape]:
+                raise EvalkitError(
+                    f"expected an IDX file with the number {magic} and the shape "
+                    f"{(*('N',), *shape)} at '{path}', found another format; {advice}"
+                )
+            count = math.prod(sizes[1:])
+            # Compared before it is unpacked: a few bytes can unpack to gigabytes.
+            if count > max(_ALWAYS_UNPACKED, _MOST_UNPACKED * path.stat().st_size):
+                raise EvalkitError(
+                    f"expected an IDX file about as large as its pictures at '{path}', found "
+                    f"{count} bytes in one of {path.stat().st_size}; {advice}"
+                )
+            content = file.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise EvalkitError(
             f"expected the files of Fashion-MNIST, found that '{path}' cannot be read ({error}); "
             "install Debian's dataset-fashion-mnist, or pass their folder as "
             "`settings={'data': DIR}`"
         ) from error
-    if int.from_bytes(content[:4], "big") != magic:
+    if len(content) != count:
         raise EvalkitError(
-            f"expected an IDX file with the number {magic} at '{path}', found another format; "
-            "copy the file again"
+            f"expected {count} bytes in '{path}', as its header says, found "
+            f"{'more' if len(content) > count else len(content)}; {advice}"
         )
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=_IDX_HEADER[magic]).copy())
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy()).view(sizes[1], *shape)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.checkpoints.manifest import OPTIMIZER_SUFFIX
+from evalkit.checkpoints.tensors import read_pickle
 from evalkit.errors import EvalkitError, reason
 from evalkit.storage.files import check_regular, write_atomically
 
@@ -106,17 +107,9 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     advice = "copy the file again, or train again into a new folder"
     check_regular(path, advice)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise EvalkitError(
-            f"expected the state of a training at '{path}', found none; {advice}"
-        ) from error
-    except Exception as error:  # damaged bytes fail in many ways; all mean the same
-        raise EvalkitError(
-            f"expected the state of a training in '{path}', found that it is truncated, altered or "
-            f"of another format; {advice}"
-        ) from error
+    if not path.exists():
+        raise EvalkitError(f"expected the state of a training at '{path}', found none; {advice}")
+    state = read_pickle(path)
     missing = [key for key in _NEEDED if not isinstance(state, dict) or key not in state]
     if missing:
         raise EvalkitError(
