@@ -109,8 +109,9 @@ def keep_freed_memory() -> None:
 
 
 def gigabytes(count: int) -> str:
-    """Return a number of bytes as sentences say it."""
-    return f"{count / 2**30:.3g} GiB"
+    """Return a number of bytes as sentences say it: 12.3 GiB, 52.7 MiB."""
+    small = count < 2**30
+    return f"{count / 2**20:.3g} MiB" if small else f"{count / 2**30:.3g} GiB"
 
 
 def duration(seconds: float) -> str:

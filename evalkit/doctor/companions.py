@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -40,13 +42,14 @@ def companions(subject: Subject) -> Finding:
         try:
             alone.append(evaluated.run(part_of(few.inputs, split, [row])))
         except Exception as error:  # of a forward that takes no single sample
-            return _not_alone(error)
+            return _not_alone(reason(error))
     if any(one.shape != together[:1].shape for one in alone):
         return _other_shape(together, alone[0])
     single = torch.cat(alone)
     pairs = zip(together, single, strict=True)
     moved = [row for row, (a, b) in enumerate(pairs) if not nearly(b[None], a[None], ROUNDING)]
     far = float((together - single).abs().max() / together.abs().max().clamp_min(1e-30))
+    by = f"by up to {percent(far)}" if math.isfinite(far) else "not even finite"
     numbers = {"samples": few.size, "changed": len(moved), "largest_change": far}
     if not moved:
         said = f"{counted(few.size, 'sample')} have the same logits alone and together"
@@ -55,7 +58,7 @@ def companions(subject: Subject) -> Finding:
     where = "" if culprit is None else f", from {culprit} on"
     said = (
         f"{len(moved)} of {counted(few.size, 'sample')} have other logits alone than in the batch, "
-        f"by up to {percent(far)}{where}: samples influence each other; {_SLOW}"
+        f"{by}{where}: samples influence each other; {_SLOW}"
     )
     return Finding(_NAME, "warn", said, _cure(culprit), numbers)
 
@@ -83,7 +86,7 @@ def first_to_mix(
     for given in (inputs, alone):
         calls: list[ModuleCall] = []
         with watched(evaluated.model, calls.append):
-            evaluated.run(given, graph=False)
+            evaluated.run(given)
         runs.append(calls)
     for one, other in zip(*runs, strict=False):
         if one.name != other.name or not one.inputs:
@@ -133,25 +136,20 @@ def sequence_first(module: nn.Module) -> bool:
     return any(getattr(inner, "batch_first", True) is False for inner in module.modules())
 
 
-def _not_alone(error: Exception) -> Finding:
-    said = (
-        f"one sample cannot be run by itself, found {reason(error)}: what belongs to a sample "
-        f"cannot be told; {_SLOW}"
-    )
-    cure = "put the samples along axis 0 of every input, or go on where that is meant"
-    return Finding(_NAME, "warn", said, cure)
+def _not_alone(found: str) -> Finding:
+    """Return the finding that nothing is told here; the row sums of the Gram matrix tell it."""
+    said = f"no sample can be run by itself ({found}); see products"
+    return Finding(_NAME, "ok", said)
 
 
 def _other_shape(together: Tensor, alone: Tensor) -> Finding:
-    said = (
-        f"a sample alone has logits of shape {tuple(alone.shape)}, where a batch has "
-        f"{tuple(together.shape)}: the samples are not on axis 0"
-    )
-    cure = _MIXED
+    shapes = f"shape {tuple(alone.shape)}, where a batch has {tuple(together.shape)}"
     axes = [axis for axis, length in enumerate(alone.shape) if axis and length == 1]
-    if len(alone) != 1 and axes:
-        cure = (
-            f"the model is sequence-first: let it return logits.transpose(0, {axes[0]}), or build "
-            "its layers with batch_first=True"
-        )
+    if len(alone) == 1 or not axes:
+        return _not_alone(f"its logits are of {shapes}")
+    cure = (
+        f"the model is sequence-first: let it return logits.transpose(0, {axes[0]}), or build its "
+        "layers with batch_first=True"
+    )
+    said = f"a sample alone has logits of {shapes}: the samples are not on axis 0"
     return Finding(_NAME, "warn", said, cure)

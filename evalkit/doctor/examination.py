@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from evalkit.study.processes import is_small, shared_by
 _OWN = str(Path(evalkit.__file__).parent)
 _TOLD = "samples influence each other"
 """How a warning begins of which findings say more."""
+_TORCHS = "(Triggered internally"
+"""What a warning of torch's own holds, whichever file it names."""
 
 OnCheck = Callable[[str], None]
 """Called with the name of a check before it is made."""
@@ -93,14 +95,18 @@ def examine(subject: Subject, processes: int = 1, on_check: OnCheck = lambda nam
 
 def _findings(subject: Subject, processes: int, on_check: OnCheck) -> Iterator[Finding]:
     """Yield findings as they are made; nothing follows one that stops a score."""
+    mixed = False
     for name, check in ON_FEW.items():
         on_check(name)
         finding = looked_at(name, partial(check, subject))
+        mixed = mixed or (name == "companions" and finding.verdict == "warn")
         yield finding
         if finding.verdict == "fail":
             return
     on_check("products")
     finding = looked_at("products", lambda: _products_of_few(subject))
+    if mixed and finding.verdict == "warn":  # the same, said once
+        finding = replace(finding, verdict="ok", cure="")
     yield finding
     if finding.verdict == "fail":
         return
@@ -157,7 +163,8 @@ def _heard() -> Iterator[list[str]]:
         warnings.simplefilter("always")
         yield texts
     for one in caught:
-        if issubclass(one.category, UserWarning) and one.filename.startswith(_OWN):
+        own = issubclass(one.category, UserWarning) and one.filename.startswith(_OWN)
+        if own and _TORCHS not in str(one.message):
             texts.append(str(one.message))
 
 

@@ -59,5 +59,5 @@ def looked_at(name: str, check: Callable[[], Finding]) -> Finding:
 
 def counted(count: int, thing: str) -> str:
     """Return a number of things: 1 sample, 1,437 samples."""
-    plural = "es" if thing.endswith("ch") else "s"
+    plural = "es" if thing.endswith(("ch", "ss")) else "s"
     return f"{count:,} {thing}{'' if count == 1 else plural}"

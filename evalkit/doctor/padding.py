@@ -22,6 +22,8 @@ from evalkit.results.marks import percent
 _NAME = "padding"
 _TRIED = 3
 """Samples that are run without their padding: those with the most of it."""
+FEWEST = 3
+"""Zeros at the end of a row that are taken to be padding, where no embedding says so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +132,11 @@ def padding_of(inputs: Inputs, model: nn.Module, samples: int) -> Padding | None
     for name, leaf in leaves if embeddings else ():
         if leaf.is_floating_point() or leaf.dtype == torch.bool:
             continue
-        index = next((e.padding_idx for e in embeddings if e.padding_idx is not None), 0)
+        declared = [e.padding_idx for e in embeddings if e.padding_idx is not None]
+        index = declared[0] if declared else 0
         kept = leaf != index
+        if not declared and int((~kept).sum(1).max()) < FEWEST:
+            continue
         # Only at one end of rows of several lengths: otherwise it is an index like others.
         if _at_an_end(kept) and len(set(kept.sum(1).tolist())) > 1 and bool(kept.any(1).all()):
             return Padding(kept, f"the index {index} of {name}", False)
@@ -206,12 +211,15 @@ def _change(
     if after[0] is None:
         return None
     try:
-        found = [
-            _of_positions(evaluated.run(inputs), kept)
-            for inputs, kept in (before, (after[0], after[1]))
-        ]
+        found = [evaluated.run(inputs) for inputs in (before[0], after[0])]
     except Exception:  # of a forward that takes one length alone
         return None
+    # Logits that stay as many where positions are cut are not of positions.
+    if len(before[1]) == len(after[1]) or found[0].shape != found[1].shape:
+        found = [
+            _of_positions(logits, kept)
+            for logits, kept in zip(found, (before[1], after[1]), strict=True)
+        ]
     one, other = found
     if one.shape != other.shape:
         return None
@@ -221,7 +229,12 @@ def _change(
 
 
 def _of_positions(logits: Tensor, kept: Tensor) -> Tensor:
-    """Return the logits of positions that belong to a sample, where logits have positions."""
-    if logits.dim() > 2 and logits.shape[1] == len(kept):
-        return logits[:, kept.bool().to(logits.device)]
-    return logits
+    """Return the logits of positions that belong to a sample, where logits have positions.
+
+    Those before the sample's own, of a prompt that the model puts there, belong to it.
+    """
+    before = logits.shape[1] - len(kept) if logits.dim() > 2 else -1
+    if before < 0:
+        return logits
+    kept = torch.cat([kept.new_ones(before, dtype=torch.bool), kept.bool()])
+    return logits[:, kept.to(logits.device)]

@@ -44,9 +44,10 @@ def products(lin: Linearization) -> Finding:
         return Finding(
             _NAME,
             "warn",
-            f"{said}; by one backward for each sample, as layer rules miss the row sums: samples "
-            "influence each other, or lie on another axis than 0 inside",
-            "keep the samples on axis 0 throughout the forward, and apart",
+            f"{said}, by one backward for each sample, which is slow: layer rules miss the row "
+            "sums, as samples influence each other or lie on another axis than 0 inside",
+            "keep the samples on axis 0 throughout the forward, and apart; where an axis is as "
+            "long as the batch by chance, take another `batch_size`",
             numbers,
         )
     return Finding(_NAME, "ok", said, numbers=numbers)

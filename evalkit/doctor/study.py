@@ -111,10 +111,10 @@ def time(subject: Subject, tried: Trial, processes: int) -> Finding:
         "cells": cells,
         "processes": processes,
     }
-    shared = f" in {processes} processes" if processes > 1 else ""
     said = (
-        f"about {duration(total)} for {counted(subject.checkpoints, 'checkpoint')} and "
-        f"{counted(settings.batches, 'batch')} each{shared}, by {duration(tried.seconds)} for one"
+        f"about {duration(total)} in {counted(processes, 'process')} for "
+        f"{counted(subject.checkpoints, 'checkpoint')} and {counted(settings.batches, 'batch')} "
+        f"each, by {duration(tried.seconds)} for one"
     )
     if total < LONG:
         return Finding("time", "ok", said, numbers=numbers)

@@ -107,6 +107,8 @@ def _largest_outputs(evaluated: Evaluation, inputs: Inputs) -> tuple[dict[str, f
     broken: list[str] = []
 
     def after(call: ModuleCall) -> None:
+        if torch._C._are_functorch_transforms_active():  # numbers of many calls in one
+            return
         found = list(_sizes(call.outputs))
         if found and not all(map(torch.isfinite, found)):
             if not broken and all(map(torch.isfinite, _sizes(call.inputs))):
@@ -116,7 +118,7 @@ def _largest_outputs(evaluated: Evaluation, inputs: Inputs) -> tuple[dict[str, f
             largest[name] = max([largest.get(name, 0.0), *map(float, found)])
 
     with watched(evaluated.model, after):
-        logits = evaluated.run(inputs, graph=False)
+        logits = evaluated.run(inputs)
     if not broken and not logits.isfinite().all():
         broken.append(described("", evaluated.model))
     return largest, broken[0] if broken else None
