@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 
 from evalkit.cli import main
+from evalkit.doctor import memory
 from tests.support.doctor_cases import HEALTHY, PLANTED, written
 from tests.support.folders import BUNDLED
 
 SMALL = ["--batch-size", "8", "--batches", "3", "--methods", "sgd,ief"]
+
+
+@pytest.fixture(autouse=True)
+def without_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory has tests of its own; torch's profiler takes longer than all other checks."""
+    monkeypatch.setattr(memory, "peak_mebibytes", lambda work, device: 1.0)
 
 
 def examined(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:

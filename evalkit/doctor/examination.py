@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,7 @@ from evalkit.doctor.padding import padding
 from evalkit.doctor.precision import precision
 from evalkit.doctor.products import products
 from evalkit.doctor.subject import Subject
-from evalkit.doctor.trial import trial, tried
+from evalkit.doctor.trial import trial
 from evalkit.doctor.values import values
 from evalkit.errors import EvalkitError
 from evalkit.linearization import linearize
@@ -171,8 +171,3 @@ def _heard() -> Iterator[list[str]]:
 def _of_warning(text: str) -> Finding:
     said, _, cure = text.removeprefix("evalkit: ").rpartition("; ")
     return Finding("warning", "warn", said or cure, cure if said else "")
-
-
-def not_tried(methods: Sequence[str]) -> tuple[str, ...]:
-    """Return the methods that need more than a batch, which no check tries."""
-    return tuple(method for method in methods if method not in tried(tuple(methods)))

@@ -75,8 +75,9 @@ class Peaks:
 def memory(subject: Subject) -> Fit:
     """Find whether a batch fits, and the micro-batch size that does where it does not.
 
-    A few samples are scored while torch counts what is taken, and more only where their bound fits:
-    memory never runs out. Rows that are found again in float64 are part of it.
+    A few samples are scored while torch counts what is taken, and more only where their bound fits.
+    Rows that are found again in float64 are part of it; what a few samples do not show, as formed
+    rows of small models, is at most some tens of MiB.
 
     Args:
         subject: whose batch, or micro-batch, is planned.

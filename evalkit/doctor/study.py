@@ -7,7 +7,7 @@ import math
 from evalkit.doctor.finding import Finding, counted
 from evalkit.doctor.layers import without_gradient
 from evalkit.doctor.subject import Subject
-from evalkit.doctor.trial import Trial
+from evalkit.doctor.trial import Trial, tried
 from evalkit.given_settings import defaults_of
 from evalkit.linearization import Linearization
 from evalkit.machine import duration
@@ -92,21 +92,21 @@ def solver(subject: Subject, lin: Linearization) -> Finding:
     return Finding("solver", "ok", said, numbers=numbers)
 
 
-def time(subject: Subject, tried: Trial, processes: int) -> Finding:
+def time(subject: Subject, one: Trial, processes: int) -> Finding:
     """Find how long the study takes.
 
     Args:
         subject: whose settings and checkpoints say how much it is.
-        tried: one batch, scored as the study does.
+        one: one batch, scored as the study does.
         processes: that share its batches.
     """
     settings = subject.settings
     cells = subject.checkpoints * settings.batches
-    by_products = cell_seconds(product_seconds(tried.lin), settings.methods, len(settings.dampings))
-    total = cells * tried.seconds / processes
+    by_products = cell_seconds(product_seconds(one.lin), settings.methods, len(settings.dampings))
+    total = cells * one.seconds / processes
     numbers = {
         "seconds": total,
-        "batch_seconds": tried.seconds,
+        "batch_seconds": one.seconds,
         "batch_seconds_by_products": by_products,
         "cells": cells,
         "processes": processes,
@@ -114,8 +114,11 @@ def time(subject: Subject, tried: Trial, processes: int) -> Finding:
     said = (
         f"about {duration(total)} in {counted(processes, 'process')} for "
         f"{counted(subject.checkpoints, 'checkpoint')} and {counted(settings.batches, 'batch')} "
-        f"each, by {duration(tried.seconds)} for one"
+        f"each, by {duration(one.seconds)} for one"
     )
+    left = [method for method in settings.methods if method not in tried(settings.methods)]
+    if left:  # past tasks, or the saved state of an optimizer
+        said += f", without {', '.join(left)}, which needs more than a batch and is not tried"
     if total < LONG:
         return Finding("time", "ok", said, numbers=numbers)
     fewer = max(3, int(settings.batches * LONG / total))
