@@ -109,5 +109,16 @@ def keep_freed_memory() -> None:
 
 
 def gigabytes(count: int) -> str:
-    """Return a number of bytes as sentences say it."""
-    return f"{count / 2**30:.3g} GiB"
+    """Return a number of bytes as sentences say it: 12.3 GiB, 52.7 MiB."""
+    small = count < 2**30
+    return f"{count / 2**20:.3g} MiB" if small else f"{count / 2**30:.3g} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: 0.4 s, 12 s, 5 min, 3.5 h, 2.1 days."""
+    for unit, size, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < most * size:
+            value = seconds / size
+            return f"{value:.2g} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
+    days = seconds / 86400
+    return f"{days:.2g} days" if days < 9.95 else f"{days:.4g} days"

@@ -81,7 +81,7 @@ results.rankings
 results.comparisons
 results
 figures
-gate report
+gate report doctor
 cli
 """
 FLOOR = {name: height for height, line in enumerate(FLOORS.split("\n")) for name in line.split()}

@@ -79,7 +79,7 @@ def test_what_methods_share_is_counted_once() -> None:
 
 def test_factors_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreseen, "free_memory", lambda: 1 << 20)
-    sentence = r"matrices of kfac, .* GiB of memory, found"
+    sentence = r"matrices of kfac, .* MiB of memory, found"
     with monkeypatch.context() as patch:
         patch.setattr("evalkit.scoring.rows.compute", lambda *_: pytest.fail("was started"))
         with pytest.raises(evalkit.EvalkitError, match=sentence):

@@ -48,10 +48,24 @@ WITHOUT_TORCH = (
     "report.comparison",
     "storage.training_folder",
 )
-COMMANDS = ("train", "score", "report", "compare", "check", "toy", "cost", "errors", "list")
+COMMANDS = (
+    "train",
+    "doctor",
+    "score",
+    "report",
+    "compare",
+    "check",
+    "toy",
+    "cost",
+    "errors",
+    "list",
+)
 BAD = (
     ["score", str(BUNDLED), "--methods", "sgd,iefs"],
     ["score", "no-such-folder"],
+    ["doctor", "no-such-folder"],
+    ["doctor", "digits-mpl"],
+    ["doctor", "digits-mlp", "--methods", "iefs"],
     ["score", str(BUNDLED), "--dtype", "float12"],
     ["score", str(BUNDLED), "--damping", "1", "--damping", "2"],
     ["cost", "digits-mlp", "--methods", "iefs"],

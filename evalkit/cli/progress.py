@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from evalkit.machine import duration
+
+__all__ = ["Lines", "Shown", "duration", "shown_progress"]
+
 SECONDS_BETWEEN_LINES = 30.0
 """Where there is no terminal: a log stays readable, and one sees that something moves."""
 
@@ -125,13 +129,3 @@ def _bar(name: str) -> Iterator[Shown]:
         yield Bar()
         if bar.tasks[0].total is None:
             bar.remove_task(shown)
-
-
-def duration(seconds: float) -> str:
-    """Return a time in the unit that suits it: 0.4 s, 12 s, 5 min, 3.5 h, 2.1 days."""
-    for unit, size, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
-        if seconds < most * size:
-            value = seconds / size
-            return f"{value:.2g} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
-    days = seconds / 86400
-    return f"{days:.2g} days" if days < 9.95 else f"{days:.4g} days"

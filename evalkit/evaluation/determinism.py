@@ -22,11 +22,13 @@ def refuse_batch_statistics(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            kept = module.running_mean is not None
+            advice = "call model.eval() first" if kept else "build it with track_running_stats=True"
             raise EvalkitError(
                 "expected samples that do not influence each other, found batch statistics in "
                 f"module '{name}' ({type(module).__name__}"
                 f"{' in train mode' if module.training else ' without running statistics'}); "
-                "call model.eval() first, or use GroupNorm"
+                f"{advice}, or use GroupNorm"
             )
 
 
@@ -61,10 +63,17 @@ def refuse_random_forward(model: nn.Module, run: Callable[[], Tensor]) -> NoRetu
 
     with torch.no_grad(), preserved_random_state(), watched(model, after, before):
         run()
-    mode = "train" if (random[0].module if random else model).training else "eval"
+    trains = (random[0].module if random else model).training
+    # In eval mode already, the switch that the mode sets has not been asked.
+    advice = (
+        "call model.eval() first, or remove the noise"
+        if trains
+        else "let it draw in train mode alone (functional.dropout with training=self.training), or "
+        "remove the noise"
+    )
     raise EvalkitError(
         f"expected a deterministic forward, found random numbers drawn in {first(random, model)}, "
-        f"in {mode} mode; call model.eval() first, or remove the noise"
+        f"in {'train' if trains else 'eval'} mode; {advice}"
     )
 
 

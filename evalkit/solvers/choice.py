@@ -141,6 +141,22 @@ def cheapest(lin: Linearization, stopping: Stopping, rates: Rates | None = None)
         stopping: when CG stops.
         rates: the rates of the machine; None for those that are measured.
     """
+    seconds = expected_seconds(lin, stopping, rates)
+    least = min(seconds, key=lambda name: seconds[name])
+    worth = WORTH_OF_EXACT if stopping.error < MARKED else 1.0
+    return "direct" if seconds["direct"] <= worth * seconds[least] else least
+
+
+def expected_seconds(
+    lin: Linearization, stopping: Stopping, rates: Rates | None = None
+) -> dict[Solver, float]:
+    """Return the time that each solver is expected to take, infinite where it cannot be taken.
+
+    Args:
+        lin: the model and batch.
+        stopping: when CG stops.
+        rates: the rates of the machine; None for those that are measured.
+    """
     rates = machine_rates(lin.logits.device) if rates is None else rates
     most = stopping.max_iterations
     slow = SLOWER_THAN_PREDICTED * expected_iterations(lin, stopping.error)
@@ -157,10 +173,7 @@ def cheapest(lin: Linearization, stopping: Stopping, rates: Rates | None = None)
         "sketch": sketch_work(lin) + factor + min(fast, most) * (iteration + solve),
         "direct": kernel_work(lin) + factor + DIRECT_SOLVES * (2 * iteration + solve),
     }
-    seconds = {name: rates.seconds(work) for name, work in works.items()}
-    least = min(seconds, key=lambda name: seconds[name])
-    worth = WORTH_OF_EXACT if stopping.error < MARKED else 1.0
-    return "direct" if seconds["direct"] <= worth * seconds[least] else least
+    return {name: rates.seconds(work) for name, work in works.items()}
 
 
 def expected_iterations(lin: Linearization, error: float) -> float:

@@ -48,7 +48,7 @@ def check_needs(lin: Linearization, methods: Sequence[str], others: Others) -> i
     if not asked:
         return 0
     needed = foreseen.memory(lin, asked, others)
-    free = _free(lin.logits.device)
+    free = free_on(lin.logits.device)
     if free is not None and needed > free:
         names = ", ".join(dict.fromkeys(one.structure for one in asked))
         raise EvalkitError(
@@ -59,5 +59,6 @@ def check_needs(lin: Linearization, methods: Sequence[str], others: Others) -> i
     return needed
 
 
-def _free(device: torch.device) -> int | None:
+def free_on(device: torch.device) -> int | None:
+    """Return the bytes that may still be taken on a device, None where that is not told."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()

@@ -1,0 +1,96 @@
+"""Whether a batch fits is told from a few of its samples, and the advised micro-batch size fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evalkit.bench.memory import peak_mebibytes
+from evalkit.cli import main
+from evalkit.doctor import memory, of_task
+from evalkit.doctor.memory import Peaks
+from evalkit.doctor.trial import trial
+from evalkit.settings import Settings
+from evalkit.tasks import load_task
+from tests.support.doctor_cases import written
+
+PICTURES = """
+def model():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, C),
+    )
+
+def data():
+    x = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    return x, torch.arange(64) % C
+"""
+ASKED = ["--batch-size", "16", "--batches", "3", "--methods", "sgd,ief"]
+
+
+def finding(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    status = main(["doctor", *arguments, *ASKED, "--json"])
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    return status, next(one for one in findings if one["name"] == "memory")
+
+
+def test_peaks_of_a_few_samples_bound_and_tell_those_of_many() -> None:
+    # Weights alone, then activations beside a little else.
+    truth = {size: max(100.0, 20 + 15 * size) for size in (2, 8, 32, 64)}
+    peaks = Peaks(((2, truth[2]), (8, truth[8])))
+    assert all(peaks.bound(size) >= truth[size] for size in (32, 64))
+    peaks = Peaks(((8, truth[8]), (32, truth[32])))
+    assert peaks.expected(64) == pytest.approx(truth[64])
+    assert peaks.most(20 + 15 * 50) == 50
+    assert peaks.most(truth[8] - 1) == 0
+    assert Peaks(((1, 3.0),)).expected(4) == 12.0
+
+
+def test_too_little_memory_is_told_with_the_micro_batch_size_that_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = written(tmp_path, PICTURES)
+    status, found = finding(capsys, spec)
+    assert (status, found["verdict"]) == (0, "ok")
+    needed = found["numbers"]["bytes"]
+    free = int(0.6 * needed)
+    monkeypatch.setattr(memory, "free_on", lambda device: free)
+    status, found = finding(capsys, spec)
+    micro = found["numbers"]["micro_batch_size"]
+    assert (status, found["verdict"]) == (1, "warn")
+    assert "more than is safe" in found["finding"]
+    assert f"--micro-batch-size {micro}" in found["cure"]
+    assert 1 <= micro <= 8
+    subject = of_task(load_task(spec), Settings(methods=("sgd", "ief"), batch_size=16))
+
+    def score() -> None:
+        with trial(subject, subject.batch, micro):
+            pass
+
+    peak = peak_mebibytes(score, torch.device("cpu"))
+    assert peak is not None
+    assert 2**20 * peak <= free
+    status, found = finding(capsys, spec, "--micro-batch-size", str(micro))
+    assert (status, found["verdict"]) == (0, "ok")
+    monkeypatch.setattr(memory, "free_on", lambda device: 1000)
+    status, found = finding(capsys, spec)
+    assert (status, found["verdict"]) == (2, "fail")
+    assert "machine with more" in found["cure"]
+
+
+def test_the_whole_batch_takes_what_a_few_samples_tell(tmp_path: Path) -> None:
+    task = load_task(written(tmp_path, PICTURES))
+    subject = of_task(task, Settings(methods=("sgd", "ief"), batch_size=16))
+
+    def score() -> None:
+        with trial(subject, subject.batch, None):
+            pass
+
+    peak = peak_mebibytes(score, torch.device("cpu"))
+    assert peak is not None
+    told = memory.memory(subject).finding.numbers["bytes"]
+    assert told == pytest.approx(2**20 * peak, rel=0.3)
