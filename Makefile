@@ -229,7 +229,7 @@ accuracy: $(INSTALLED) ## Compare scores with exact arithmetic: reports/accuracy
 
 # Read from disk: runs/site/index.html. Nothing is fetched when it is built or read.
 site: $(INSTALLED) ## Build the documentation, warnings as errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean: ## Remove the environment and all runs
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
