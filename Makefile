@@ -10,7 +10,7 @@ ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 STUDIES := study-figure5 study-dampings study-steps study-targets study-kronecker study-others
-.PHONY: help install demo example finetune studies $(STUDIES) study-e2 study-cifar10 study-finetune test tests gate lint format types bench gpu accuracy clean
+.PHONY: help install demo example finetune studies $(STUDIES) study-e2 study-cifar10 study-finetune test tests gate lint format types bench gpu accuracy site clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ demo: $(INSTALLED) ## Score the bundled trajectory and write the report
 	$(BIN)/evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --batches 20 --out $(DEMO_RUN)
 	$(BIN)/evalkit report $(DEMO_RUN)
 
-# One command a study: docs/studies.md.
+# One command a study: docs/guides/compare-methods.md.
 example: demo ## Replace the example reports under reports/
 	rm -rf runs/sweep runs/digits-mlp-sgd runs/sgd-checkpoints reports/digits-mlp reports/sweep reports/runs reports/toy reports/cost
 	$(BIN)/evalkit report $(DEMO_RUN) --pairs ef/sgd,ief/sgd,sf/sgd,sf/ef,sf/ief,ief/ef --style paper
@@ -41,7 +41,7 @@ example: demo ## Replace the example reports under reports/
 	$(BIN)/evalkit toy logistic --style paper --out reports/toy/logistic
 	$(BIN)/evalkit cost digits-mlp --out reports/cost
 
-# A short fine-tune of a pretrained model, its scores and its report: docs/transformers.md.
+# A short fine-tune of a pretrained model, its scores and its report: docs/results/fine-tunes.md.
 TASK ?= glue-cola
 ADAPTER ?= lora
 MODEL ?= runs/models/minilm
@@ -61,7 +61,7 @@ finetune: $(INSTALLED) $(filter runs/models/minilm,$(MODEL)) ## Fine-tune TASK w
 	$(BIN)/evalkit score runs/checkpoints/$(FINETUNE) --batches 3 --batch-size 64 --out runs/$(FINETUNE)
 	$(BIN)/evalkit report runs/$(FINETUNE)
 
-# Studies of methods by layers and of targets: docs/structured-studies.md. Each writes to reports/studies.
+# Studies of methods by layers and of targets: docs/results/structured-methods.md. Each writes to reports/studies.
 GLUE ?= nyu-mll/glue
 CIFAR10 ?= uoft-cs/cifar10
 TRAINED := runs/checkpoints
@@ -173,7 +173,7 @@ study-kronecker: $(ENCODER) $(FASHION) $(WHOLE)
 study-others:
 	$(call study,others/digits-mlp,checkpoints/digits-mlp,--methods $(OTHERS) --damping $(TWO_DAMPINGS) --batches 3)
 
-# Studies of optimizers: docs/compare.md. Each goes on where it was interrupted; work is in runs/studies.
+# Studies of optimizers: docs/results/optimizers.md. Each goes on where it was interrupted; work is in runs/studies.
 # EPOCHS and SEEDS of each training; --only a,b and more in STUDY: python -m tests.studies --help.
 EPOCHS ?=
 SEEDS ?=
@@ -226,6 +226,10 @@ gpu: ## Where PYTHON has the packages and an NVIDIA card: its tests, then its ta
 
 accuracy: $(INSTALLED) ## Compare scores with exact arithmetic: reports/accuracy.md
 	$(BIN)/python -m tests.benchmarks.accuracy --write
+
+# Read from disk: runs/site/index.html. Nothing is fetched when it is built or read.
+site: $(INSTALLED) ## Build the documentation, warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean: ## Remove the environment and all runs
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -315,7 +315,7 @@ def test_no_difference_of_halves_helps_in_the_batch_with_the_exact_matrix() -> N
 
 
 def test_fop_beside_kfac_in_the_batch_and_on_held_out_samples() -> None:
-    compared = runpy.run_path(str(ROOT / "docs/examples/fop_held_out.py"))["compared"]
+    compared = runpy.run_path(str(ROOT / "docs/guides/examples/fop_held_out.py"))["compared"]
     rows = compared(ROOT / "checkpoints/digits-mlp", ["step-000276"], batches=2, batch_size=40)
     assert [(row["checkpoint"], row["method"]) for row in rows] == [
         ("step-000276", "kfac"),

@@ -165,7 +165,7 @@ def test_labels_at_every_position(sharing: str) -> None:
 @pytest.fixture
 def example() -> str:
     """The name of the method of the documentation."""
-    exec(python_files(document("layers.md"))["curvlinops_kfac.py"], {})
+    exec(python_files(document("guides/method.md"))["curvlinops_kfac.py"], {})
     return "curvlinops-kfac"
 
 

@@ -97,7 +97,7 @@ def test_a_layer_has_factors_and_others_have_rows() -> None:
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
 def test_kfac_of_the_documentation(micro_batch_size: int | None) -> None:
     """Against (B (x) A / (N T) + lambda I)^-1, formed for each layer from hooks of autograd."""
-    exec(python_files(document("layers.md"))["kfac.py"], {})
+    exec(python_files(document("guides/method.md"))["kfac.py"], {})
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2, bias=False)).double()
     x, y = Draw(0).normal(5, 6, 4), Draw(1).integers(2, 5, 6)  # six positions
     lin = evalkit.linearize(model, x, y, micro_batch_size=micro_batch_size)

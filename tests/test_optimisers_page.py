@@ -1,4 +1,4 @@
-"""The examples of docs/optimisers.md run, and do what the page says of them."""
+"""The examples of docs/guides/train-with-ief.md run, and do what the page says of them."""
 
 from __future__ import annotations
 

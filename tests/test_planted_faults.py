@@ -2,8 +2,8 @@
 
 Everything runs as a user runs it: 'evalkit score' on two checkpoints of the bundled trajectory,
 then 'evalkit check' against the baseline of the engine as it is. Size and number of batches are
-those of 'make gate', chosen so that every fault costs something: docs/guard.md says which do not on
-larger ones.
+those of 'make gate', chosen so that every fault costs something: docs/guides/guard.md says which do
+not on larger ones.
 """
 
 from __future__ import annotations

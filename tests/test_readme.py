@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,7 @@ from evalkit.cli import main
 from evalkit.results.summaries import final_table, summarize
 from evalkit.storage.run_folder import Run, read_run
 from evalkit.tasks import load_task
-from tests.support.documents import FILES, README, ROOT, document, python_files
+from tests.support.documents import FILES, README, ROOT
 
 
 def commands(containing: str) -> list[list[str]]:
@@ -81,20 +80,6 @@ def test_add_a_method(folder: Path) -> None:
     run = command[command.index("--out") + 1]
     assert set(read_run(run).scores["method"]) == {"sgd", "ief", "scaled"}
     assert len(FILES["my_method.py"].splitlines()) <= 10
-
-
-def test_the_example_by_hand() -> None:
-    """The table of docs/engine.md is what the code below it finds."""
-    page = document("engine.md")
-    names: dict[str, Any] = {}
-    exec(python_files(page)["by_hand.py"], names)
-    scores = names["scores"].set_index("method")
-    rows = re.findall(r"^\| `(\w+)`: [^|]+\| [^|]+\| (.*) \|$", page, re.MULTILINE)
-    assert [name for name, _ in rows] == ["sgd", "ef", "ief", "ngd"]
-    for name, told in rows:
-        found = scores.loc[name]
-        values = found["fisher_norm"] ** 2, found["slope"], found["gamma"], found["efficiency"]
-        assert told == " | ".join(f"{value:.4f}" for value in values)
 
 
 def test_every_file_that_the_readme_links_to_exists() -> None:

@@ -1,4 +1,4 @@
-"""Assertions on quality, and the examples of docs/guard.md, run as they stand there."""
+"""Assertions on quality, and the examples of docs/guides/guard.md, run as they stand there."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import evalkit
 from evalkit.checkpoints import open_trajectory
 from evalkit.cli import main
 from evalkit.testing import assert_quality, checkpoint_batches
-from tests.support.documents import FILES, ROOT, python_files
+from tests.support.documents import FILES, ROOT, document, python_files
 from tests.support.folders import BUNDLED, sentence
 
-GUARD = (ROOT / "docs" / "guard.md").read_text(encoding="utf-8")
-WORKFLOW = (ROOT / "docs" / "examples" / "evalkit-gate.yml").read_text(encoding="utf-8")
+GUARD = document("guides/guard.md")
+WORKFLOW = document("guides/examples/evalkit-gate.yml")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_batches_are_those_of_a_study() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a working folder with the files that README and docs/guard.md show."""
+    """Return a working folder with the files that README and docs/guides/guard.md show."""
     for name, content in {**FILES, **python_files(GUARD)}.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")

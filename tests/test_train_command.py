@@ -144,7 +144,7 @@ def test_an_optimizer_of_ones_own(
     capsys: pytest.CaptureFixture[str],
     own_optimizers: None,
 ) -> None:
-    page = document("training.md")
+    page = document("guides/training.md")
     monkeypatch.chdir(tmp_path)
     for name, content in python_files(page).items():
         Path(name).write_text(content, encoding="utf-8")

@@ -18,11 +18,23 @@ __all__ = [
     "check_labels",
     "get",
     "names",
+    "register",
 ]
 
 _REGISTRY: Registry[Likelihood] = Registry("likelihood")
+
+
+def register(likelihood: Likelihood) -> None:
+    """Make a likelihood known by its name, to scores, tasks and optimisers.
+
+    Raises:
+        EvalkitError: the name is taken.
+    """
+    _REGISTRY.add(likelihood.name, likelihood)
+
+
 for _likelihood in (Categorical(), Bernoulli(), Gaussian()):
-    _REGISTRY.add(_likelihood.name, _likelihood)
+    register(_likelihood)
 
 get = _REGISTRY.get
 names = _REGISTRY.names

@@ -24,13 +24,13 @@ class Preconditioned(ClosureOptimizer):
 
     d = (F / N + lambda I)^-1 g / N, F what the method approximates the Fisher matrix of the summed
     loss by: the method's direction at damping N lambda, which is as it is for the mean loss. A step
-    costs what the method costs, which for ``ngd`` is many products with the Fisher matrix.
+    costs what the method costs, which for ``ngd`` is many products with the Fisher matrix. All
+    other arguments are those of :class:`evalkit.optim.ClosureOptimizer`.
 
     Args:
-        params, lr, damping, likelihood: as for :class:`evalkit.optim.base.ClosureOptimizer`.
         method: its name, with settings if wanted: ``"kfac:labels=improved"``.
         others: what methods by layers make of parameters without factors.
-        settings: ``normalise`` and the like, as for the same.
+        settings: ``normalise`` and the like.
 
     Raises:
         EvalkitError: the method is unknown, cannot be damped so, has an optimiser of its own, or

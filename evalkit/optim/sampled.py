@@ -22,11 +22,10 @@ class SF(ClosureOptimizer):
     d = (Gs^T Gs / (K N^2) + lambda I)^-1 g / N with gradients Gs of K labels per sample that the
     model draws anew at each step. With lambda_sum = N^2 lambda that is 1 / (N lambda) times the
     direction of the method ``sf``, which leaves a factor lambda_sum out. The paper normalises it,
-    with a learning rate that falls linearly to 0.
+    with a learning rate that falls linearly to 0. All other arguments are those of
+    :class:`evalkit.optim.ClosureOptimizer`.
 
     Args:
-        params, lr, damping, likelihood, others: as for
-            :class:`evalkit.optim.base.ClosureOptimizer`.
         labels_per_sample: K.
 
     Raises:

@@ -43,8 +43,10 @@ class Recipe:
         checkpoint_every: epochs between checkpoints; the last epoch is always saved.
         schedule: of the learning rate, a name of :func:`evalkit.training.schedules.names`, with
             settings if wanted (``"step:at=0.5"``).
-        damping, momentum, normalise, on_failure: of optimizers that have them, see
-            :mod:`evalkit.optim`; None for the optimizer's own default.
+        damping: of optimizers that have one, for the mean loss; None for the optimizer's default.
+        momentum: likewise.
+        normalise: likewise, whether the learning rate is the length of a step.
+        on_failure: likewise, ``"raise"`` or ``"skip"`` for a step that cannot be taken.
 
     Raises:
         EvalkitError: a value is out of range, or there is no such optimizer or schedule.

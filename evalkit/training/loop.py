@@ -57,14 +57,14 @@ def train(
     from the last checkpoint: on a CPU the files are then those of a training that was not
     interrupted, to the last bit of the weights.
 
+    All other arguments are those of :class:`evalkit.tasks.Recipe`; None takes the task's own. Where
+    another optimizer than the task's is chosen, its settings are its own defaults; where its step
+    is of another kind, the learning rate has to be given, and there is no weight decay unless it
+    is given.
+
     Args:
         task: what to train.
         folder: where the checkpoints, their manifest and ``history.csv`` go; absent or empty.
-        optimizer, learning_rate, weight_decay, epochs, batch_size, checkpoint_every, schedule,
-            damping, momentum, normalise, on_failure: as in :class:`evalkit.tasks.Recipe`; None
-            takes the task's own. Where another optimizer than the task's is chosen, its settings
-            are its own defaults; where its step is of another kind, the learning rate has to be
-            given, and there is no weight decay unless it is given.
         seed: the seed of the initial values, the order of the samples, and dropout.
         device: where the model is trained: ``cpu``, ``cuda``, ``cuda:1``. Initial values are drawn
             on the CPU, and are the same on all of them.

@@ -1,6 +1,6 @@
 """FOP beside KFAC, on the samples that made the directions and on samples that did not.
 
-    python docs/examples/fop_held_out.py checkpoints/digits-mlp
+    python docs/guides/examples/fop_held_out.py checkpoints/digits-mlp
 
 Halves of a batch differ by what is particular to their samples, so that a score in the batch says
 little about FOP. Each direction is scored here on its own batch and on the next one as well, which
