@@ -30,6 +30,25 @@ def data():
     x = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     return x, torch.arange(64) % C
 """
+BAGS = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.EmbeddingBag(20, 8, mode="sum", include_last_offset=True)
+        self.out = nn.Linear(8, C)
+
+    def forward(self, ids, offsets):
+        return self.out(self.table(ids, offsets))
+
+def data():
+    ids = torch.randint(20, (N, 3), generator=torch.Generator().manual_seed(1))
+    return ids, ids[:, 0] % C
+
+def in_a_row(ids, targets):
+    return (ids.flatten(), torch.arange(0, ids.numel() + 1, 3)), targets
+
+task = evalkit.Task(model=Net, data=data, collate=in_a_row)
+"""
 ASKED = ["--batch-size", "16", "--batches", "3", "--methods", "sgd,ief"]
 
 
@@ -87,3 +106,11 @@ def test_too_little_memory_is_told_with_the_micro_batch_size_that_fits(
     monkeypatch.setattr(memory, "free_on", lambda device: 1000)
     nothing = memory.memory(subject).finding
     assert (nothing.verdict, "machine with more" in nothing.cure) == ("fail", True)
+
+
+def test_samples_of_which_no_part_can_be_run_are_measured_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, found = finding(capsys, written(tmp_path, BAGS))
+    assert (status, found["verdict"]) == (0, "ok")
+    assert found["numbers"]["samples_held"] == 16
