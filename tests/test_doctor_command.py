@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from evalkit.doctor import Finding, Report, memory
 from evalkit.doctor.finding import looked_at
 from evalkit.errors import EvalkitError
 from tests.support.doctor_cases import HEALTHY, PLANTED, written
+from tests.support.documents import document, python_files
 from tests.support.folders import BUNDLED
 from tests.support.hub import save_bert, save_glue
 
@@ -122,6 +124,13 @@ def test_what_cannot_be_opened_is_one_sentence_with_the_next_step(
     assert len(lines) == 1
     assert lines[0].startswith("evalkit: error: ")
     assert hint in lines[0]
+
+
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(python_files(document("guides/doctor.md"))["dry_run.py"], names)
+    assert names["report"].status == 0
+    assert capsys.readouterr().out.startswith("ok [('forward', ")
 
 
 def test_a_check_that_raises_is_a_finding() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from evalkit.bench.memory import peak_mebibytes
 from evalkit.cli import main
-from evalkit.doctor import memory, of_task
+from evalkit.doctor import Subject, memory, of_task
 from evalkit.doctor.memory import Peaks
 from evalkit.doctor.trial import trial
 from evalkit.settings import Settings
@@ -29,6 +30,25 @@ def data():
     x = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     return x, torch.arange(64) % C
 """
+BAGS = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.EmbeddingBag(20, 8, mode="sum", include_last_offset=True)
+        self.out = nn.Linear(8, C)
+
+    def forward(self, ids, offsets):
+        return self.out(self.table(ids, offsets))
+
+def data():
+    ids = torch.randint(20, (N, 3), generator=torch.Generator().manual_seed(1))
+    return ids, ids[:, 0] % C
+
+def in_a_row(ids, targets):
+    return (ids.flatten(), torch.arange(0, ids.numel() + 1, 3)), targets
+
+task = evalkit.Task(model=Net, data=data, collate=in_a_row)
+"""
 ASKED = ["--batch-size", "16", "--batches", "3", "--methods", "sgd,ief"]
 
 
@@ -36,6 +56,18 @@ def finding(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, d
     status = main(["doctor", *arguments, *ASKED, "--json"])
     findings = json.loads(capsys.readouterr().out)["findings"]
     return status, next(one for one in findings if one["name"] == "memory")
+
+
+def peak(subject: Subject, micro_batch_size: int | None) -> float:
+    """Return the bytes that scoring the batch takes."""
+
+    def score() -> None:
+        with trial(subject, subject.batch, micro_batch_size):
+            pass
+
+    found = peak_mebibytes(score, torch.device("cpu"))
+    assert found is not None
+    return 2**20 * found
 
 
 def test_peaks_of_a_few_samples_bound_and_tell_those_of_many() -> None:
@@ -54,10 +86,13 @@ def test_too_little_memory_is_told_with_the_micro_batch_size_that_fits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = written(tmp_path, PICTURES)
-    status, found = finding(capsys, spec)
-    assert (status, found["verdict"]) == (0, "ok")
-    needed = found["numbers"]["bytes"]
-    free = int(0.6 * needed)
+    settings = Settings(methods=("sgd", "ief"), batch_size=16)
+    subject = of_task(load_task(spec), settings)
+    whole = memory.memory(subject)
+    assert (whole.finding.verdict, whole.micro_batch_size) == ("ok", None)
+    needed = whole.finding.numbers["bytes"]
+    assert needed == pytest.approx(peak(subject, None), rel=0.3)
+    free = int(0.95 * needed)
     monkeypatch.setattr(memory, "free_on", lambda device: free)
     status, found = finding(capsys, spec)
     micro = found["numbers"]["micro_batch_size"]
@@ -65,32 +100,17 @@ def test_too_little_memory_is_told_with_the_micro_batch_size_that_fits(
     assert "more than is safe" in found["finding"]
     assert f"--micro-batch-size {micro}" in found["cure"]
     assert 1 <= micro <= 8
-    subject = of_task(load_task(spec), Settings(methods=("sgd", "ief"), batch_size=16))
-
-    def score() -> None:
-        with trial(subject, subject.batch, micro):
-            pass
-
-    peak = peak_mebibytes(score, torch.device("cpu"))
-    assert peak is not None
-    assert 2**20 * peak <= free
-    status, found = finding(capsys, spec, "--micro-batch-size", str(micro))
-    assert (status, found["verdict"]) == (0, "ok")
+    assert peak(subject, micro) <= free
+    smaller = replace(subject, settings=replace(settings, micro_batch_size=micro))
+    assert memory.memory(smaller).finding.verdict == "ok"
     monkeypatch.setattr(memory, "free_on", lambda device: 1000)
-    status, found = finding(capsys, spec)
-    assert (status, found["verdict"]) == (2, "fail")
-    assert "machine with more" in found["cure"]
+    nothing = memory.memory(subject).finding
+    assert (nothing.verdict, "machine with more" in nothing.cure) == ("fail", True)
 
 
-def test_the_whole_batch_takes_what_a_few_samples_tell(tmp_path: Path) -> None:
-    task = load_task(written(tmp_path, PICTURES))
-    subject = of_task(task, Settings(methods=("sgd", "ief"), batch_size=16))
-
-    def score() -> None:
-        with trial(subject, subject.batch, None):
-            pass
-
-    peak = peak_mebibytes(score, torch.device("cpu"))
-    assert peak is not None
-    told = memory.memory(subject).finding.numbers["bytes"]
-    assert told == pytest.approx(2**20 * peak, rel=0.3)
+def test_samples_of_which_no_part_can_be_run_are_measured_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, found = finding(capsys, written(tmp_path, BAGS))
+    assert (status, found["verdict"]) == (0, "ok")
+    assert found["numbers"]["samples_held"] == 16

@@ -31,6 +31,7 @@ def companions(subject: Subject) -> Finding:
     Args:
         subject: whose few samples are run together and one by one.
     """
+    subject = subject.on_cpu()
     few = subject.few
     if few.size < 2:
         return Finding(_NAME, "ok", "a batch of one sample has none")

@@ -11,6 +11,7 @@ from evalkit.bench.memory import peak_mebibytes
 from evalkit.doctor.finding import Finding, counted
 from evalkit.doctor.subject import FEW, Batch, Subject
 from evalkit.doctor.trial import first_of, trial
+from evalkit.errors import EvalkitError, memory_sentence
 from evalkit.machine import gigabytes
 from evalkit.updates.foreseen import free_on
 
@@ -119,7 +120,16 @@ def _peaks(subject: Subject, held: int, device: torch.device, limit: float | Non
     found: tuple[tuple[int, float], ...] = ()
     size = min(2, held)
     while True:
-        peak = peak_mebibytes(partial(_score, subject, first_of(subject.batch, size)), device)
+        part = first_of(subject.batch, size)
+        try:
+            peak = peak_mebibytes(partial(_score, subject, part), device)
+        except EvalkitError as error:
+            ran_out = error.__cause__ is not None and memory_sentence(error.__cause__)
+            if size == subject.batch.size or ran_out:
+                raise
+            # Of samples one after the other no part can be run: the whole batch tells.
+            size = held = subject.batch.size
+            continue
         if peak is None:
             return None
         found = (*found, (size, 2**20 * peak))

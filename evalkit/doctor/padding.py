@@ -53,6 +53,7 @@ def padding(subject: Subject) -> Finding:
     Args:
         subject: whose few samples are run.
     """
+    subject = subject.on_cpu()
     few = subject.few
     found = padding_of(few.inputs, subject.model, few.size)
     rows = [] if found is None else found.most()

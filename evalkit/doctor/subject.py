@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from evalkit.evaluation.forward import Evaluation, evaluation, taking
 from evalkit.evaluation.given import Inputs, check_batch, given_inputs, given_targets
 from evalkit.registry import suggest
 from evalkit.settings import Settings
-from evalkit.study.batches import check_device, samples_to_score, take_batch
+from evalkit.study.batches import check_device, on_device, samples_to_score, take_batch
 from evalkit.tasks import Samples, Task
 from evalkit.tasks.samples import ItemSamples
 from evalkit.tasks.user_code import user_code
@@ -75,6 +76,18 @@ class Subject:
     def dtype(self) -> torch.dtype | None:
         """That of the evaluation, None for the model's own."""
         return None if self.settings.dtype is None else getattr(torch, self.settings.dtype)
+
+    def on_cpu(self) -> Subject:
+        """Return the same with model and few samples on the CPU.
+
+        A sample that is run by itself may index what only a batch has: that is an error on a CPU,
+        and ends all that a process can do on a GPU.
+        """
+        if next(self.model.parameters()).device.type == "cpu":
+            return self
+        inputs = on_device(self.few.inputs, "cpu")
+        few = Batch(inputs, self.few.targets.cpu(), self.few.size)
+        return replace(self, model=copy.deepcopy(self.model).cpu(), few=few)
 
     def evaluated(self) -> Evaluation:
         """Return the model as it is evaluated on the few samples.
