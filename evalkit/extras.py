@@ -7,16 +7,17 @@ from types import ModuleType
 
 from evalkit.errors import EvalkitError
 
-INSTALL = "pip install '.[hf]'"
+INSTALL = "pip install '.[{extra}]'"
 """What installs them, in the clone: the index has another project of the name evalkit."""
 
 
-def required(name: str, purpose: str) -> ModuleType:
+def required(name: str, purpose: str, extra: str = "hf") -> ModuleType:
     """Return a package that not every user has.
 
     Args:
         name: the name of the package.
         purpose: what it is needed for.
+        extra: the extra of evalkit that has it.
 
     Raises:
         EvalkitError: it cannot be imported.
@@ -24,13 +25,13 @@ def required(name: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise missing(f"the package {name}", purpose, error) from error
+        raise missing(f"the package {name}", purpose, error, extra) from error
 
 
-def missing(package: str, purpose: str, error: ImportError) -> EvalkitError:
+def missing(package: str, purpose: str, error: ImportError, extra: str = "hf") -> EvalkitError:
     """Return the error that says what to install."""
     said = " ".join(str(error).split()).rstrip(" .:;")
     return EvalkitError(
         f"expected {package} for {purpose}, found that it cannot be imported ({said}); "
-        f"run {INSTALL} in the clone of evalkit"
+        f"run {INSTALL.format(extra=extra)} in the clone of evalkit"
     )

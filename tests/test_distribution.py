@@ -30,8 +30,10 @@ def test_the_distribution_has_a_name_of_its_own() -> None:
 
 
 def test_what_is_said_to_install_exists() -> None:
-    assert re.findall(r"\[(\w+)\]", INSTALL) == ["hf"]
-    assert "hf" in setup()["options.extras_require"]
+    extras = setup()["options.extras_require"]
+    for extra in ("hf", "export"):
+        assert re.findall(r"\[(\w+)\]", INSTALL.format(extra=extra)) == [extra]
+        assert extra in extras
 
 
 def test_nothing_says_to_install_the_other_project() -> None:

@@ -72,7 +72,7 @@ diagnosis.matrix_errors
 diagnosis.scales
 diagnosis.running
 diagnosis
-testing toy callback bench
+testing toy bench
 results.intervals results.spreads results.marks results.undefined
 results.summaries results.pairs results.diagnoses results.correlations results.trainings
 results.sweeps results.training_curves
@@ -82,6 +82,11 @@ results.comparisons
 results
 figures
 gate report doctor
+export.tools export.folder export.environment export.series
+export.content
+export.tensorboard_events export.wandb_run export.mlflow_store export.parquet_tables
+export
+callback
 cli
 """
 FLOOR = {name: height for height, line in enumerate(FLOORS.split("\n")) for name in line.split()}

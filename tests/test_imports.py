@@ -54,6 +54,7 @@ COMMANDS = (
     "score",
     "report",
     "compare",
+    "export",
     "check",
     "toy",
     "cost",

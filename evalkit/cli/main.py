@@ -25,6 +25,7 @@ COMMANDS = (
     "score",
     "report",
     "compare",
+    "export",
     "check",
     "toy",
     "cost",

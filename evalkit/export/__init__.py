@@ -1,0 +1,1 @@
+"""Results where people look: TensorBoard, Weights & Biases, MLflow and Parquet."""
