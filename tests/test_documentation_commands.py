@@ -104,8 +104,9 @@ def test_other_commands_name_what_exists(path: str) -> None:
 OTHERS = {
     *("--data", "--device", "--help", "--only", "--problem", "--version", "--write"),
     *("--debug", "--nproc-per-node", "--numprocesses", "--tag", "--constraint", "--epochs"),
+    *("--logdir", "--backend-store-uri"),
 }
-"""Options of pytest, torchrun, pip, the benchmarks and the studies."""
+"""Options of pytest, torchrun, pip, TensorBoard, MLflow, the benchmarks and the studies."""
 
 
 @pytest.mark.parametrize("path", PAGES)
