@@ -17,12 +17,13 @@ import torch
 
 from evalkit.checkpoints import Trajectory, load_into, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
+from evalkit.evaluation.devices import check_device
 from evalkit.linearization import Linearization
 from evalkit.scoring import check_request
 from evalkit.settings import Settings
 from evalkit.storage.columns import check_name
 from evalkit.storage.files import check_writable
-from evalkit.study.batches import check_device, samples_to_score, take_batch
+from evalkit.study.batches import samples_to_score, take_batch
 from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
 from evalkit.study.execute import Rows, execute
 from evalkit.study.notes import notes_on
