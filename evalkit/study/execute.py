@@ -69,7 +69,7 @@ def execute(
         EvalkitError: the batch cannot be scored; the sentence names the cell.
     """
     cell = unit.cell
-    place = f"checkpoint '{cell.checkpoint}', batch {cell.batch}"
+    place = place_of(cell)
     try:
         with user_code(f"the scoring of task '{task}'"), full_precision():
             digest = data_hash(*batch)
@@ -83,6 +83,11 @@ def execute(
     except EvalkitError as error:
         raise EvalkitError(f"{place}: {error}") from error
     return Rows(_keyed(cell, rows, Score), _keyed(cell, [metrics], Batch))
+
+
+def place_of(cell: Cell) -> str:
+    """Return how sentences call a cell."""
+    return f"checkpoint '{cell.checkpoint}', batch {cell.batch}"
 
 
 def _scores(

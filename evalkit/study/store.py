@@ -38,7 +38,7 @@ from evalkit.storage.run_json import places_of
 from evalkit.storage.set_aside import set_aside
 from evalkit.storage.writers import Writer, nobody_writes, now, opening, process_seconds
 from evalkit.study.batches import data_hash, draw
-from evalkit.study.execute import Rows
+from evalkit.study.execute import Rows, place_of
 from evalkit.study.identity import check_same_data, check_same_run, extension
 from evalkit.study.plan import Unit
 from evalkit.study.provenance import code_of
@@ -155,7 +155,9 @@ class Store:
             EvalkitError: the folder cannot be written to.
         """
         self.hold()
-        line = Failure(" ".join(printable(reason).split()))
+        said = " ".join(printable(reason).split())
+        # The row says where: so that reasons of several batches are the same text.
+        line = Failure(said.removeprefix(f"{place_of(unit.cell)}: "))
         row = {**table_of([unit.cell], Cell), **table_of([line], Failure)}
         append_failure(self._writer.place, row)
         self._writer.stored(failed=True)
