@@ -28,10 +28,12 @@ def scored_pairs(scores: pd.DataFrame, batches: pd.DataFrame) -> dict[Cell, set[
         scores: rows of finished cells.
         batches: a row per finished cell.
     """
-    cells = zip(batches["checkpoint"], batches["batch"], strict=True)
-    found: dict[Cell, set[Pair]] = {(str(name), int(batch)): set() for name, batch in cells}
-    for row in scores[["checkpoint", "batch", "method", "damping"]].itertuples(index=False):
-        found[row.checkpoint, int(row.batch)].add((row.method, row.damping))
+    keys = zip(batches["checkpoint"], batches["batch"], strict=True)
+    found: dict[Cell, set[Pair]] = {(str(name), int(batch)): set() for name, batch in keys}
+    for (method, damping), rows in scores.groupby(["method", "damping"], sort=False):
+        pair = (str(method), float(damping))
+        for name, batch in zip(rows["checkpoint"].to_list(), rows["batch"].to_list(), strict=True):
+            found[name, batch].add(pair)
     return found
 
 
@@ -39,8 +41,8 @@ def lost_rows(run: Run) -> str:
     """Return sentences about rows that were asked for and are not there, empty where all are.
 
     They are those of batches that could not be scored, with the reasons, and those that
-    ``run.json`` lists and the tables lack. A batch that was not scored yet lacks nothing, unless the run is
-    finished.
+    ``run.json`` lists and the tables lack. A batch that was not scored yet lacks nothing, unless
+    the run is finished.
     """
     return "; ".join(text for text in (failed_cells(run), _missing_rows(run)) if text)
 
