@@ -21,7 +21,7 @@ likelihoods storage.tables storage.history
 storage.parts storage.run_json
 next_token storage.run_folder storage.writers
 storage.lost_rows storage.set_aside storage.history toy_tables overlap
-storage.training_folder
+storage.training_folder storage.run_status
 storage
 doubts
 layers factor

@@ -48,7 +48,18 @@ WITHOUT_TORCH = (
     "report.comparison",
     "storage.training_folder",
 )
-COMMANDS = ("train", "score", "report", "compare", "check", "toy", "cost", "errors", "list")
+COMMANDS = (
+    "train",
+    "score",
+    "status",
+    "report",
+    "compare",
+    "check",
+    "toy",
+    "cost",
+    "errors",
+    "list",
+)
 BAD = (
     ["score", str(BUNDLED), "--methods", "sgd,iefs"],
     ["score", "no-such-folder"],

@@ -19,7 +19,18 @@ from evalkit.version import __version__
 
 UNUSABLE_INPUT = 2
 DEBUG = "--debug"
-COMMANDS = ("train", "score", "report", "compare", "check", "toy", "cost", "errors", "list")
+COMMANDS = (
+    "train",
+    "score",
+    "status",
+    "report",
+    "compare",
+    "check",
+    "toy",
+    "cost",
+    "errors",
+    "list",
+)
 
 
 class _Commands(click.Group):

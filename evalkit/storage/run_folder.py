@@ -289,6 +289,12 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     return Run(folder, scores, batches, provenance, tables.failures)
 
 
+def failure_counts(failures: pd.DataFrame) -> dict[str, int]:
+    """Return how many cells failed by reason, the most first."""
+    counts = failures["reason"].value_counts()
+    return {str(reason): int(count) for reason, count in counts.items()}
+
+
 def cells(frame: pd.DataFrame) -> set[tuple[str, int]]:
     """Return the (checkpoint, batch) pairs that a table has rows of."""
     return set(zip(frame["checkpoint"].astype(str), frame["batch"].astype(int), strict=True))

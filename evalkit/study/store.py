@@ -155,7 +155,9 @@ class Store:
             EvalkitError: the folder cannot be written to.
         """
         self.hold()
-        line = Failure(" ".join(printable(reason).split()))
+        said = " ".join(printable(reason).split())
+        # The row says where: so that reasons of several batches are the same text.
+        line = Failure(said)
         row = {**table_of([unit.cell], Cell), **table_of([line], Failure)}
         append_failure(self._writer.place, row)
         self._writer.stored(failed=True)
