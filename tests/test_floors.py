@@ -65,7 +65,8 @@ study.batches study.plan study.blocks study.estimate study.identity study.notes 
 study.execute study.provenance study.past study.steps
 study.faults
 study.store study.processes study.opened study.ranks study.loaded
-study.keeping
+study.keeping study.shown
+study.execution
 study
 diagnosis.blocks
 diagnosis.matrix_errors
