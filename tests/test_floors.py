@@ -27,7 +27,7 @@ doubts
 layers factor
 evaluation.modules evaluation.precision evaluation.given evaluation.outputs evaluation.bags
 evaluation.wrapped evaluation.substitutes evaluation.determinism
-evaluation.failures evaluation.full_precision
+evaluation.failures evaluation.full_precision evaluation.devices
 evaluation.forward
 evaluation
 linearization.broadcasts
