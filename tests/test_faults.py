@@ -255,3 +255,20 @@ def test_the_command_counts_what_failed_and_ends_with_status_1(
     assert main(command) == 0
     assert "not scored" not in capsys.readouterr().err
     assert read_run(tmp_path / "run").provenance["finished"] is not None
+
+
+def test_a_clock_that_jumps_gives_no_negative_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Durations are those of a clock that only goes forward."""
+    years = iter(range(2060, 2000, -1))
+
+    def jumping() -> str:
+        return f"{next(years)}-01-01T00:00:00+00:00"
+
+    for module in ("study.provenance", "study.store", "storage.writers"):
+        monkeypatch.setattr(f"evalkit.{module}.now", jumping, raising=False)
+    study(tmp_path)
+    provenance = read_run(tmp_path / "run").provenance
+    assert provenance["finished"] >= provenance["started"]
+    assert 0 < provenance["seconds"] < 600

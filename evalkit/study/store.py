@@ -229,8 +229,11 @@ class Store:
         sort_tables(self.folder)
         if left or provenance.get("finished"):
             return
-        spent += provenance.get("seconds") or 0.0
-        update_provenance(self.folder, finished=now(), seconds=round(spent, 3))
+        before, started = provenance.get("seconds"), provenance.get("started")
+        spent += before if isinstance(before, int | float) and before > 0 else 0.0
+        # A clock that was set back lets no run end before it began.
+        ended = max(now(), started if isinstance(started, str) else "")
+        update_provenance(self.folder, finished=ended, seconds=round(spent, 3))
 
     def _open(self) -> None:
         """Make the run, or join it; its folder is held open, and this process may write."""
