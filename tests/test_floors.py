@@ -18,7 +18,8 @@ storage.files given_settings
 storage.json_files storage.rows storage.locks
 storage.columns
 likelihoods storage.tables storage.history
-storage.parts storage.run_json
+storage.parquet storage.run_json
+storage.parts
 next_token storage.run_folder storage.writers
 storage.lost_rows storage.set_aside storage.history toy_tables overlap
 storage.training_folder storage.run_status

@@ -93,6 +93,11 @@ Examples:
     help="Folder of the tables; default: runs/<name of DIR>.",
 )
 @click.option(
+    "--tables",
+    type=click.Choice(("csv", "parquet")),
+    help="Form of the tables: parquet for big studies; default: what RUN has, csv at first.",
+)
+@click.option(
     "--fresh",
     is_flag=True,
     help="Start over; the run that is there is kept as RUN.1, RUN.2, ...",
@@ -118,6 +123,7 @@ def command(
     past_batches: int,
     past_labels: Labels,
     run: Path | None,
+    tables: str | None,
     fresh: bool,
 ) -> None:
     """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
@@ -139,7 +145,7 @@ def command(
     if optimizer is None and any(base_name(name) == "optimizer" for name in methods):
         optimizer = given.pop("optimizer", None)
     spec, before = (task, given), (past, past_batches, past_labels)
-    _score((folder, order, key), spec, code, settings, run, before, optimizer, fresh)
+    _score((folder, order, key), spec, code, settings, run, before, optimizer, fresh, tables)
     print_ratios(run)
     say(f"Tables in {run}; figures and page: evalkit report {run}")
 
@@ -159,6 +165,7 @@ def _score(
     past: tuple[tuple[tuple[str, str], ...], int, Labels],
     optimizer: str | None,
     fresh: bool,
+    tables: str | None,
 ) -> None:
     processes = own_processes()  # before torch is loaded
     from evalkit.checkpoints import open_trajectory, trajectory_task
@@ -191,4 +198,5 @@ def _score(
                 "the time of one product"
             )
 
-        run_study(trajectory, task, settings, run, show, begin, processes, asked, optimizer, fresh)
+        given_past = processes, asked, optimizer
+        run_study(trajectory, task, settings, run, show, begin, *given_past, fresh, tables)

@@ -78,6 +78,7 @@ def run_study(
     past: PastRequest | None = None,
     optimizer: str | None = None,
     fresh: bool = False,
+    tables: str | None = None,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
 
@@ -100,6 +101,7 @@ def run_study(
         optimizer: the class of the saved optimizers, for the method of that name; None to go by
             what their files say.
         fresh: start over: a run that is there is kept under another name.
+        tables: ``"csv"`` or ``"parquet"``; None for the form that the run has, CSV at first.
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
@@ -111,7 +113,9 @@ def run_study(
     described = opened.described()
     with (
         threads(1 if small else torch.get_num_threads()),
-        open_store(Path(folder), described, task, opened.samples, settings, fresh=fresh) as store,
+        open_store(
+            Path(folder), described, task, opened.samples, settings, fresh=fresh, tables=tables
+        ) as store,
     ):
         cells = tuple(cells_of(trajectory.checkpoints, settings.batches))
         units = plan(cells, settings, store.finished)
