@@ -72,6 +72,7 @@ diagnosis.scales
 diagnosis.running
 diagnosis
 testing toy callback bench
+results.remembered
 results.intervals results.spreads results.marks
 results.summaries results.pairs results.diagnoses results.correlations results.trainings
 results.sweeps results.training_curves
