@@ -64,6 +64,7 @@ checkpoints
 training
 study.batches study.plan study.estimate study.identity study.notes study.source_files
 study.execute study.provenance study.past study.steps
+study.stored
 study.store study.processes study.opened
 study
 diagnosis.blocks
