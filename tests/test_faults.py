@@ -15,7 +15,7 @@ from evalkit.cli import main
 from evalkit.errors import EvalkitError
 from evalkit.storage.rows import Cell
 from evalkit.storage.run_folder import read_run
-from evalkit.study import running
+from evalkit.study import execution, running
 from evalkit.study.execute import Rows
 from evalkit.study.faults import Failure, Outcome, settled
 from evalkit.study.plan import Unit
@@ -237,7 +237,7 @@ def test_the_command_counts_what_failed_and_ends_with_status_1(
     command = ["score", str(tmp_path / "checkpoints"), "--task", f"{tmp_path / 'mine.py'}:task"]
     command += ["--batches", "2", "--batch-size", "8", "--methods", "sgd,ief"]
     command += ["--out", str(tmp_path / "run")]
-    execute = running.execute
+    execute = execution.execute
 
     def failing(model: Any, batch: Any, likelihood: str, settings: Any, unit: Unit, *more: Any):
         if (unit.cell.checkpoint, unit.cell.batch) == ("step-2", 1):
@@ -245,7 +245,7 @@ def test_the_command_counts_what_failed_and_ends_with_status_1(
         return execute(model, batch, likelihood, settings, unit, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "execute", failing)
+        patch.setattr(execution, "execute", failing)
         for _ in range(2):  # the second start tries it again
             assert main(command) == 1
             told = capsys.readouterr().err
@@ -266,7 +266,7 @@ def test_a_clock_that_jumps_gives_no_negative_time(
     def jumping() -> str:
         return f"{next(years)}-01-01T00:00:00+00:00"
 
-    for module in ("study.provenance", "study.store", "storage.writers"):
+    for module in ("study.provenance", "study.stored", "storage.writers"):
         monkeypatch.setattr(f"evalkit.{module}.now", jumping, raising=False)
     study(tmp_path)
     provenance = read_run(tmp_path / "run").provenance

@@ -11,12 +11,9 @@ from typing import Any
 
 from evalkit.storage import locks
 from evalkit.storage.lost_rows import scored_pairs
-from evalkit.storage.parts import part_folders
+from evalkit.storage.parts import ALONE, part_folders
 from evalkit.storage.run_folder import asked_for, cells, failure_counts, read_all, read_provenance
 from evalkit.storage.writers import PART_LOCK, WRITERS_LOCK, Record, read_record
-
-ALONE = "alone"
-"""What a process is called that is the only one to write."""
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ def run_study(
     ranks: Ranks | None = None,
     shard: Shard | None = None,
     fresh: bool = False,
+    tables: str | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
@@ -100,6 +101,7 @@ def run_study(
         ranks: that this process shares the study with; all of them call this alike.
         shard: which part of the study to score, where others score the rest; not with ranks.
         fresh: start over: a run that is there is kept under another name.
+        tables: ``"csv"`` or ``"parquet"``; None for the form that the run has, CSV at first.
         on_note: called with a sentence about each thing that goes wrong and is coped with: a batch
             that memory is too small for, a unit that fails; None for warnings.
 
@@ -118,7 +120,9 @@ def run_study(
     fresh = fresh and (ranks is None or ranks.starts_over())
     with (
         threads(1 if small else torch.get_num_threads()),
-        open_store(Path(folder), described, task, opened.samples, settings, writer, fresh) as store,
+        open_store(
+            Path(folder), described, task, opened.samples, settings, writer, fresh, tables
+        ) as store,
     ):
         if fresh and ranks is not None:
             ranks.has_started_over()

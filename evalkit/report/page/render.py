@@ -31,6 +31,7 @@ from evalkit.results.summaries import headline, near_zero, shown_marks, summariz
 from evalkit.results.sweeps import is_sweep
 from evalkit.results.undefined import undefined_sentences
 from evalkit.storage.lost_rows import failed_cells
+from evalkit.storage.parquet import own_path
 from evalkit.storage.run_folder import REPORT_FILE, Run
 from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE
 
@@ -96,8 +97,7 @@ def render_page(
             path.relative_to(run.folder).as_posix() for path in files if path.suffix != ".csv"
         ],
         downloads=[
-            download(run.folder / SCORES_FILE),
-            download(run.folder / BATCHES_FILE),
+            *(download(own_path(run.folder / name)) for name in (SCORES_FILE, BATCHES_FILE)),
             *(download(path) for path in files if path.suffix == ".csv"),
         ],
         swatch=swatch,
