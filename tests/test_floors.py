@@ -18,10 +18,11 @@ storage.files given_settings
 storage.json_files storage.rows storage.locks
 storage.columns
 likelihoods storage.tables storage.history
-storage.parts storage.run_json
+storage.parquet storage.run_json
+storage.parts
 next_token storage.run_folder storage.writers
 storage.lost_rows storage.set_aside storage.history toy_tables overlap
-storage.training_folder
+storage.training_folder storage.run_status
 storage
 doubts
 layers factor
@@ -64,8 +65,10 @@ training
 study.batches study.plan study.blocks study.estimate study.identity study.notes study.source_files
 study.execute study.provenance study.past study.steps
 study.faults
+study.stored
 study.store study.processes study.opened study.ranks study.loaded
-study.keeping
+study.keeping study.shown
+study.execution
 study
 diagnosis.blocks
 diagnosis.matrix_errors
@@ -73,6 +76,7 @@ diagnosis.scales
 diagnosis.running
 diagnosis
 testing toy callback bench
+results.remembered
 results.intervals results.spreads results.marks results.undefined
 results.summaries results.pairs results.diagnoses results.correlations results.trainings
 results.sweeps results.training_curves

@@ -103,6 +103,11 @@ Examples:
     help="Folder of the tables; default: runs/<name of DIR>.",
 )
 @click.option(
+    "--tables",
+    type=click.Choice(("csv", "parquet")),
+    help="Form of the tables: parquet for big studies; default: what RUN has, csv at first.",
+)
+@click.option(
     "--fresh",
     is_flag=True,
     help="Start over; the run that is there is kept as RUN.1, RUN.2, ...",
@@ -129,6 +134,7 @@ def command(
     past_labels: Labels,
     shard: Shard | None,
     run: Path | None,
+    tables: str | None,
     fresh: bool,
 ) -> int:
     """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
@@ -153,8 +159,8 @@ def command(
         if optimizer is None and any(base_name(name) == "optimizer" for name in methods):
             optimizer = given.pop("optimizer", None)
         spec, before = (task, given), (past, past_batches, past_labels)
-        sharing = processes, ranks, shard
-        _score((folder, order, key), spec, code, settings, run, before, optimizer, sharing, fresh)
+        sharing, kept = (processes, ranks, shard), (fresh, tables)
+        _score((folder, order, key), spec, code, settings, run, before, optimizer, sharing, kept)
         # One process alone says so: torchrun ends all others when one fails.
         return _print_results(run, shard) if ranks is None or ranks.leads else 0
 
@@ -189,7 +195,7 @@ def _score(
     past: tuple[tuple[tuple[str, str], ...], int, Labels],
     optimizer: str | None,
     sharing: tuple[int, Ranks | None, Shard | None],
-    fresh: bool,
+    kept: tuple[bool, str | None],
 ) -> None:
     processes, ranks, shard = sharing
     leads = ranks is None or ranks.leads
@@ -226,5 +232,5 @@ def _score(
         def tell(sentence: str) -> None:
             shown.say(f"evalkit: note: {in_options(sentence)}")
 
-        many = processes, asked, optimizer, ranks, shard, fresh, tell
+        many = processes, asked, optimizer, ranks, shard, *kept, tell
         run_study(trajectory, task, settings, run, show, begin, *many)

@@ -34,6 +34,7 @@ _OPTIONS = {
     "scales": "--scales",
     "schedule": "--schedule",
     "seed": "--seed",
+    "tables": "--tables",
     "task": "--task",
     "update_baseline": "--update-baseline",
     "weight_decay": "--weight-decay",
