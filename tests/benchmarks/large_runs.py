@@ -17,6 +17,7 @@ from evalkit.storage.run_folder import append_rows, create_run, read_run
 METHODS = tuple(f"{name}{end}" for name in ("sgd", "ef", "ief", "sf", "ngd") for end in ("",))
 DAMPINGS = (1e-12, 1e-9, 1e-6, 1e-3)
 SAMPLES = 160
+TOLERANCE = 0.05
 
 
 def written(folder: Path, checkpoints: int, batches: int) -> Path:
@@ -78,7 +79,7 @@ def provenance(checkpoints: int, batches: int) -> dict[str, Any]:
     """Return what ``run.json`` says of it."""
     return {
         "evalkit": "0.1.0",
-        "versions": {},
+        "versions": {"torch": "2.13.0"},
         "task": "drawn",
         "settings": {
             "methods": list(METHODS),
@@ -86,6 +87,9 @@ def provenance(checkpoints: int, batches: int) -> dict[str, Any]:
             "batches": batches,
             "batch_size": SAMPLES,
             "seed": 0,
+            "likelihood": "categorical",
+            "dtype": "float32",
+            "others": "block",
         },
         "checkpoints": [
             {
@@ -117,7 +121,9 @@ def timed(name: str, action: Callable[[], Any]) -> float:
 
 def main(checkpoints: int = 50, batches: int = 1000) -> None:
     """Measure every command that reads a RUN."""
-    from evalkit.gate.baseline import update_baseline
+    from evalkit.gate.baseline import baseline_of, update_baseline
+    from evalkit.gate.baseline_file import read_baseline
+    from evalkit.gate.check import check
     from evalkit.report.writing import report_run
     from evalkit.storage.lost_rows import lost_rows
     from evalkit.storage.run_folder import sort_tables, update_provenance
@@ -140,7 +146,9 @@ def main(checkpoints: int = 50, batches: int = 1000) -> None:
             f"Parquet takes {(run / 'scores.parquet').stat().st_size / size:.2f} of the CSV's bytes"
         )
         timed("report", lambda: report_run(run))
-        timed("baseline", lambda: update_baseline(Path(place) / "baseline.csv", found[0]))
+        baseline = Path(place) / "baseline.csv"
+        timed("baseline", lambda: update_baseline(baseline, found[0]))
+        timed("check", lambda: check(baseline_of(found[0]), read_baseline(baseline), TOLERANCE))
 
 
 if __name__ == "__main__":
