@@ -13,7 +13,7 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet names
-registry extras settings reductions signs
+registry extras settings reductions signs ranks
 storage.files given_settings
 storage.json_files storage.rows
 storage.columns
@@ -41,16 +41,20 @@ linearization.micro_batches
 linearization.callers_forward
 linearization.gram
 linearization.kept
-linearization.linear_maps linearization.factors
+linearization.linear_maps linearization.factors linearization.split
+linearization.shares
+linearization.gram_strips
+linearization.split_gram
 linearization.loss_terms
+linearization.sample_gradients
 linearization.linearized
+linearization.split_linearized
 linearization.entry
 linearization
 indicator rounding work
 solvers
 curvature
 updates
-optim.ranks
 optim.recorded
 optim
 scoring

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
-from evalkit.optim.ranks import Ranks
 from evalkit.optim.recorded import Closure, Forwards, StepError, all_or_none, mean_loss
 from evalkit.optim.whole_batch import WholeBatch, whole_batch
+from evalkit.ranks import Ranks
 from evalkit.settings import check_damping, check_seed
 
 OnFailure = Literal["raise", "skip"]

@@ -15,9 +15,9 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.outputs import logits_of
 from evalkit.linearization import Linearization
 from evalkit.linearization.callers_forward import CallersForward, recorded
-from evalkit.linearization.linearized import Trusted
 from evalkit.linearization.recorder import Recorder
-from evalkit.optim.ranks import Ranks
+from evalkit.linearization.sample_gradients import Trusted
+from evalkit.ranks import Ranks
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
 """Runs the forward and returns (logits, targets)."""

@@ -17,7 +17,7 @@ from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize
 from evalkit.layers.rows import GradientRows, OuterProducts, mirror
 from evalkit.linearization import Linearization
-from evalkit.optim.ranks import Ranks
+from evalkit.ranks import Ranks
 
 
 @dataclass(frozen=True, eq=False)
