@@ -15,10 +15,11 @@ FLOORS = """
 errors version machine quiet names
 registry extras settings reductions signs ranks
 storage.files given_settings
-storage.json_files storage.rows
+storage.json_files storage.rows storage.locks
 storage.columns
 likelihoods storage.tables storage.history
-next_token storage.run_folder
+storage.parts storage.run_json
+next_token storage.run_folder storage.writers
 storage.lost_rows storage.history toy_tables overlap
 storage.training_folder
 storage
@@ -66,7 +67,7 @@ checkpoints
 training
 study.batches study.plan study.estimate study.identity study.notes study.source_files
 study.execute study.provenance study.past study.steps
-study.store study.processes
+study.store study.processes study.opened
 study
 diagnosis.blocks
 diagnosis.matrix_errors

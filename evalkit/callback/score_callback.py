@@ -212,7 +212,8 @@ class ScoreCallback(TrainerCallback):
         """Score what this checkpoint lacks and store it; what fails is a warning."""
         assert self._store is not None
         started, name = time.monotonic(), f"checkpoint-{state.global_step}"
-        with _as_warning(), user_code(f"the scoring of '{name}'"), evaluated(model):
+        described = f"the scoring of '{name}'"
+        with self._store, _as_warning(), user_code(described), evaluated(model):
             checkpoint = _checkpoint(args, state, model, name)
             cells = cells_of([checkpoint], self.settings.batches)
             for unit in plan(cells, self.settings, self._store.finished):

@@ -103,6 +103,17 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a batch at one checkpoint has no rows, or lacks some: a row of ``failures.csv``.
+
+    Attributes:
+        reason: the sentence of the error.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class MatrixError:
     """How far a method's matrix is from the exact Fisher matrix: a row of ``errors.csv``.
 

@@ -3,16 +3,18 @@
 ``scores.csv`` has a row per checkpoint, batch, method and damping; ``batches.csv`` a row per
 checkpoint and batch; ``run.json`` says how they were made. A pair (checkpoint, batch) is a cell.
 A cell is finished exactly when its row in ``batches.csv`` is whole, since that row is written last.
-Methods and dampings that a run is extended by are rows that finished cells lack.
+Methods and dampings that a run is extended by are rows that finished cells lack. While several
+processes write, their rows are in parts (:mod:`~evalkit.storage.parts`); whoever reads a RUN has
+the union. ``failures.csv`` has a row per cell that could not be scored, and why.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,43 @@ import pandas as pd
 from evalkit.errors import EvalkitError
 from evalkit.storage.columns import Table
 from evalkit.storage.files import make_folder, unwritable, write_atomically
-from evalkit.storage.json_files import parse_object, printable
+from evalkit.storage.parts import (
+    Tables,
+    assemble,
+    failed,
+    of_cells,
+    part_folders,
+    placed,
+    read_union,
+    rewrite,
+)
+from evalkit.storage.run_json import (
+    PROVENANCE_FILE,
+    asked_for,
+    places_of,
+    read_provenance,
+    update_provenance,
+    write_provenance,
+)
 from evalkit.storage.tables import (
     BATCHES_FILE,
-    SCORE_AGAIN,
+    FAILURES_FILE,
     SCORES_FILE,
-    TABLES,
     csv_head,
     csv_rows,
+    empty_table,
     read_table,
-    read_text,
 )
 
-PROVENANCE_FILE = "run.json"
+__all__ = [
+    "PROVENANCE_FILE",
+    "Run",
+    "asked_for",
+    "read_provenance",
+    "read_run",
+    "update_provenance",
+]
+
 FIGURES_FOLDER = "figures"
 REPORT_FILE = "report.html"
 
@@ -47,12 +73,14 @@ class Run:
         scores: a row per checkpoint, batch, method and damping.
         batches: a row per checkpoint and batch.
         provenance: settings, versions, seeds, checkpoint hashes.
+        failures: a row per checkpoint and batch that failed and has not been scored since.
     """
 
     folder: Path
     scores: pd.DataFrame
     batches: pd.DataFrame
     provenance: Mapping[str, Any]
+    failures: pd.DataFrame = field(default_factory=partial(empty_table, FAILURES_FILE))
 
 
 def create_run(folder: str | os.PathLike[str], provenance: Mapping[str, Any]) -> None:
@@ -66,7 +94,7 @@ def create_run(folder: str | os.PathLike[str], provenance: Mapping[str, Any]) ->
         EvalkitError: the folder holds a run or other tables already, or cannot be written.
     """
     folder = Path(folder)
-    headers = {name: csv_head(name) for name in TABLES}
+    headers = {name: csv_head(name) for name in (SCORES_FILE, BATCHES_FILE)}
     for name in (PROVENANCE_FILE, *headers):
         path = folder / name
         # Bare headers are what a start leaves that stopped before run.json.
@@ -78,13 +106,7 @@ def create_run(folder: str | os.PathLike[str], provenance: Mapping[str, Any]) ->
     make_folder(folder)
     for name, header in headers.items():
         write_atomically(folder / name, header)
-    write_atomically(folder / PROVENANCE_FILE, _json(provenance))
-
-
-def update_provenance(folder: str | os.PathLike[str], **changes: Any) -> None:
-    """Set top-level entries of ``run.json``, such as ``finished`` and ``seconds``, atomically."""
-    merged = {**read_provenance(folder), **changes}
-    write_atomically(Path(folder) / PROVENANCE_FILE, _json(merged))
+    write_provenance(folder, provenance)
 
 
 def append_rows(
@@ -104,28 +126,58 @@ def append_rows(
     """
     tables = {SCORES_FILE: scores} | ({} if batches is None else {BATCHES_FILE: batches})
     texts = {name: csv_rows(table, name) for name, table in tables.items()}
-    for name, text in texts.items():
-        path = Path(folder) / name
-        try:
+    _append({Path(folder) / name: text for name, text in texts.items()})
+
+
+def append_failure(folder: str | os.PathLike[str], failure: Table) -> None:
+    """Append a row of a cell that could not be scored.
+
+    Args:
+        folder: a RUN, or a part of one.
+        failure: columns as the fields of ``Cell`` and ``Failure``.
+
+    Raises:
+        EvalkitError: other columns, or a file that cannot be written.
+    """
+    text, path = csv_rows(failure, FAILURES_FILE), Path(folder) / FAILURES_FILE
+    if not path.exists():
+        write_atomically(path, csv_head(FAILURES_FILE))
+    _append({path: text})
+
+
+def _append(texts: Mapping[Path, str]) -> None:
+    """Append whole lines to files, one after the other; all of them, or none where one fails."""
+    before: dict[Path, int] = {}
+    try:
+        for path, text in texts.items():
             with path.open("ab") as file:
+                before[path] = file.tell()
                 file.write(text.encode("utf-8"))
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise unwritable(path, error) from error
+    except OSError as error:
+        for written, size in before.items():
+            with contextlib.suppress(OSError):
+                os.truncate(written, size)
+        raise unwritable(path, error) from error
 
 
 def finished_cells(folder: str | os.PathLike[str]) -> set[tuple[str, int]]:
     """Return the (checkpoint, batch) pairs whose rows are complete."""
-    return _cells(read_table(Path(folder) / BATCHES_FILE))
+    return cells(read_union(Path(folder), {}).batches)
 
 
 def drawn_hashes(folder: str | os.PathLike[str]) -> dict[int, str]:
     """Return the SHA-256 of the data of each batch that was drawn, where ``batches.csv`` has it."""
-    batches = read_table(Path(folder) / BATCHES_FILE).dropna(subset=["data_sha256"])
+    return hashes_in(read_union(Path(folder), {}).batches)
+
+
+def hashes_in(batches: pd.DataFrame) -> dict[int, str]:
+    """Return the SHA-256 of the data of each batch, where its rows have it."""
+    drawn = batches.dropna(subset=["data_sha256"]).drop_duplicates("batch", keep="last")
     return {
         int(batch): str(digest)
-        for batch, digest in zip(batches["batch"], batches["data_sha256"], strict=True)
+        for batch, digest in zip(drawn["batch"], drawn["data_sha256"], strict=True)
     }
 
 
@@ -134,94 +186,83 @@ def place_checkpoints(
 ) -> None:
     """Give rows the step and the progress that their checkpoint has among more checkpoints.
 
+    Rows of parts have them wherever they are read, once ``run.json`` lists them.
+
     Args:
         folder: a RUN.
         places: step and progress by the name of a checkpoint; others stay as they are.
     """
     folder = Path(folder)
-    tables = []
-    for name in (SCORES_FILE, BATCHES_FILE):
-        frame = read_table(folder / name)
-        for at, column in enumerate(("step", "progress")):
-            moved = frame["checkpoint"].map({key: place[at] for key, place in places.items()})
-            frame[column] = moved.fillna(frame[column]).astype(frame[column].dtype)
-        tables.append(frame)
-    _rewrite(folder, *tables)
+    scores, batches = (read_table(folder / name) for name in (SCORES_FILE, BATCHES_FILE))
+    rewrite(folder, placed(scores, places), placed(batches, places))
 
 
 def read_tables(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return scores and batches of the finished cells, none where there is none."""
-    batches = read_table(Path(folder) / BATCHES_FILE)
-    return _finished(read_table(Path(folder) / SCORES_FILE), batches), batches
+    found = _held(Path(folder))
+    return found.scores, found.batches
+
+
+def read_failures(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """Return the failures of cells that lack rows which were asked for."""
+    return failed(_held(Path(folder)), *asked_for(read_provenance(folder)))
 
 
 def repair(folder: str | os.PathLike[str]) -> None:
     """Drop what an interruption left half-written: a torn last line, scores without a batch row.
 
-    Finished cells keep their rows as they are. A whole folder is not touched.
+    Finished cells keep their rows as they are. A whole folder is not touched. What parts hold is
+    put into the tables: nobody else may write meanwhile.
     """
-    _rewrite(Path(folder), *read_tables(folder))
+    folder = Path(folder)
+    if part_folders(folder):
+        sort_tables(folder)
+        return
+    batches = read_table(folder / BATCHES_FILE)
+    rewrite(folder, of_cells(read_table(folder / SCORES_FILE), batches), batches)
+    _whole_lines(folder)
+
+
+def repair_part(folder: str | os.PathLike[str], run: str | os.PathLike[str]) -> None:
+    """Drop what an interruption left half-written in the part of a run that one process writes.
+
+    Args:
+        folder: the part.
+        run: the folder of the run, whose finished cells may have further rows in the part.
+    """
+    folder, finished = Path(folder), read_union(Path(run), {}).batches
+    batches = read_table(folder / BATCHES_FILE)
+    rewrite(folder, of_cells(read_table(folder / SCORES_FILE), finished), batches)
+    _whole_lines(folder)
+
+
+def _whole_lines(folder: Path) -> None:
+    """Drop the torn last line of the failures in a folder."""
+    path = folder / FAILURES_FILE
+    if path.exists():
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            write_atomically(path, whole or csv_head(FAILURES_FILE))
 
 
 def drop_after(folder: str | os.PathLike[str], step: int) -> None:
     """Drop the rows of checkpoints after ``step``: a training that goes on there makes others."""
     folder = Path(folder)
     tables = [read_table(folder / name) for name in (SCORES_FILE, BATCHES_FILE)]
-    _rewrite(folder, *(frame[frame["step"] <= step] for frame in tables))
+    rewrite(folder, *(frame[frame["step"] <= step] for frame in tables))
 
 
 def sort_tables(folder: str | os.PathLike[str]) -> None:
     """Order rows by step, batch, method and damping, and drop repeated ones.
 
     Methods and dampings go as ``run.json`` lists them. A run that was interrupted and resumed, or
-    extended, ends with the same bytes as one that was not.
+    extended, or written by several processes, ends with the same bytes as one that was not. Nobody
+    else may write meanwhile.
     """
     folder = Path(folder)
-    order = ["step", "checkpoint", "batch"]
-    cell = ["checkpoint", "batch"]
-    asked = asked_for(read_provenance(folder))
-    scores = read_table(folder / SCORES_FILE)
-    places = {}
-    for column, listed in zip(("method", "damping"), asked, strict=True):
-        numbers = {value: place for place, value in enumerate(listed)}
-        places[f"{column}_place"] = scores[column].map(numbers).fillna(len(numbers))
-    scores = scores.assign(**places).sort_values([*order, *places], kind="stable")
-    scores = scores.drop(columns=list(places))
-    batches = read_table(folder / BATCHES_FILE).sort_values(order, kind="stable")
-    _rewrite(
-        folder,
-        scores.drop_duplicates([*cell, "method", "damping"]),
-        batches.drop_duplicates(cell),
-    )
-
-
-def read_provenance(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what ``run.json`` says.
-
-    Raises:
-        EvalkitError: no such folder or file, or a file that is not a JSON object.
-    """
-    path = Path(folder) / PROVENANCE_FILE
-    return parse_object(read_text(path), path, SCORE_AGAIN)
-
-
-def asked_for(provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Return the methods and the dampings that ``run.json`` lists, none where it lists none."""
-    settings = provenance.get("settings")
-    listed = settings if isinstance(settings, Mapping) else {}
-    methods, dampings = listed.get("methods"), listed.get("dampings")
-    return (
-        tuple(name for name in methods if isinstance(name, str))
-        if isinstance(methods, (list, tuple))
-        else (),
-        tuple(
-            float(value)
-            for value in dampings
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
-        )
-        if isinstance(dampings, (list, tuple))
-        else (),
-    )
+    provenance = read_provenance(folder)
+    assemble(folder, *asked_for(provenance), places_of(provenance))
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
@@ -232,49 +273,24 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     """
     folder = Path(folder)
     provenance = read_provenance(folder)
-    scores, batches = read_tables(folder)
+    tables = read_union(folder, places_of(provenance))
+    scores, batches = tables.scores, tables.batches
     for name, frame in ((BATCHES_FILE, batches), (SCORES_FILE, scores)):
         if frame.empty:
             raise EvalkitError(
                 f"expected at least one finished batch in {folder / name}, found no rows; "
                 "run the same 'evalkit score' command to the end first"
             )
-    return Run(folder, scores, batches, provenance)
+    failures = failed(tables, *asked_for(provenance))
+    return Run(folder, scores, batches, provenance, failures)
 
 
-def _rewrite(folder: Path, scores: pd.DataFrame, batches: pd.DataFrame) -> None:
-    # Batches go first: a stop in between then leaves scores without a batch row, never a batch
-    # row without its scores.
-    for name, frame in ((BATCHES_FILE, batches), (SCORES_FILE, scores)):
-        text = csv_head(name) + csv_rows(frame, name)
-        if text.encode("utf-8") != (folder / name).read_bytes():
-            write_atomically(folder / name, text)
+def cells(frame: pd.DataFrame) -> set[tuple[str, int]]:
+    """Return the (checkpoint, batch) pairs that a table has rows of."""
+    return set(zip(frame["checkpoint"].astype(str), frame["batch"].astype(int), strict=True))
 
 
-def _cells(frame: pd.DataFrame) -> set[tuple[str, int]]:
-    return {(str(name), int(batch)) for name, batch in frame[["checkpoint", "batch"]].to_numpy()}
-
-
-def _finished(scores: pd.DataFrame, batches: pd.DataFrame) -> pd.DataFrame:
-    cells = _cells(batches)
-    keys = zip(scores["checkpoint"], scores["batch"], strict=True)
-    return scores[[(name, int(batch)) in cells for name, batch in keys]].reset_index(drop=True)
-
-
-def _json(provenance: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(provenance), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON has it: numpy scalars as numbers, what is not finite as null."""
-    if isinstance(value, Mapping):
-        return {printable(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str):
-        return printable(value)
-    return value if isinstance(value, (str, int, float, type(None))) else str(value)
+def _held(folder: Path) -> Tables:
+    # Step and progress matter where there are parts alone, and those with run.json.
+    known = (folder / PROVENANCE_FILE).exists()
+    return read_union(folder, places_of(read_provenance(folder)) if known else {})

@@ -13,9 +13,11 @@ from evalkit.storage.files import check_regular
 
 SCORES_FILE = "scores.csv"
 BATCHES_FILE = "batches.csv"
+FAILURES_FILE = "failures.csv"
 TABLES = {
     SCORES_FILE: columns_of(rows.Cell, rows.Score),
     BATCHES_FILE: columns_of(rows.Cell, rows.Batch),
+    FAILURES_FILE: columns_of(rows.Cell, rows.Failure),
 }
 """Columns by file."""
 SCORE_AGAIN = "score again into a new folder with 'evalkit score'"
@@ -83,6 +85,30 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         EvalkitError: no file, missing columns, or a line or value that cannot be read.
     """
-    text = read_text(path)
+    return _parsed(read_text(path), path)
+
+
+def read_if_there(path: Path) -> pd.DataFrame:
+    """Return a table as :func:`read_table` does, without rows where there is no file.
+
+    Raises:
+        EvalkitError: missing columns, or a line or value that cannot be read.
+    """
+    check_regular(path, SCORE_AGAIN)
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return empty_table(path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvalkitError(f"expected text in {path}, found {error}; {SCORE_AGAIN}") from error
+    return _parsed(text, path)
+
+
+def empty_table(name: str) -> pd.DataFrame:
+    """Return a table without rows, by the name of its file."""
+    return pd.DataFrame({c.name: pd.Series([], dtype=c.dtype) for c in TABLES[name]})
+
+
+def _parsed(text: str, path: Path) -> pd.DataFrame:
     whole = text[: text.rfind("\n") + 1]
     return parse_csv(whole, TABLES[path.name], Source(path, SCORE_AGAIN))

@@ -13,7 +13,7 @@ from typing import Any
 from evalkit.errors import EvalkitError, shortened
 from evalkit.names import task_name
 from evalkit.settings import Settings
-from evalkit.storage.run_folder import PROVENANCE_FILE, asked_for
+from evalkit.storage.run_json import PROVENANCE_FILE, asked_for, places_of
 
 _SETTINGS = ("batch_size", "seed", "likelihood", "dtype", "others")
 _BEFORE = {"others": Settings.others}
@@ -157,7 +157,7 @@ def extension(earlier: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict
     extended = (
         [set(one) for one in merged] != [set(one) for one in asked_for(earlier)]
         or batches > before["batches"]
-        or places(provenance) != places(earlier)
+        or places_of(provenance) != places_of(earlier)
     )
     past = provenance.get("past") if not earlier.get("past") else None
     optimizers = provenance.get("optimizers")
@@ -173,11 +173,6 @@ def extension(earlier: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict
         code = {**(earlier.get("code") or {}), **(provenance.get("code") or {})}
         changes |= {"code": code} if code else {}
     return changes
-
-
-def places(provenance: Mapping[str, Any]) -> dict[str, tuple[int, float]]:
-    """Return step and progress of the checkpoints that ``run.json`` lists, by name."""
-    return {item["name"]: (item["step"], item["progress"]) for item in provenance["checkpoints"]}
 
 
 def _merged(before: Iterable[Any], now: Iterable[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ import importlib
 import math
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -82,7 +82,7 @@ def shared_by(units: int, processes: int) -> int:
 
 @contextmanager
 def executed(
-    units: Sequence[Unit], execute: Execute, processes: int
+    units: Iterable[Unit], execute: Execute, processes: int
 ) -> Iterator[Iterator[tuple[Unit, Rows]]]:
     """Provide the rows of some units as they are made, the first of them by this process.
 
@@ -119,7 +119,7 @@ def executed(
 
 
 def _shared(
-    pool: ProcessPoolExecutor, units: Sequence[Unit], execute: Execute
+    pool: ProcessPoolExecutor, units: Iterable[Unit], execute: Execute
 ) -> Iterator[tuple[Unit, Rows]]:
     first, *others = units
     futures = {pool.submit(_execute, unit): unit for unit in others}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from evalkit.evaluation.forward import cast
 from evalkit.linearization import Linearization
 from evalkit.machine import versions
 from evalkit.settings import Settings
+from evalkit.storage.writers import now
 from evalkit.study.source_files import sources
 from evalkit.tasks import Task
 from evalkit.updates.foreseen import by_layers
@@ -124,8 +124,3 @@ def code_of(task: Task, methods: Iterable[str]) -> dict[str, str]:
     """Return the user's files that rows of these methods depend on, by hash."""
     parts = (*task.parts(), *map(function_of, methods))
     return sources(parts)
-
-
-def now() -> str:
-    """Return the time as ``run.json`` writes it."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

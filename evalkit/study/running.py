@@ -15,23 +15,21 @@ from pathlib import Path
 
 import torch
 
-from evalkit.checkpoints import Trajectory, load_into, verify_trajectory
-from evalkit.checkpoints.adapters import model_for
+from evalkit.checkpoints import Trajectory
+from evalkit.curvature import PastTask
 from evalkit.linearization import Linearization
-from evalkit.scoring import check_request
 from evalkit.settings import Settings
-from evalkit.storage.columns import check_name
 from evalkit.storage.files import check_writable
-from evalkit.study.batches import check_device, samples_to_score, take_batch
+from evalkit.study.batches import take_batch
 from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
 from evalkit.study.execute import Rows, execute
 from evalkit.study.notes import notes_on
-from evalkit.study.past import PastRequest, open_past
+from evalkit.study.opened import Loaded, Opened, open_study
+from evalkit.study.past import PastRequest
 from evalkit.study.plan import Unit, cells_of, plan
 from evalkit.study.processes import executed, is_small, shared_by
-from evalkit.study.provenance import describe_study, without_factors
-from evalkit.study.steps import open_steps
-from evalkit.study.store import open_store
+from evalkit.study.provenance import without_factors
+from evalkit.study.store import Store, open_store
 from evalkit.tasks import Task
 from evalkit.updates.foreseen import check_needs
 from evalkit.work import threads
@@ -105,89 +103,108 @@ def run_study(
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
             holds a run of other settings, code or data, or cannot be written to.
     """
-    check_request(settings.methods, settings.dampings, past is not None, optimizer=True)
-    if past is not None:
-        past.check(settings.methods)
-    for checkpoint in trajectory.checkpoints:
-        check_name("checkpoint", checkpoint.name)
-    samples = samples_to_score(task, settings.batch_size)
-    device = check_device(settings.device)
-    model = model_for(trajectory, task, settings.seed).eval().to(device)
-    samples = task.fit_labels(samples, model)
-    verify_trajectory(trajectory, model)
-    opened = None if past is None else open_past(past, settings, model)
-    steps = open_steps(trajectory.checkpoints, settings.methods, model, optimizer)
-    small = torch.get_num_threads() > 1 and is_small(model, samples, task.likelihood, settings)
-    with threads(1 if small else torch.get_num_threads()):
-        provenance = describe_study(trajectory, task, settings, model, len(samples))
-        if opened is not None:
-            provenance["past"] = opened.entries
-        if steps is not None:
-            provenance["optimizers"] = steps.entries
-        store = open_store(Path(folder), provenance, task, samples, settings)
-        cells = cells_of(trajectory.checkpoints, settings.batches)
+    opened = open_study(trajectory, task, settings, past, optimizer)
+    given = opened.model, opened.samples, task.likelihood, settings
+    small = torch.get_num_threads() > 1 and is_small(*given)
+    described = opened.described()
+    with (
+        threads(1 if small else torch.get_num_threads()),
+        open_store(Path(folder), described, task, opened.samples, settings) as store,
+    ):
+        cells = tuple(cells_of(trajectory.checkpoints, settings.batches))
         units = plan(cells, settings, store.finished)
         if units:
             check_writable(folder)
-        total = len(trajectory.checkpoints) * settings.batches
-        done, started = total - len(units), time.monotonic()
-        show = partial(_show, on_progress, total)
-        show(done, trajectory.checkpoints[0].name)
-        processes = shared_by(len(units), processes) if small and opened is None else 1
-        taken = opened.taken() if units and opened is not None else None
-        by_name = {checkpoint.name: checkpoint for checkpoint in trajectory.checkpoints}
-        loaded, stepping = "", None
-
-        def begin(lin: Linearization, left_out: tuple[str, ...]) -> None:
-            provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
-            provenance["trainable_parameters"] = lin.num_params
-            store.note(without_factors(lin, settings, left_out))
-            needed = processes * check_needs(lin, settings.methods, settings.others)
-            if on_start is not None:
-                each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))
-                seconds = len(units) * each / processes
-                on_start(Start(len(units), seconds, notes_on(provenance, needed)))
-
-        def rows_of(unit: Unit, shown: bool) -> Rows:
-            nonlocal loaded, stepping
-            name = unit.cell.checkpoint
-            if name != loaded:
-                load_into(model, by_name[name])
-                stepping = None if steps is None else steps.at(by_name[name])
-                loaded = name
-            return execute(
-                model,
-                take_batch(samples, settings, unit.cell.batch),
-                task.likelihood,
-                settings,
-                unit,
-                task.name,
-                partial(_iterated, show, done, name) if shown else None,
-                begin if unit is units[0] else None,
-                taken,
-                stepping,
-            )
-
+        shown = _Shown(on_progress, len(cells) - len(units), len(cells))
+        started = time.monotonic()
+        shown.at(trajectory.checkpoints[0].name)
+        processes = shared_by(len(units), processes) if small and opened.past is None else 1
+        begin = partial(_begin, opened, store, len(units), processes, on_start)
+        taken = opened.past.taken() if units and opened.past is not None else None
+        rows_of = _Execution(opened, store, taken, shown, begin, units[0] if units else None)
         with executed(units, rows_of, processes) as made:
             for unit, rows in made:
                 store.put(unit, rows)
-                done += 1
-                show(done, unit.cell.checkpoint)
+                shown.done += 1
+                shown.at(unit.cell.checkpoint)
         store.close(time.monotonic() - started)
 
 
-def _show(
-    on_progress: Callable[[Progress], None] | None,
-    total: int,
-    done: int,
-    checkpoint: str,
-    iteration: int = 0,
-) -> None:
-    if on_progress is not None:
-        on_progress(Progress(done, total, checkpoint, iteration))
+@dataclass
+class _Shown:
+    """What is shown of a study: how many cells are done, of how many, and what it is at."""
+
+    on_progress: Callable[[Progress], None] | None
+    done: int
+    total: int
+
+    def at(self, checkpoint: str, iteration: int = 0, _: float = 0.0) -> None:
+        if self.on_progress is not None:
+            self.on_progress(Progress(self.done, self.total, checkpoint, iteration))
 
 
-def _iterated(
-    show: Callable[[int, str, int], None], done: int, name: str, iteration: int, _: float
+class _Execution:
+    """Makes the rows of units, one after another, with what a study has opened.
+
+    Args:
+        opened: the study.
+        store: is told which unit is scored.
+        taken: past tasks, for methods that have them as an input.
+        shown: is told of the iterations of solvers.
+        begin: called with the linearization of the first unit, once its gradient is known.
+        first: that unit; processes that are forked before it is executed have others.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        store: Store,
+        taken: PastTask | None,
+        shown: _Shown,
+        begin: Callable[[Linearization, tuple[str, ...]], None],
+        first: Unit | None,
+    ) -> None:
+        self._opened, self._store, self._taken, self._shown = opened, store, taken, shown
+        self._begin, self._first = begin, first
+        self._loaded = Loaded(opened.model, opened.trajectory.checkpoints, opened.steps)
+
+    def __call__(self, unit: Unit, shown: bool) -> Rows:
+        opened, name = self._opened, unit.cell.checkpoint
+        if shown:
+            self._store.beginning(unit)
+        return execute(
+            opened.model,
+            take_batch(opened.samples, opened.settings, unit.cell.batch),
+            opened.task.likelihood,
+            opened.settings,
+            unit,
+            opened.task.name,
+            partial(self._shown.at, name) if shown else None,
+            self._begin if unit is self._first else None,
+            self._taken,
+            self._loaded.hold(name),
+        )
+
+
+def _begin(
+    opened: Opened,
+    store: Store,
+    units: int,
+    processes: int,
+    on_start: Callable[[Start], None] | None,
+    lin: Linearization,
+    left_out: tuple[str, ...],
 ) -> None:
-    show(done, name, iteration)
+    """Say what the first linearization tells of a study: in ``run.json``, and to the caller."""
+    settings = opened.settings
+    store.provenance["outputs_per_sample"] = free_outputs(lin) / lin.num_samples
+    store.provenance["trainable_parameters"] = lin.num_params
+    store.note(without_factors(lin, settings, left_out))
+    needed = processes * check_needs(lin, settings.methods, settings.others)
+    if on_start is not None:
+        each = cell_seconds(product_seconds(lin), settings.methods, len(settings.dampings))
+        on_start(
+            Start(
+                units, units * each / processes, (*store.notes, *notes_on(store.provenance, needed))
+            )
+        )
