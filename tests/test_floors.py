@@ -13,7 +13,7 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet names
-registry extras settings reductions signs ranks
+registry extras settings reductions signs group
 storage.files given_settings
 storage.json_files storage.rows storage.locks
 storage.columns

@@ -66,7 +66,7 @@ def linearize(
     warn_of_labels(model, given, targets)
     precision = None if (name := check_dtype(dtype)) is None else getattr(torch, name)
     if split is not None:
-        split.given = Given(model, given, num_samples)
+        split.take(Given(model, given, num_samples))
         names = frozenset(n for n, value in model.named_parameters() if value.requires_grad)
         shares = SplitBatches(split, How(names, micro_batch_size, precision, budget))
         return SplitLinearization(shares, meaning, targets)

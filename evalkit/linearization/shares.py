@@ -181,7 +181,6 @@ def opened(split: Split, key: int, how: How) -> Tensor:
     """Linearise the shares under a key, and return the logits of the whole batch in rank 0."""
 
     def compute() -> Tensor | None:
-        assert split.given is not None
         share = _open(split, split.given, how)
         split.keep(key, share)
         return None if share.batches is None else share.batches.logits

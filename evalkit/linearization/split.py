@@ -24,7 +24,7 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs, check_batch, given_inputs, given_targets
 from evalkit.evaluation.wrapped import evaluated_module
-from evalkit.ranks import Ranks, forms_of, put_together, taken_apart
+from evalkit.group import Group, forms_of, put_together, taken_apart
 
 T = TypeVar("T")
 
@@ -61,15 +61,14 @@ class Split:
 
     Attributes:
         ranks: the processes.
-        given: the model and the batch at work.
 
     Args:
         ranks: the processes; each has the model and the whole batch, on a device of its own.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Group) -> None:
         self.ranks = ranks
-        self.given: Given | None = None
+        self._given: Given | Exception | None = None
         self._held: dict[int, Any] = {}
         self._retired: list[int] = []
         self._keys = 0
@@ -83,9 +82,35 @@ class Split:
     @property
     def device(self) -> torch.device:
         """Where this process has its share."""
-        assert self.given is not None
-        values = (*self.given.model.parameters(), *self.given.model.buffers())
+        if not isinstance(self._given, Given):
+            return torch.device("cpu")
+        values = (*self._given.model.parameters(), *self._given.model.buffers())
         return values[0].device if values else torch.device("cpu")
+
+    @property
+    def given(self) -> Given:
+        """The model and the batch at work.
+
+        Raises:
+            Exception: what this process met with instead.
+        """
+        if isinstance(self._given, Given):
+            return self._given
+        raise RuntimeError("no batch is at work") if self._given is None else self._given
+
+    def take(self, given: Given) -> None:
+        """Take a model and a batch to work on; for rank 0."""
+        self._given = given
+
+    def tell(self, value: Any) -> None:
+        """Tell the others something small that is no call; for rank 0."""
+        with lost_ranks():
+            self.ranks.of_first(value, torch.device("cpu"))
+
+    def told(self) -> Any:
+        """Return what rank 0 tells."""
+        with lost_ranks():
+            return self.ranks.of_first(None, torch.device("cpu"))
 
     @contextmanager
     def leading(self) -> Iterator[None]:
@@ -104,22 +129,27 @@ class Split:
         finally:
             self._forget()
 
-    def follow(self, model: nn.Module, inputs: Inputs, targets: Tensor) -> None:
+    def follow(self, prepare: Callable[[], tuple[nn.Module, Inputs, Tensor]]) -> None:
         """Run the calls of rank 0 until it ends.
 
         Args:
-            model: as rank 0 has it.
-            inputs: of the whole batch.
-            targets: of the whole batch.
+            prepare: returns the model, the inputs and the targets of the whole batch as rank 0 has
+                them; an error of it is rank 0's.
 
         Raises:
             EvalkitError: rank 0 is gone.
         """
-        module = evaluated_module(model)
-        inputs = given_inputs(module, inputs)
-        before = [(value, value.requires_grad) for value in module.parameters()]
-        self.given = Given(module, inputs, check_batch(inputs, given_targets(targets)))
+        before: list[tuple[Tensor, bool]] = []
         try:
+            try:
+                model, given, targets = prepare()
+                module = evaluated_module(model)
+                inputs = given_inputs(module, given)
+                before = [(value, value.requires_grad) for value in module.parameters()]
+                samples = check_batch(inputs, given_targets(targets))
+                self._given = Given(module, inputs, samples)
+            except Exception as error:
+                self._given = error
             with full_precision():
                 while (said := self._heard()) is not None:
                     function, arguments = said
@@ -167,7 +197,7 @@ class Split:
 
     def _forget(self) -> None:
         self._held.clear()
-        self._retired, self.given = [], None
+        self._retired, self._given = [], None
 
     def new_key(self) -> int:
         """Return a key for something that each process keeps; for rank 0."""

@@ -51,7 +51,6 @@ class SplitBatches(MicroBatches):
         self.logits = self.call(shares.opened, how)
         share: Share = split.kept(self._key)
         assert share.batches is not None
-        assert split.given is not None
         self._own, self.budget, self.slices = share.batches, how.budget, share.batches.slices
         self._model, self._inputs = split.given.model, split.given.inputs
         self._evaluated, self._num_samples = self._own._evaluated, split.given.num_samples

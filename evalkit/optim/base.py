@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
+from evalkit.group import Group
 from evalkit.linearization import Linearization
 from evalkit.optim.recorded import Closure, Forwards, StepError, all_or_none, mean_loss
 from evalkit.optim.whole_batch import WholeBatch, whole_batch
-from evalkit.ranks import Ranks
 from evalkit.settings import check_damping, check_seed
 
 OnFailure = Literal["raise", "skip"]
@@ -247,12 +247,12 @@ class ClosureOptimizer(Optimizer):
         return whole_batch(lin, cotangents, ranks) if together else None
 
     @property
-    def ranks(self) -> Ranks:
+    def ranks(self) -> Group:
         """The processes that step together."""
-        return Ranks(self.process_group)
+        return Group(self.process_group)
 
     def _joined(
-        self, found: Direction, parameters: Mapping[str, Tensor], ranks: Ranks
+        self, found: Direction, parameters: Mapping[str, Tensor], ranks: Group
     ) -> Direction:
         """Return the mean of the directions of all processes, or the sum of parts of one."""
         if ranks.size == 1:

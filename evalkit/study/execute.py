@@ -15,6 +15,7 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs
 from evalkit.linearization import Linearization
+from evalkit.linearization.split import Split
 from evalkit.scoring import score_linearization
 from evalkit.scoring.metrics import batch_metrics
 from evalkit.settings import Settings
@@ -49,6 +50,7 @@ def execute(
     on_gradient: Callable[[Linearization, tuple[str, ...]], None] | None = None,
     past: PastTask | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    split: Split | None = None,
 ) -> Rows:
     """Return the rows of a unit; they depend on nothing but the arguments.
 
@@ -64,6 +66,7 @@ def execute(
             the parameters that are left out.
         past: past tasks, for methods that have them as an input.
         optimizer: of the training, for methods that have it as an input.
+        split: the processes that share the samples of the batch, where this one leads them.
 
     Raises:
         EvalkitError: the batch cannot be scored; the sentence names the cell.
@@ -74,7 +77,7 @@ def execute(
         with user_code(f"the scoring of task '{task}'"), full_precision():
             digest = data_hash(*batch)
             given = model, *batch, likelihood, settings.micro_batch_size, settings.dtype
-            with linearized(*given, settings.others) as (lin, left_out):
+            with linearized(*given, settings.others, split) as (lin, left_out):
                 if on_gradient is not None:
                     _ = lin.gradient
                     on_gradient(lin, left_out)

@@ -24,7 +24,7 @@ Form = tuple[torch.dtype, tuple[int, ...]]
 """The dtype and the shape of a tensor."""
 
 
-class Ranks:
+class Group:
     """The processes of a group.
 
     Attributes:
