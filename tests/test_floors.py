@@ -68,6 +68,7 @@ training
 study.batches study.plan study.estimate study.identity study.notes study.source_files
 study.execute study.provenance study.past study.steps
 study.store study.processes study.opened
+study.splitting
 study
 diagnosis.blocks
 diagnosis.matrix_errors

@@ -242,6 +242,20 @@ class Split:
                 raise _Failed(failed)
         return [value for _, value in answers]
 
+    def together(self, compute: Callable[[], object]) -> None:
+        """Do something in all processes, outside of calls.
+
+        Args:
+            compute: as for :meth:`agreed`.
+
+        Raises:
+            Exception: it failed in some process; in all of them.
+        """
+        try:
+            self.agreed(compute)
+        except _Failed as failed:
+            raise failed.error from None
+
     def collected(self, compute: Callable[[], T]) -> list[T]:
         """Return what all processes compute, by rank, in rank 0, and nothing in the others.
 
@@ -284,18 +298,22 @@ class Split:
         return found[0]
 
 
+class LostRankError(EvalkitError):
+    """Another process of the group is gone: nothing can be asked of the others any more."""
+
+
 @contextmanager
 def lost_ranks() -> Iterator[None]:
     """Say in one sentence that another process is gone or does not answer.
 
     Raises:
-        EvalkitError: it is.
+        LostRankError: it is.
     """
     try:
         yield
     except RuntimeError as error:
         said = str(error).split("\n")[0]
-        raise EvalkitError(
+        raise LostRankError(
             "expected all processes of the group to go on together, found one that has ended or "
             f"does not answer ({said[:200]}); look at what it said, and start the command again"
         ) from error

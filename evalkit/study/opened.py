@@ -11,6 +11,7 @@ from torch import nn
 
 from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
+from evalkit.linearization.split import Split
 from evalkit.scoring import check_request
 from evalkit.settings import Settings
 from evalkit.storage.columns import check_name
@@ -43,6 +44,7 @@ class Opened:
     samples: Samples | ItemSamples
     past: OpenedPast | None
     steps: SavedSteps | None
+    split: Split | None = None
 
     def described(self) -> dict[str, Any]:
         """Return what ``run.json`` says of a study that starts now."""

@@ -18,6 +18,7 @@ import torch
 from evalkit.checkpoints import Trajectory
 from evalkit.curvature import PastTask
 from evalkit.linearization import Linearization
+from evalkit.linearization.split import Split
 from evalkit.settings import Settings
 from evalkit.storage.files import check_writable
 from evalkit.study.batches import take_batch
@@ -29,6 +30,7 @@ from evalkit.study.past import PastRequest
 from evalkit.study.plan import Unit, cells_of, plan
 from evalkit.study.processes import executed, is_small, shared_by
 from evalkit.study.provenance import without_factors
+from evalkit.study.splitting import follow_study, leading, led, opened_together
 from evalkit.study.store import Store, open_store
 from evalkit.tasks import Task
 from evalkit.updates.foreseen import check_needs
@@ -77,6 +79,7 @@ def run_study(
     processes: int = 1,
     past: PastRequest | None = None,
     optimizer: str | None = None,
+    split: Split | None = None,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
 
@@ -98,16 +101,23 @@ def run_study(
         past: past tasks, for methods that have them as an input.
         optimizer: the class of the saved optimizers, for the method of that name; None to go by
             what their files say.
+        split: the processes that share the samples of each batch; all of them call this alike, and
+            rank 0 alone writes.
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, or the folder
             holds a run of other settings, code or data, or cannot be written to.
     """
-    opened = open_study(trajectory, task, settings, past, optimizer)
+    opening = partial(open_study, trajectory, task, settings, past, optimizer)
+    opened = opening() if split is None else opened_together(split, opening)
+    if split is not None and not split.leads:
+        follow_study(opened, split)
+        return
     given = opened.model, opened.samples, task.likelihood, settings
     small = torch.get_num_threads() > 1 and is_small(*given)
     described = opened.described()
     with (
+        leading(split),
         threads(1 if small else torch.get_num_threads()),
         open_store(Path(folder), described, task, opened.samples, settings) as store,
     ):
@@ -118,11 +128,15 @@ def run_study(
         shown = _Shown(on_progress, len(cells) - len(units), len(cells))
         started = time.monotonic()
         shown.at(trajectory.checkpoints[0].name)
-        processes = shared_by(len(units), processes) if small and opened.past is None else 1
+        processes = (
+            shared_by(len(units), processes)
+            if small and opened.past is None and split is None
+            else 1
+        )
         begin = partial(_begin, opened, store, len(units), processes, on_start)
         taken = opened.past.taken() if units and opened.past is not None else None
         rows_of = _Execution(opened, store, taken, shown, begin, units[0] if units else None)
-        with executed(units, rows_of, processes) as made:
+        with executed(units, led(rows_of, split), processes) as made:
             for unit, rows in made:
                 store.put(unit, rows)
                 shown.done += 1
@@ -183,6 +197,7 @@ class _Execution:
             self._begin if unit is self._first else None,
             self._taken,
             self._loaded.hold(name),
+            opened.split,
         )
 
 
