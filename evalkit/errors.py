@@ -10,6 +10,10 @@ class EvalkitError(ValueError):
     """
 
 
+class TooLittleMemoryError(EvalkitError):
+    """Memory ran out: the same batch may fit a few samples at a time."""
+
+
 def shortened(text: str, most: int = 80) -> str:
     """Return what an error sentence quotes, its end cut off where it is longer than ``most``."""
     return text if len(text) <= most else f"{text[:most]}..."
@@ -21,10 +25,14 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {shortened(first, 200)}"
 
 
+_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED")
+"""What torch's allocators and the libraries of a GPU say in a plain RuntimeError."""
+
+
 def memory_sentence(error: BaseException) -> str | None:
     """Return the sentence for an error that says that memory ran out, None for any other."""
     name = type(error).__name__
-    told = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    told = isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY)
     if name != "OutOfMemoryError" and not isinstance(error, MemoryError) and not told:
         return None
     return (

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from signal import SIGTERM
+from signal import SIGKILL
 
 _PACKAGES = ("torch", "numpy", "scipy", "pandas", "safetensors")
 _PACKAGES_IN_USE = ("transformers", "peft", "datasets")
@@ -89,7 +89,7 @@ def end_with_parent() -> None:
     """Let this process be ended when the one that forked it ends, on Linux."""
     set_death_signal = 1  # as prctl.h numbers it
     with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).prctl(set_death_signal, SIGTERM)
+        ctypes.CDLL(None).prctl(set_death_signal, SIGKILL)
 
 
 def keep_freed_memory() -> None:

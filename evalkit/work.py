@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
@@ -89,6 +90,8 @@ class Rates:
         return work.single / self.single + work.double / self.double + work.calls / self.calls
 
 
+_AGREED: ContextVar[Rates | None] = ContextVar("agreed", default=None)
+
 TYPICAL = Rates(single=2.0**36, double=2.0**35, calls=2.0**19)
 """Of one core of a server."""
 
@@ -100,7 +103,24 @@ def machine_rates(device: torch.device) -> Rates:
     take no part of, and is rounded to a power of two, that of operations to one of four: it varies
     most. Matrix products are taken to gain from every thread of torch.
     """
+    agreed = _AGREED.get()
+    if agreed is not None:
+        return agreed
     return _measured(device, torch.get_num_threads() if device.type == "cpu" else 1)
+
+
+@contextmanager
+def agreed_rates(rates: Rates) -> Iterator[None]:
+    """Let the machine have some rates within the block, whatever it would measure.
+
+    What is chosen by rates, such as the solver of the natural gradient, is then the same in all
+    processes and starts that share a study, and so are their rows to the last digit.
+    """
+    token = _AGREED.set(rates)
+    try:
+        yield
+    finally:
+        _AGREED.reset(token)
 
 
 @cache

@@ -12,15 +12,15 @@ import evalkit
 
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
-errors version machine quiet names
-registry extras settings reductions signs group
+errors version machine quiet names interruption
+registry extras settings reductions signs launch group
 storage.files given_settings
 storage.json_files storage.rows storage.locks
 storage.columns
 likelihoods storage.tables storage.history
 storage.parts storage.run_json
 next_token storage.run_folder storage.writers
-storage.lost_rows storage.history toy_tables overlap
+storage.lost_rows storage.set_aside storage.history toy_tables overlap
 storage.training_folder
 storage
 doubts
@@ -67,8 +67,9 @@ checkpoints
 training
 study.batches study.plan study.estimate study.identity study.notes study.source_files
 study.execute study.provenance study.past study.steps
-study.store study.processes study.opened
-study.splitting
+study.faults
+study.store study.processes study.opened study.ranks study.loaded
+study.keeping study.splitting
 study
 diagnosis.blocks
 diagnosis.matrix_errors
@@ -76,7 +77,7 @@ diagnosis.scales
 diagnosis.running
 diagnosis
 testing toy callback bench
-results.intervals results.spreads results.marks
+results.intervals results.spreads results.marks results.undefined
 results.summaries results.pairs results.diagnoses results.correlations results.trainings
 results.sweeps results.training_curves
 results.optimizer_ratios

@@ -45,7 +45,7 @@ def test_the_headers_are_those_of_the_contract(tmp_path: Path) -> None:
     )
     assert batches.decode() == (
         "checkpoint,step,progress,batch,num_samples,loss,imbalance,logit_imbalance,"
-        "target_probability,gamma_floor,gram_rank,data_sha256\n"
+        "target_probability,gamma_floor,gram_rank,data_sha256,micro_batch_size\n"
     )
 
 

@@ -227,7 +227,7 @@ class ScoreCallback(TrainerCallback):
         drawn = on_device(dict(self._batches.draw(self.settings, unit.cell.batch)), _device(model))
         batch = supervised(model, drawn, self._shifts)
         pair = (batch.inputs, batch.targets)
-        return execute(
+        rows = execute(
             model,
             pair,
             batch.likelihood,
@@ -239,6 +239,9 @@ class ScoreCallback(TrainerCallback):
             None,
             self._optimizer,
         )
+        if rows.failed:
+            raise EvalkitError(rows.reason)
+        return rows
 
     def _note(self, lin: Linearization, left_out: tuple[str, ...]) -> None:
         """Let ``run.json`` name the parameters without factors, once."""

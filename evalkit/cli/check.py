@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.console import remark, say, say_wrapped
+from evalkit.cli.console import remark_gaps, say, say_wrapped
 from evalkit.cli.options import Number
 from evalkit.cli.wording import in_options
 from evalkit.errors import EvalkitError
@@ -110,11 +110,10 @@ def _check(run: Path, path: Path, tolerance: float, outputs: dict[str, Path | No
     from evalkit.gate.figure import write_differences
     from evalkit.gate.output import headline, junit, markdown, terminal_table
     from evalkit.storage.files import write_atomically
-    from evalkit.storage.lost_rows import lost_rows
     from evalkit.storage.run_folder import FIGURES_FOLDER, read_run
 
     result = read_run(run)
-    remark("warning", lost_rows(result))
+    remark_gaps(result)
     found = check(baseline_of(result), read_baseline(path), tolerance)
     found = replace(found, remarks=tuple(map(in_options, found.remarks)))
     for name, write in (("--junit", junit), ("--markdown", markdown)):

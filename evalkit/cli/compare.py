@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.console import print_frame, remark, say, say_wrapped
+from evalkit.cli.console import print_frame, remark_gaps, say, say_wrapped
 from evalkit.cli.options import STYLE
 
 
@@ -46,12 +46,11 @@ def command(
     from evalkit.report.comparison import compare_folders, write_comparison
     from evalkit.results.comparisons import shown_table
     from evalkit.results.rankings import correlation_sentences
-    from evalkit.storage.lost_rows import lost_rows
 
     layouts = chosen_layouts(style)
     comparison = compare_folders(runs, reference)
     for run in comparison.runs:
-        remark("warning", lost_rows(run))
+        remark_gaps(run)
     if folder is not None:
         write_comparison(comparison, folder, layouts)
     print_frame(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
+    from evalkit.storage.run_folder import Run
+
 
 def say(text: object) -> None:
     """Print a line; what cannot be written, as in a path that is not UTF-8, becomes escapes."""
@@ -35,6 +37,17 @@ def remark(kind: str, text: str) -> None:
     """
     if text:
         print(f"evalkit: {kind}: {in_options(printable(text))}", file=sys.stderr, flush=True)
+
+
+def remark_gaps(run: Run) -> None:
+    """Say what the tables of a run lack, and what no mean of it holds, each with its count."""
+    from evalkit.results.undefined import undefined_sentences
+    from evalkit.storage.lost_rows import failed_batches, lost_rows
+
+    remark("warning", failed_batches(run))
+    remark("warning", lost_rows(run))
+    for sentence in undefined_sentences(run):
+        remark("note", sentence)
 
 
 def print_table(table: Table) -> None:

@@ -12,12 +12,12 @@ import click
 from evalkit.cli.console import remark
 from evalkit.cli.options import check_given_once
 from evalkit.errors import EvalkitError, reason
+from evalkit.interruption import INTERRUPTED, TERMINATED, Terminated, handled
 from evalkit.machine import keep_freed_memory, let_threads_sleep
 from evalkit.registry import suggest
 from evalkit.version import __version__
 
 UNUSABLE_INPUT = 2
-INTERRUPTED = 130
 DEBUG = "--debug"
 COMMANDS = ("train", "score", "report", "compare", "check", "toy", "cost", "errors", "list")
 
@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: default: those of the process.
 
     Returns:
-        0 done, 2 input that cannot be used (said in one sentence), 130 interrupted.
+        0 done, 1 not all is well (a check that failed, batches that could not be scored), 2 input
+        that cannot be used (said in one sentence), 130 interrupted by Ctrl-C, 143 by SIGTERM.
     """
     keep_freed_memory()
     let_threads_sleep()
@@ -84,21 +85,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = DEBUG in given
     asked = [argument for argument in given if argument != DEBUG]
     try:
-        result = commands.main(args=asked, prog_name="evalkit", standalone_mode=False)
+        with handled():
+            result = commands.main(args=asked, prog_name="evalkit", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        named = any(argument.split("=")[0] == "--out" for argument in asked)
-        kept = asked[:1] == ["score"] or (asked[:1] == ["errors"] and named)
-        hint = "; the same command goes on where it stopped" if kept else ""
-        if asked[:1] == ["train"]:
-            hint = "; the same command with --resume goes on from the last checkpoint"
-        print(f"evalkit: interrupted{hint}", file=sys.stderr)
+        print(f"evalkit: interrupted{_way_on(asked)}", file=sys.stderr, flush=True)
         return INTERRUPTED
+    except Terminated:
+        print(f"evalkit: ended by SIGTERM{_way_on(asked)}", file=sys.stderr, flush=True)
+        return TERMINATED
     except Exception as error:
         if debug:
             traceback.print_exc()
         remark("error", _sentence(error))
         return UNUSABLE_INPUT
     return result if isinstance(result, int) else 0
+
+
+def _way_on(asked: Sequence[str]) -> str:
+    """Return how to go on with a command that was ended, as the end of a sentence."""
+    named = any(argument.split("=")[0] == "--out" for argument in asked)
+    if asked[:1] == ["score"] or (asked[:1] == ["errors"] and named):
+        return "; the same command goes on where it stopped"
+    if asked[:1] == ["train"]:
+        return "; the same command with --resume goes on from the last checkpoint"
+    return ""
 
 
 def _sentence(error: Exception) -> str:

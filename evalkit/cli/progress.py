@@ -23,6 +23,19 @@ class Shown(Protocol):
         """Show a line of its own."""
 
 
+class NotShown:
+    """Progress of one of several processes, of which another shows that of all."""
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Show nothing."""
+
+    def say(self, text: str) -> None:
+        """Show nothing."""
+
+
+NOT_SHOWN = NotShown()
+
+
 @contextmanager
 def shown_progress(name: str) -> Iterator[Shown]:
     """Yield what shows progress on standard error until the end of the block.

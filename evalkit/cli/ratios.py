@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evalkit.cli.console import print_table, remark, say, say_wrapped, width_of, window
+from evalkit.cli.console import print_table, remark_gaps, say, say_wrapped, width_of, window
 from evalkit.names import MANY, arranged, family
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
+    from evalkit.storage.run_folder import Run
 
-def print_ratios(run: Path) -> None:
+
+def print_ratios(run: Path) -> Run:
     """Print ratios and efficiencies of a run, what its marks mean, and its headline.
 
     A column per method where that fits the window; else a row per method, in families where there
-    are many, with as many checkpoints beside one another as fit.
+    are many, with as many checkpoints beside one another as fit. The run is returned.
     """
     from evalkit.results.summaries import (
         final_table,
@@ -26,11 +28,10 @@ def print_ratios(run: Path) -> None:
         shown_marks,
         summarize,
     )
-    from evalkit.storage.lost_rows import lost_rows
     from evalkit.storage.run_folder import read_run
 
     result = read_run(run)
-    remark("warning", lost_rows(result))
+    remark_gaps(result)
     say(
         "gamma relative to SGD's, and efficiency (floor / gamma), at damping "
         f"{result.scores['damping'].min():g}"
@@ -41,6 +42,7 @@ def print_ratios(run: Path) -> None:
     for sentence in shown_marks(result).sentences:
         say_wrapped(sentence)
     say(headline(result))
+    return result
 
 
 def tables_of(rows: pd.DataFrame, methods: tuple[str, ...], width: int) -> list[Table]:

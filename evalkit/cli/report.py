@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.console import remark, say
+from evalkit.cli.console import remark_gaps, say
 from evalkit.cli.options import STYLE, CommaSeparated
 from evalkit.cli.wording import in_options
 
@@ -44,7 +44,6 @@ def command(
     Several RUNs are drawn as lines of the same figures, a panel per pair of methods.
     """
     from evalkit.results.pairs import parse_pair
-    from evalkit.storage.lost_rows import lost_rows
     from evalkit.storage.run_folder import read_run
 
     chosen = [parse_pair(pair) for pair in pairs or ()]
@@ -58,7 +57,7 @@ def command(
     else:
         report = report_runs(runs, chosen, layouts, folder)
     for read in found:
-        remark("warning", lost_rows(read))
+        remark_gaps(read)
     for line in report.statements:
         say(line)
     say(f"Report: {report.place.resolve()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from evalkit.cli.options import (
     CommaSeparated,
     Number,
 )
+from evalkit.cli.ranks import SHARD, joined_ranks, launched_without, own_device, scored_cells
 from evalkit.cli.ratios import print_ratios
 from evalkit.cli.wording import in_options
 from evalkit.machine import own_processes
@@ -37,6 +39,11 @@ from evalkit.settings import Others, Settings
 
 if TYPE_CHECKING:
     from evalkit.curvature import Labels
+    from evalkit.launch import Shard
+    from evalkit.study.ranks import Ranks
+
+INCOMPLETE = 1
+"""Exit status where batches could not be scored."""
 
 
 @click.command(
@@ -52,6 +59,8 @@ Examples:
   evalkit score checkpoints/digits-mlp --load my_method.py --methods sgd,ief,mine
   evalkit score my-lora-run --methods sgd,ief,optimizer --task glue-cola
   evalkit score my-checkpoints --methods sgd,fopng --past past.py:task=past/final.pt
+  torchrun --nproc-per-node 8 -m evalkit score my-checkpoints --device cuda
+  evalkit score my-checkpoints --shard 3/8
 """,
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -85,12 +94,18 @@ Examples:
 @PAST
 @PAST_BATCHES_OPTION
 @PAST_LABELS
+@SHARD
 @click.option(
     "--out",
     "run",
     metavar="RUN",
     type=click.Path(path_type=Path),
     help="Folder of the tables; default: runs/<name of DIR>.",
+)
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Start over; the run that is there is kept as RUN.1, RUN.2, ...",
 )
 def command(
     folder: Path,
@@ -112,30 +127,51 @@ def command(
     past: tuple[tuple[str, str], ...],
     past_batches: int,
     past_labels: Labels,
+    shard: Shard | None,
     run: Path | None,
-) -> None:
+    fresh: bool,
+) -> int:
     """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
 
     Writes scores.csv, batches.csv and run.json into RUN and prints, for every checkpoint and
     method, gamma as a ratio to SGD's with the efficiency in brackets. An interrupted run goes on
     where it stopped when the same command is given again; more methods, dampings, checkpoints and
-    batches extend it.
+    batches extend it. Under torchrun its processes share the batches. Exit status 1 says that some
+    batches could not be scored; the same command tries them again.
     """
-    check_there(folder)
-    check_names("method", methods, (*code, task))
-    for _, path in past:
-        check_there(Path(path))
-    settings = Settings(
-        methods, dampings, batches, batch_size, seed, dtype, micro_batch_size, device, others
-    )
-    run = run if run is not None else Path("runs") / _run_name(folder)
-    given = dict(task_settings)
-    if optimizer is None and any(base_name(name) == "optimizer" for name in methods):
-        optimizer = given.pop("optimizer", None)
-    spec, before = (task, given), (past, past_batches, past_labels)
-    _score((folder, order, key), spec, code, settings, run, before, optimizer)
-    print_ratios(run)
+    launch = launched_without(shard)
+    processes = own_processes() if launch is None else 1  # before torch is loaded
+    with joined_ranks(launch) as ranks:
+        check_there(folder)
+        check_names("method", methods, (*code, task))
+        for _, path in past:
+            check_there(Path(path))
+        sizes, place = (batches, batch_size, seed), own_device(device, launch)
+        settings = Settings(methods, dampings, *sizes, dtype, micro_batch_size, place, others)
+        run = run if run is not None else Path("runs") / _run_name(folder)
+        given = dict(task_settings)
+        if optimizer is None and any(base_name(name) == "optimizer" for name in methods):
+            optimizer = given.pop("optimizer", None)
+        spec, before = (task, given), (past, past_batches, past_labels)
+        sharing = processes, ranks, shard
+        _score((folder, order, key), spec, code, settings, run, before, optimizer, sharing, fresh)
+        # One process alone says so: torchrun ends all others when one fails.
+        return _print_results(run, shard) if ranks is None or ranks.leads else 0
+
+
+def _print_results(run: Path, shard: Shard | None) -> int:
+    """Print ratios, or what a shard leaves to others, and return the exit status."""
+    if shard is not None:
+        done, failed, total = scored_cells(run)
+        if done + failed < total:
+            say(
+                f"Shard {shard.number}/{shard.count} has ended; {done} of the {total} batches in "
+                f"{run} are scored, and the tables are there when the other shards have ended"
+            )
+            return INCOMPLETE if failed else 0
+    shown = print_ratios(run)
     say(f"Tables in {run}; figures and page: evalkit report {run}")
+    return INCOMPLETE if len(shown.failures) else 0
 
 
 def _run_name(folder: Path) -> str:
@@ -152,10 +188,13 @@ def _score(
     run: Path,
     past: tuple[tuple[tuple[str, str], ...], int, Labels],
     optimizer: str | None,
+    sharing: tuple[int, Ranks | None, Shard | None],
+    fresh: bool,
 ) -> None:
-    processes = own_processes()  # before torch is loaded
+    processes, ranks, shard = sharing
+    leads = ranks is None or ranks.leads
     from evalkit.checkpoints import open_trajectory, trajectory_task
-    from evalkit.cli.progress import duration, shown_progress
+    from evalkit.cli.progress import NOT_SHOWN, duration, shown_progress
     from evalkit.study.past import PastRequest
     from evalkit.study.running import Progress, Start, run_study
     from evalkit.tasks.loading import load_code
@@ -163,14 +202,14 @@ def _score(
     for location in code:
         load_code(location)
     trajectory = open_trajectory(*opened)
-    for note in trajectory.notes:
+    for note in trajectory.notes if leads else ():
         say_wrapped(note)
     task = trajectory_task(trajectory, *spec)
     given, past_batches, past_labels = past
     before = [(open_trajectory(path), name) for name, path in given]
     tasks = tuple((opened, trajectory_task(opened, name)) for opened, name in before)
     asked = PastRequest(tasks, past_batches, past_labels) if tasks else None
-    with shown_progress(task.name) as shown:
+    with shown_progress(task.name) if leads else nullcontext(NOT_SHOWN) as shown:
 
         def show(state: Progress) -> None:
             doing = f"{state.checkpoint}, iteration {state.iteration}"
@@ -184,4 +223,8 @@ def _score(
                 "the time of one product"
             )
 
-        run_study(trajectory, task, settings, run, show, begin, processes, asked, optimizer)
+        def tell(sentence: str) -> None:
+            shown.say(f"evalkit: note: {in_options(sentence)}")
+
+        many = processes, asked, optimizer, ranks, shard, fresh, tell
+        run_study(trajectory, task, settings, run, show, begin, *many)

@@ -13,6 +13,7 @@ _OPTIONS = {
     "dtype": "--dtype",
     "epochs": "--epochs",
     "folder": "--out",
+    "fresh": "--fresh",
     "key": "--key",
     "learning_rate": "--learning-rate",
     "methods": "--methods",

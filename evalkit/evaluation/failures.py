@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from evalkit.errors import EvalkitError, memory_sentence, reason
+from evalkit.errors import EvalkitError, TooLittleMemoryError, memory_sentence, reason
 from evalkit.evaluation.modules import described
 from evalkit.evaluation.wrapped import plain_name
 
@@ -73,13 +73,13 @@ def memory_failures() -> Iterator[None]:
     """Turn a lack of memory into one sentence; anything else passes.
 
     Raises:
-        EvalkitError: memory ran out.
+        TooLittleMemoryError: memory ran out.
     """
     try:
         yield
     except Exception as error:
         if (sentence := memory_sentence(error)) is not None:
-            raise EvalkitError(sentence) from error
+            raise TooLittleMemoryError(sentence) from error
         raise
 
 

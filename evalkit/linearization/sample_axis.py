@@ -7,7 +7,7 @@ belongs to samples is split, what is shared is not, and samples do not influence
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -19,6 +19,7 @@ from evalkit.errors import EvalkitError, memory_sentence
 from evalkit.evaluation.determinism import nearly, refuse_varying_forward, repeats
 from evalkit.evaluation.forward import Evaluation
 from evalkit.evaluation.given import Inputs
+from evalkit.reductions import is_finite
 
 MOST_CANDIDATES = 5
 """Inputs as long as the batch of which every choice is tried."""
@@ -26,6 +27,9 @@ MOST_CANDIDATES = 5
 ROUNDING = 0.4
 """Power of eps, times the largest logit, that logits of batches of different sizes may differ by:
 another size is another order of summation. What is split wrongly differs by far more."""
+
+NAMED = 3
+"""Parameters that a sentence names."""
 
 Run = Callable[[Inputs], Tensor]
 
@@ -154,6 +158,28 @@ def refuse_infinite_logits(logits: Tensor) -> None:
         raise EvalkitError(
             f"expected finite logits, found {bad} that are NaN or infinite; check the model's "
             "parameters and the inputs"
+        )
+
+
+def refuse_infinite_gradient(gradient: Tensor, parameters: Mapping[str, Tensor]) -> None:
+    """Refuse a gradient that is no number, as of a root at zero.
+
+    Args:
+        gradient: (P,).
+        parameters: whose gradient it is, in its order.
+
+    Raises:
+        EvalkitError: some of it is NaN or infinite; the sentence names the parameters.
+    """
+    sizes = [value.numel() for value in parameters.values()]
+    parts = zip(parameters, gradient.split(sizes), strict=True)
+    bad = [name for name, part in parts if not is_finite(part)]
+    if bad:
+        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise EvalkitError(
+            f"expected a finite gradient, found NaN or infinity in that of "
+            f"{', '.join(bad[:NAMED])}{more}; look for a root or a norm of zero, a division by "
+            "zero or an overflow in the model's backward, or score in float64 (`dtype=float64`)"
         )
 
 

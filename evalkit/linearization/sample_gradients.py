@@ -16,6 +16,7 @@ from evalkit.linearization.kept import KeptGradients
 from evalkit.linearization.loss_terms import LossTerms, Shared
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import CannotVectorizeError, PerSample
+from evalkit.linearization.sample_axis import refuse_infinite_gradient
 from evalkit.signs import random_signs
 
 
@@ -106,6 +107,7 @@ class SampleGradients(LossTerms):
             # to have the sums that products by the graph give.
             if self._row_sums_agree(gram, self.gradient_jvp if known is None else known):
                 return _Routed(route, gram, known)
+            refuse_infinite_gradient(self.gradient, self.parameters)  # agrees with nothing
             self._forget()
         warnings.warn(
             "samples influence each other in this forward, or its sample axis is not axis 0 "

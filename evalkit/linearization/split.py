@@ -61,6 +61,7 @@ class Split:
 
     Attributes:
         ranks: the processes.
+        lost: why they cannot be called any more, if so.
 
     Args:
         ranks: the processes; each has the model and the whole batch, on a device of its own.
@@ -72,7 +73,7 @@ class Split:
         self._held: dict[int, Any] = {}
         self._retired: list[int] = []
         self._keys = 0
-        self._broken = False
+        self.lost: LostRankError | None = None
 
     @property
     def leads(self) -> bool:
@@ -104,8 +105,7 @@ class Split:
 
     def tell(self, value: Any) -> None:
         """Tell the others something small that is no call; for rank 0."""
-        with lost_ranks():
-            self.ranks.of_first(value, torch.device("cpu"))
+        self._broadcast(value, torch.device("cpu"))
 
     def told(self) -> Any:
         """Return what rank 0 tells."""
@@ -120,12 +120,13 @@ class Split:
         except BaseException as error:
             # An interrupt may have come in the middle of a call: the end of this process then
             # tells the others.
-            if isinstance(error, Exception) and not self._broken:
+            if isinstance(error, Exception):
                 with suppress(EvalkitError):  # what went wrong first is what counts
                     self._say(None, ())
             raise
         else:
-            self._say(None, ())
+            if self.lost is None:
+                self._say(None, ())
         finally:
             self._forget()
 
@@ -178,14 +179,23 @@ class Split:
             return function(self, *arguments)
         except _Failed as failed:
             raise failed.error from None
-        except BaseException:
-            self._broken = True
+        except BaseException as error:
+            self.lost = error if isinstance(error, LostRankError) else _out_of_step(error)
             raise
 
     def _say(self, function: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
         retired, self._retired = self._retired, []
-        with lost_ranks():
-            self.ranks.of_first((retired, function, arguments), self.device)
+        self._broadcast((retired, function, arguments), self.device)
+
+    def _broadcast(self, value: Any, device: torch.device) -> None:
+        if self.lost is not None:
+            raise self.lost
+        try:
+            with lost_ranks():
+                self.ranks.of_first(value, device)
+        except LostRankError as error:
+            self.lost = error
+            raise
 
     def _heard(self) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
         with lost_ranks():
@@ -317,6 +327,14 @@ def lost_ranks() -> Iterator[None]:
             "expected all processes of the group to go on together, found one that has ended or "
             f"does not answer ({said[:200]}); look at what it said, and start the command again"
         ) from error
+
+
+def _out_of_step(error: BaseException) -> LostRankError:
+    """Return what is said once a call has ended half-way, so that others may wait within it."""
+    return LostRankError(
+        "expected all processes of the group to end a call together, found that this one left it "
+        f"({type(error).__name__}); start the command again"
+    )
 
 
 def _picklable(error: Exception) -> Exception:

@@ -97,7 +97,8 @@ def compare(run: Run, pairs: Iterable[Pair]) -> pd.DataFrame:
         pairs: the pairs of methods that it scored.
 
     Returns:
-        Columns pair, checkpoint, step, progress, batches; ratio_mean and ratio_factor, geometric
+        Columns pair, checkpoint, step, progress, batches; left_out, the batches in which one of
+        the two has no gamma; ratio_mean and ratio_factor, geometric
         mean of the ratio over batches and one geometric sigma; log_ratio, low, high: mean of ln
         ratio and its 95% interval; p_value, of the row alone; error, the stated one of ratio_mean,
         NaN where there is none; mark, the sign of scores that it rests on; corrected_p_value, for
@@ -117,6 +118,7 @@ def _rows(run: Run, pair: Pair, marks: Marks) -> Iterator[dict[str, Any]]:
     first, second = (_gammas(run, member) for member in members)
     joined = first.join(second.add_suffix("_other")).dropna(subset=["gamma", "gamma_other"])
     same = pair.first == pair.second
+    every = run.batches.groupby("checkpoint", sort=False)["batch"].nunique()
     for key, group in joined.groupby(level=_CHECKPOINT, sort=False):
         one, other = group["gamma"].to_numpy(float), group["gamma_other"].to_numpy(float)
         dampings = (group["damping"].iloc[0], group["damping_other"].iloc[0])
@@ -133,6 +135,7 @@ def _rows(run: Run, pair: Pair, marks: Marks) -> Iterator[dict[str, Any]]:
             "pair": pair.label,
             **dict(zip(_CHECKPOINT, key, strict=True)),
             "batches": len(group),
+            "left_out": max(0, int(every.get(key[0], 0)) - len(group)),
             "ratio_mean": mean,
             "ratio_factor": factor,
             "log_ratio": found.mean,
@@ -213,10 +216,11 @@ def statements(table: pd.DataFrame) -> list[str]:
     lines = []
     for key, last in last_rows(table):
         low, middle, high = np.exp([last["low"], last["log_ratio"], last["high"]])
-        count = int(last["batches"])
+        count, left_out = int(last["batches"]), int(last.get("left_out", 0))
+        counted = f"{count} of {count + left_out}" if left_out else f"{count}"
         lines.append(
             f"{', '.join(key)} at {last['checkpoint']}: {middle:.3g}{last['mark']} "
-            f"({low:.3g} to {high:.3g}, {count} batch{'es' if count > 1 else ''}), "
+            f"({low:.3g} to {high:.3g}, {counted} batch{'es' if count + left_out > 1 else ''}), "
             f"{last['statement']}{_why(last)}"
         )
     if lines:

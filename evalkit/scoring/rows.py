@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evalkit.curvature import PastTask
 from evalkit.doubts import MARKED
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, TooLittleMemoryError
 from evalkit.indicator import indicator
 from evalkit.linearization import Linearization
 from evalkit.scoring.accuracy import score_error
@@ -50,6 +50,7 @@ def score_linearization(
     others: Others = "block",
     past: PastTask | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    keep_float32: bool = True,
 ) -> list[Score]:
     """Return the rows of one batch: a row per method and damping, methods outermost.
 
@@ -68,8 +69,11 @@ def score_linearization(
         others: what methods by layers make of parameters without factors.
         past: past tasks, for methods that have them as an input.
         optimizer: of the training, for methods that have it as an input.
+        keep_float32: whether rows that float64 has too little memory for stay in float32, as where
+            the batch cannot be evaluated in smaller parts.
 
     Raises:
+        TooLittleMemoryError: there is, and they do not.
         EvalkitError: methods by layers need more than there is, the past tasks are of another
             model, or as :func:`compute`.
     """
@@ -88,6 +92,8 @@ def score_linearization(
             reference = _gradient_row(double) if reference.curable > MARKED else reference
             rows |= found
         except EvalkitError as error:  # what there is stays, with its error
+            if isinstance(error, TooLittleMemoryError) and not keep_float32:
+                raise
             warnings.warn(f"scores that need float64 stay in float32: {error}", stacklevel=2)
     return [_with_ratio(rows[key], reference) for key in keys]
 
@@ -159,6 +165,25 @@ def _row(
             error=error.total,
             dtype=str(lin.logits.dtype).removeprefix("torch."),
         ),
+    )
+
+
+def undefined_score(row: Score) -> str:
+    """Return a sentence where the numbers of a row cannot be, empty for all others.
+
+    A slope of zero makes gamma infinite, and a ratio may be undefined beside one that is; what they
+    are made of is finite.
+
+    Args:
+        row: of any method.
+    """
+    parts = {"Fisher norm": row.fisher_norm, "slope": row.slope, "length": row.norm}
+    found = [f"{name} {value:g}" for name, value in parts.items() if not math.isfinite(value)]
+    if not found and not math.isnan(row.gamma):
+        return ""
+    return (
+        f"expected finite scores, found {', '.join(found) or 'gamma nan'} at damping "
+        f"{row.damping:g}; score in float64 (`dtype=float64`), or check the model at this batch"
     )
 
 

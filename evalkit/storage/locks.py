@@ -53,26 +53,32 @@ class Lock:
         self.release()
 
 
-def take(path: Path, shared: bool = False, patience: float | None = PATIENCE) -> Lock | None:
+def take(
+    path: Path, shared: bool = False, patience: float | None = None, wait: bool = False
+) -> Lock | None:
     """Return a lock on a file, which is made when missing; None where others hold it.
 
     Args:
         path: the file; its folder is there.
         shared: whether others may hold it too, each of them shared.
-        patience: seconds to wait; None to wait until it is free.
+        patience: seconds after which it is given up; None for :data:`PATIENCE`.
+        wait: wait until it is free instead.
 
     Raises:
         EvalkitError: the file cannot be made.
+        FileNotFoundError: its folder is gone.
     """
-    until = None if patience is None else time.monotonic() + patience
+    until = time.monotonic() + (PATIENCE if patience is None else patience)
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            raise
         except OSError as error:
             raise unwritable(path, error) from error
         kind = "free"
         try:
-            kind = _try(descriptor, shared, wait=patience is None)
+            kind = _try(descriptor, shared, wait)
             if kind == "taken" and _is_at(descriptor, path):
                 lock, descriptor = Lock(path, descriptor), -1
                 return lock
@@ -82,7 +88,7 @@ def take(path: Path, shared: bool = False, patience: float | None = PATIENCE) ->
         if kind == "none":
             return Lock(path, None)
         if kind == "held":
-            if until is not None and time.monotonic() >= until:
+            if time.monotonic() >= until:
                 return None
             time.sleep(_GLANCE)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from evalkit.storage.run_folder import Run, asked_for
-from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE
+from evalkit.storage.tables import BATCHES_FILE, FAILURES_FILE, SCORES_FILE
 
 Cell = tuple[str, int]
 """Checkpoint and batch."""
@@ -30,15 +30,35 @@ def scored_pairs(scores: pd.DataFrame, batches: pd.DataFrame) -> dict[Cell, set[
     return found
 
 
+def failed_batches(run: Run) -> str:
+    """Return a sentence about batches that could not be scored, or not in full; empty for none."""
+    if run.failures.empty:
+        return ""
+    first = run.failures.iloc[0]
+    count, wanted = len(run.failures), _wanted_cells(run.provenance)
+    return (
+        f"{count} of {max(count, wanted)} batches could not be scored, or not with every method, "
+        f"and are in no mean; the first is batch {first['batch']} of checkpoint "
+        f"'{first['checkpoint']}' ({first['reason']}), all are in {run.folder / FAILURES_FILE}; "
+        "mend the cause and give the same 'evalkit score' command, which tries them again"
+    )
+
+
 def lost_rows(run: Run) -> str:
     """Return a sentence about rows that ``run.json`` lists and the tables lack, empty for none.
 
-    A batch that was not scored yet lacks nothing, unless the run is finished.
+    A batch that was not scored yet lacks nothing, unless the run is finished, and one that failed
+    is told by :func:`failed_batches`.
     """
     methods, dampings = asked_for(run.provenance)
     asked = {(method, damping) for method in methods for damping in dampings}
     cells = scored_pairs(run.scores, run.batches)
-    lacking = {cell: asked - rows for cell, rows in sorted(cells.items()) if asked - rows}
+    failed = set(zip(run.failures["checkpoint"], run.failures["batch"], strict=True))
+    lacking = {
+        cell: asked - rows
+        for cell, rows in sorted(cells.items())
+        if asked - rows and cell not in failed
+    }
     if lacking:
         (name, batch), pairs = next(iter(lacking.items()))
         method, damping = min(pairs)

@@ -90,6 +90,7 @@ class Batch:
         gamma_floor: the bound below which no gamma can be.
         gram_rank: number of linearly independent per-sample gradients.
         data_sha256: hash of inputs and targets.
+        micro_batch_size: samples that were evaluated at a time; N where the batch was not split.
     """
 
     num_samples: int = field(metadata=NEEDED)
@@ -100,6 +101,7 @@ class Batch:
     gamma_floor: float = field(metadata=GEOMETRIC)
     gram_rank: int
     data_sha256: str | None = field(metadata=LATER)
+    micro_batch_size: int | None = field(metadata=LATER)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -199,13 +199,18 @@ def place_checkpoints(
 
 def read_tables(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return scores and batches of the finished cells, none where there is none."""
-    found = _held(Path(folder))
+    found = read_all(folder)
     return found.scores, found.batches
 
 
-def read_failures(folder: str | os.PathLike[str]) -> pd.DataFrame:
-    """Return the failures of cells that lack rows which were asked for."""
-    return failed(_held(Path(folder)), *asked_for(read_provenance(folder)))
+def read_all(folder: str | os.PathLike[str]) -> Tables:
+    """Return the tables of the finished cells and of what failed, none where there is none."""
+    folder = Path(folder)
+    if not (folder / PROVENANCE_FILE).exists():
+        return read_union(folder, {})
+    provenance = read_provenance(folder)
+    found = read_union(folder, places_of(provenance))
+    return replace(found, failures=failed(found, *asked_for(provenance)))
 
 
 def repair(folder: str | os.PathLike[str]) -> None:
@@ -223,14 +228,14 @@ def repair(folder: str | os.PathLike[str]) -> None:
     _whole_lines(folder)
 
 
-def repair_part(folder: str | os.PathLike[str], run: str | os.PathLike[str]) -> None:
+def repair_part(folder: str | os.PathLike[str], finished: pd.DataFrame) -> None:
     """Drop what an interruption left half-written in the part of a run that one process writes.
 
     Args:
         folder: the part.
-        run: the folder of the run, whose finished cells may have further rows in the part.
+        finished: batches of the whole run: its cells may have further rows in the part.
     """
-    folder, finished = Path(folder), read_union(Path(run), {}).batches
+    folder = Path(folder)
     batches = read_table(folder / BATCHES_FILE)
     rewrite(folder, of_cells(read_table(folder / SCORES_FILE), finished), batches)
     _whole_lines(folder)
@@ -273,7 +278,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     """
     folder = Path(folder)
     provenance = read_provenance(folder)
-    tables = read_union(folder, places_of(provenance))
+    tables = read_all(folder)
     scores, batches = tables.scores, tables.batches
     for name, frame in ((BATCHES_FILE, batches), (SCORES_FILE, scores)):
         if frame.empty:
@@ -281,16 +286,9 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
                 f"expected at least one finished batch in {folder / name}, found no rows; "
                 "run the same 'evalkit score' command to the end first"
             )
-    failures = failed(tables, *asked_for(provenance))
-    return Run(folder, scores, batches, provenance, failures)
+    return Run(folder, scores, batches, provenance, tables.failures)
 
 
 def cells(frame: pd.DataFrame) -> set[tuple[str, int]]:
     """Return the (checkpoint, batch) pairs that a table has rows of."""
     return set(zip(frame["checkpoint"].astype(str), frame["batch"].astype(int), strict=True))
-
-
-def _held(folder: Path) -> Tables:
-    # Step and progress matter where there are parts alone, and those with run.json.
-    known = (folder / PROVENANCE_FILE).exists()
-    return read_union(folder, places_of(read_provenance(folder)) if known else {})

@@ -98,14 +98,14 @@ class Writer:
         alone = self.name is None
         first = locks.take(self.run / WRITERS_LOCK, shared=not alone)
         if first is None:
-            raise _occupied(self.run, alone)
+            raise occupied(self.run, alone)
         taken = [first]
         if self.name is not None:
             make_part(self.run, self.name)
             own = locks.take(self.place / PART_LOCK)
             if own is None:
                 first.release()
-                raise _occupied(self.run, alone, self.name)
+                raise occupied(self.run, alone, self.name)
             taken.append(own)
         self._locks, self.locked = taken, first.works
         self._since = time.monotonic()
@@ -176,8 +176,10 @@ def opening(run: Path) -> Iterator[None]:
     Raises:
         EvalkitError: the folder cannot be made or written to.
     """
-    lock = locks.take(make_folder(run) / OPENING_LOCK, patience=None)
-    assert lock is not None
+    lock = None
+    while lock is None:
+        with suppress(FileNotFoundError):  # set aside while this process waited
+            lock = locks.take(make_folder(run) / OPENING_LOCK, wait=True)
     try:
         yield
     finally:
@@ -195,6 +197,7 @@ def nobody_writes(run: Path) -> Iterator[bool]:
         yield lock is not None
     finally:
         if lock is not None:
+            (run / WRITER_FILE).unlink(missing_ok=True)  # of a lone one that was killed
             lock.remove()
 
 
@@ -246,7 +249,14 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _occupied(run: Path, alone: bool, name: str | None = None) -> EvalkitError:
+def occupied(run: Path, alone: bool, name: str | None = None) -> EvalkitError:
+    """Return the error of a start on a folder that others write to.
+
+    Args:
+        run: the folder of the run.
+        alone: whether the start is to write alone.
+        name: of its part, where that is written already.
+    """
     live = live_writers(run)
     chosen = {key: one for key, one in live.items() if name is None or key == name} or live
     told = [

@@ -50,7 +50,7 @@ def check_same_run(
         ) from error
     for name, found in now.items():
         if before[name] != found:
-            raise _another(folder, name, before[name], found)
+            raise _another(folder, name, *_differing(before[name], found))
     if earlier.get("past") and provenance.get("past"):
         _check_same_past(folder, earlier["past"], provenance["past"])
     _check_same_optimizers(folder, earlier.get("optimizers"), provenance.get("optimizers"))
@@ -113,6 +113,15 @@ def _another(folder: Path, what: str, before: object, found: object) -> EvalkitE
         f"{shortened(str(before), 60)} instead of {shortened(str(found), 60)}; choose another "
         "folder"
     )
+
+
+def _differing(before: Any, found: Any) -> tuple[Any, Any]:
+    """Return both without the entries that they have in common."""
+    if not isinstance(before, Mapping) or not isinstance(found, Mapping):
+        return before, found
+    names = [name for name in {**before, **found} if before.get(name) != found.get(name)]
+    one, other = ({n: values[n] for n in names if n in values} for values in (before, found))
+    return one or None, other or None
 
 
 def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from evalkit.checkpoints import Checkpoint, Trajectory, load_into, verify_trajectory
+from evalkit.checkpoints import Trajectory, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
 from evalkit.linearization.split import Split
 from evalkit.scoring import check_request
@@ -60,6 +58,8 @@ def open_study(
     settings: Settings,
     past: PastRequest | None = None,
     optimizer: str | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> Opened:
     """Return what a study scores with; nothing is written.
 
@@ -69,6 +69,8 @@ def open_study(
         settings: methods, dampings, batches, seed.
         past: past tasks, for methods that have them as an input.
         optimizer: the class of the saved optimizers; None to go by what their files say.
+        rank: number of this process among those that score the study.
+        world: how many those are: each verifies its part of the checkpoints.
 
     Raises:
         EvalkitError: the arguments do not fit together, or a checkpoint cannot be used.
@@ -82,39 +84,7 @@ def open_study(
     device = check_device(settings.device)
     model = model_for(trajectory, task, settings.seed).eval().to(device)
     samples = task.fit_labels(samples, model)
-    verify_trajectory(trajectory, model)
+    verify_trajectory(replace(trajectory, checkpoints=trajectory.checkpoints[rank::world]), model)
     opened = None if past is None else open_past(past, settings, model)
     steps = open_steps(trajectory.checkpoints, settings.methods, model, optimizer)
     return Opened(trajectory, task, settings, model, samples, opened, steps)
-
-
-class Loaded:
-    """The checkpoint that the model of a study holds: loaded once for units in a row.
-
-    Args:
-        model: that is scored.
-        checkpoints: of the study.
-        steps: their optimizers, where a method needs them.
-    """
-
-    def __init__(
-        self, model: nn.Module, checkpoints: Sequence[Checkpoint], steps: SavedSteps | None
-    ) -> None:
-        self._model = model
-        self._by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
-        self._steps = steps
-        self._name = ""
-        self._step: torch.optim.Optimizer | None = None
-
-    def hold(self, name: str) -> torch.optim.Optimizer | None:
-        """Let the model hold a checkpoint, and return its optimizer where a method needs it.
-
-        Raises:
-            EvalkitError: its file is not what it was, or cannot be read.
-        """
-        if name != self._name:
-            self._name = ""  # of no checkpoint, where this fails half-way
-            load_into(self._model, self._by_name[name])
-            self._step = None if self._steps is None else self._steps.at(self._by_name[name])
-            self._name = name
-        return self._step

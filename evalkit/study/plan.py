@@ -27,6 +27,16 @@ class Unit:
     pairs: frozenset[Pair]
     is_new: bool = True
 
+    @property
+    def key(self) -> lost_rows.Cell:
+        """What it is told from others by."""
+        return self.cell.checkpoint, self.cell.batch
+
+    @property
+    def place(self) -> str:
+        """What sentences call it."""
+        return f"checkpoint '{self.cell.checkpoint}', batch {self.cell.batch}"
+
 
 def cells_of(checkpoints: Iterable[Checkpoint], batches: int) -> Iterator[Cell]:
     """Yield the cells of a study, all batches of a checkpoint in a row: it is loaded once.

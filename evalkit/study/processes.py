@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from signal import SIG_IGN, SIGINT, signal
+from signal import SIG_IGN, SIGINT, SIGTERM, signal
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from evalkit.linearization import linearize
 from evalkit.machine import end_with_parent
 from evalkit.settings import Settings
 from evalkit.study.batches import take_batch
-from evalkit.study.execute import Rows
+from evalkit.study.faults import Outcome
 from evalkit.study.plan import Unit
 from evalkit.tasks import Samples
 from evalkit.tasks.samples import ItemSamples
@@ -40,7 +40,7 @@ FEWEST = 4
 MOST = 16
 """Processes, at most: each has intermediate results of its own."""
 
-Execute = Callable[[Unit, bool], Rows]
+Execute = Callable[[Unit, bool], Outcome]
 """Makes the rows of a unit; whether iterations may be shown, as by one process alone."""
 
 _here: list[Execute] = []
@@ -83,7 +83,7 @@ def shared_by(units: int, processes: int) -> int:
 @contextmanager
 def executed(
     units: Iterable[Unit], execute: Execute, processes: int
-) -> Iterator[Iterator[tuple[Unit, Rows]]]:
+) -> Iterator[Iterator[tuple[Unit, Outcome]]]:
     """Provide the rows of some units as they are made, the first of them by this process.
 
     Processes are forked before that, since torch takes no gradient in a fork of a process that has
@@ -114,13 +114,17 @@ def executed(
             f"expected {processes} processes to score, found that one was ended, as by too little "
             "memory; score in one, with OMP_NUM_THREADS=1 in the environment"
         ) from error
+    except BaseException:
+        for process in list(pool._processes.values()):  # their units are for nobody
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _shared(
     pool: ProcessPoolExecutor, units: Iterable[Unit], execute: Execute
-) -> Iterator[tuple[Unit, Rows]]:
+) -> Iterator[tuple[Unit, Outcome]]:
     first, *others = units
     futures = {pool.submit(_execute, unit): unit for unit in others}
     yield first, execute(first, False)
@@ -132,7 +136,8 @@ def _shared(
 
 
 def _begin(execute: Execute) -> None:
-    signal(SIGINT, SIG_IGN)  # the process that started this one ends it
+    for name in (SIGINT, SIGTERM):  # of the whole group: the process that started this one ends it
+        signal(name, SIG_IGN)
     end_with_parent()  # however that one ends
     torch.set_num_threads(1)
     _here.append(execute)
@@ -146,7 +151,7 @@ def _takes_gradients() -> bool:
     return True
 
 
-def _execute(unit: Unit) -> tuple[Rows, list[tuple[str, type[Warning]]]]:
+def _execute(unit: Unit) -> tuple[Outcome, list[tuple[str, type[Warning]]]]:
     """Return the rows of a unit, and what was warned of."""
     with warnings.catch_warnings(record=True) as caught:
         rows = _here[0](unit, False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from evalkit.tasks import Task
 from evalkit.updates.foreseen import by_layers
 from evalkit.updates.parser import function_of
 from evalkit.version import __version__
-from evalkit.work import machine_rates
+from evalkit.work import Rates, machine_rates
 
 
 def describe_run(
@@ -113,6 +114,18 @@ def without_factors(
     if settings.others == "leave":
         return {"without_factors": list(left_out)}
     return {"without_factors": list(kinds(lin).others)} if by_layers(settings.methods) else {}
+
+
+def rates_in(provenance: Mapping[str, Any]) -> Rates | None:
+    """Return the rates that ``run.json`` tells; None where it tells none that can be."""
+    told = provenance.get("rates")
+    numbers = []
+    for field in fields(Rates):
+        value = told.get(field.name) if isinstance(told, Mapping) else None
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            return None
+        numbers.append(float(value))
+    return Rates(*numbers)
 
 
 def checkpoint_entry(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.given import Inputs
 from evalkit.linearization.split import Split
 from evalkit.study.batches import take_batch
-from evalkit.study.execute import Rows
-from evalkit.study.opened import Loaded, Opened
+from evalkit.study.faults import Attempt, Outcome
+from evalkit.study.loaded import Loaded
+from evalkit.study.opened import Opened
 from evalkit.study.plan import Unit
 from evalkit.updates.parser import parse
 from evalkit.updates.registry import takes_past
@@ -58,7 +59,7 @@ def follow_study(opened: Opened, split: Split) -> None:
     Raises:
         EvalkitError: rank 0 is gone.
     """
-    loaded = Loaded(opened.model, opened.trajectory.checkpoints, None)
+    loaded = Loaded(opened.model, opened.trajectory.checkpoints, None, lambda _: None)
 
     def prepare(unit: Unit) -> tuple[nn.Module, Inputs, Tensor]:
         loaded.hold(unit.cell.checkpoint)
@@ -86,15 +87,26 @@ def _end(split: Split | None) -> None:
         split.tell(None)
 
 
-def led(rows_of: Callable[[Unit, bool], Rows], split: Split | None) -> Callable[[Unit, bool], Rows]:
-    """Return what makes the rows of a unit, the others following."""
+def led(attempt: Attempt, split: Split | None) -> Attempt:
+    """Return what executes units, the other processes following.
+
+    Args:
+        attempt: executes them in this process.
+        split: the processes.
+
+    Raises:
+        LostRankError: one is gone: that ends a study, whatever becomes of its units.
+    """
     if split is None:
-        return rows_of
+        return attempt
     processes = split
 
-    def rows(unit: Unit, shown: bool) -> Rows:
+    def together(unit: Unit, shown: bool) -> Outcome:
         processes.tell(unit)
         with processes.leading():
-            return rows_of(unit, shown)
+            outcome = attempt(unit, shown)
+        if processes.lost is not None:
+            raise processes.lost
+        return outcome
 
-    return rows
+    return together

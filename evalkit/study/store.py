@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from evalkit.storage import lost_rows
 from evalkit.storage.columns import table_of
 from evalkit.storage.json_files import printable
 from evalkit.storage.lost_rows import Pair, scored_pairs
+from evalkit.storage.parts import Tables
 from evalkit.storage.rows import Cell, Failure
 from evalkit.storage.run_folder import (
     PROVENANCE_FILE,
@@ -25,15 +27,15 @@ from evalkit.storage.run_folder import (
     drawn_hashes,
     hashes_in,
     place_checkpoints,
-    read_failures,
+    read_all,
     read_provenance,
-    read_tables,
     repair,
     repair_part,
     sort_tables,
     update_provenance,
 )
 from evalkit.storage.run_json import places_of
+from evalkit.storage.set_aside import set_aside
 from evalkit.storage.writers import Writer, nobody_writes, now, opening, process_seconds
 from evalkit.study.batches import data_hash, draw
 from evalkit.study.execute import Rows
@@ -214,10 +216,11 @@ class Store:
         names = {item["name"] for item in provenance["checkpoints"]}
         batches = provenance["settings"]["batches"]
         asked = set(itertools.product(*asked_for(provenance)))
-        scored = scored_pairs(*read_tables(self.folder))
+        found = read_all(self.folder)
+        scored = scored_pairs(found.scores, found.batches)
         done = {cell for cell, rows in scored.items() if asked <= rows}
         left = len(names) * batches - _count(done, names, batches)
-        failed = _count(cells(read_failures(self.folder)) - done, names, batches)
+        failed = _count(cells(found.failures) - done, names, batches)
         if seconds is None and left > failed:
             return
         spent = process_seconds(self.folder) if seconds is None else seconds
@@ -243,13 +246,15 @@ class Store:
         self._known = True
         if self._writer.name is None:
             repair(self.folder)
-        else:
-            repair_part(self._writer.place, self.folder)
-        self._read()
+        found = self._read()
+        if self._writer.name is not None:
+            repair_part(self._writer.place, found.batches)
 
-    def _read(self) -> None:
-        scores, batches = read_tables(self.folder)
-        self.finished, self.data = scored_pairs(scores, batches), hashes_in(batches)
+    def _read(self) -> Tables:
+        found = read_all(self.folder)
+        self.finished = scored_pairs(found.scores, found.batches)
+        self.data = hashes_in(found.batches)
+        return found
 
 
 def _count(found: Collection[lost_rows.Cell], names: Collection[str], batches: int) -> int:
@@ -264,6 +269,7 @@ def open_store(
     samples: Samples | ItemSamples,
     settings: Settings,
     writer: str | None = None,
+    fresh: bool = False,
 ) -> Store:
     """Return the store of a study that starts, goes on, or is extended.
 
@@ -275,18 +281,24 @@ def open_store(
         settings: the settings of the study.
         writer: what this process is called beside others that write to the folder at the same
             time; None where it writes alone.
+        fresh: start over: a run that is there is kept under another name, which a note tells. Of
+            several processes the first alone may.
 
     Raises:
         EvalkitError: the folder holds a run that differs in more than what may be added, or
             another process writes there.
     """
+    kept = set_aside(folder) if fresh else None
     join = partial(_join, folder, provenance, task, settings)
     store = Store(folder, provenance, writer, join)
+    if kept is not None:
+        store.notes = (f"the earlier run is kept in '{kept}'",)
     if store.exists:
         _check(folder, provenance, task, settings)
         for batch, digest in sorted(drawn_hashes(folder).items()):
             found = data_hash(*draw(samples, settings.batch_size, settings.seed, batch))
-            check_same_data(folder, batch, digest, found)
+            with _or_over():
+                check_same_data(folder, batch, digest, found)
         store.hold()
     return store
 
@@ -304,8 +316,20 @@ def _check(
     recorded = earlier.get("code")
     both = {name: code[name] for name in code if isinstance(recorded, dict) and name in recorded}
     needed = code_of(task, [name for name in settings.methods if name in known])
-    check_same_run(folder, earlier, provenance, {**needed, **both})
+    with _or_over():
+        check_same_run(folder, earlier, provenance, {**needed, **both})
     return earlier
+
+
+@contextmanager
+def _or_over() -> Iterator[None]:
+    """Let a refusal say that the study may start over, too."""
+    try:
+        yield
+    except EvalkitError as error:
+        raise EvalkitError(
+            f"{error}, or start over with `fresh`, which keeps this run under another name"
+        ) from error
 
 
 def _join(folder: Path, provenance: Mapping[str, Any], task: Task, settings: Settings) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evalkit.errors import EvalkitError, memory_sentence
+from evalkit.errors import EvalkitError, TooLittleMemoryError, memory_sentence
 
 _MESSAGE_LENGTH = 200
 
@@ -33,7 +33,7 @@ def user_code(what: str, file: str | Path | None = None) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         if (sentence := memory_sentence(error)) is not None:
-            raise EvalkitError(sentence) from error
+            raise TooLittleMemoryError(sentence) from error
         message = " ".join(str(error).split())[:_MESSAGE_LENGTH] or "no message"
         place = _place(error, file)
         raise EvalkitError(

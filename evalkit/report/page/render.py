@@ -29,6 +29,8 @@ from evalkit.results.intervals import FEWEST_BATCHES
 from evalkit.results.marks import marks_of
 from evalkit.results.summaries import headline, near_zero, shown_marks, summarize, summarize_batches
 from evalkit.results.sweeps import is_sweep
+from evalkit.results.undefined import undefined_sentences
+from evalkit.storage.lost_rows import failed_batches, lost_rows
 from evalkit.storage.run_folder import REPORT_FILE, Run
 from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE
 
@@ -142,6 +144,11 @@ def _summary(run: Run, wording: Callable[[str], str]) -> Mapping[str, Any]:
     return {
         "task": as_text(task) if task else run.folder.resolve().name,
         "headline": headline(run),
+        "gaps": [
+            text
+            for text in (failed_batches(run), lost_rows(run), *undefined_sentences(run))
+            if text
+        ],
         "finished": bool(run.provenance.get("finished")),
         "checkpoints": _count(str(len(floors)), "checkpoint"),
         "batches": _count(_range(floors["batches"]), "batch"),

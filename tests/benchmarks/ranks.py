@@ -1,0 +1,245 @@
+"""How a study gains from ranks: two beside one measured, many simulated from measured costs.
+
+``python -m tests.benchmarks.ranks`` prints both tables; with ``--write`` they take the place of
+those in docs/processes.md, and with ``--only`` one is left as it is. Two ranks and one have one
+thread each and take turns; beside each start one follows that finds nothing left, which shows what
+a start costs. Run it when nothing else does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from evalkit.checkpoints import load_into, open_trajectory
+from evalkit.checkpoints.tensors import file_hash, write_tensor_file
+from tests.benchmarks.markdown import line, lines, machine, with_section
+from tests.benchmarks.simulated_ranks import Costs, Load, dealt
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "processes.md"
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+STUDY = ["checkpoints/digits-mlp", "--methods", "sgd,ef,ief,sf,ngd", "--batches"]
+MARK = 0.55
+"""The time of two ranks in that of one, at most."""
+
+MEASURED = "## Two ranks beside one\n"
+SIMULATED = "## Many ranks, simulated\n"
+STUDIES = 15
+LOADS = (
+    Load("adapters of 3.5 MB on a model of 0.9 GB, 18 s a batch", 18.0, 3.5e6, 0.9e9),
+    Load("whole models of 0.9 GB, 18 s a batch", 18.0, 0.9e9),
+    Load("adapters of 3.5 MB on a model of 0.9 GB, 1 s a batch", 1.0, 3.5e6, 0.9e9),
+)
+RANKS = (1, 2, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a start took.
+
+    Attributes:
+        seconds: from its beginning to its end.
+        processor: seconds of all its processes on the processors.
+    """
+
+    seconds: float
+    processor: float
+
+
+def started(ranks: int, run: Path, batches: int) -> Start:
+    """Return what a study took on one process or several ranks, with one thread each."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    program = [sys.executable, *(several if ranks > 1 else ()), "-m", "evalkit", "score"]
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(
+        [*program, *STUDY, str(batches), "--out", str(run)],
+        cwd=ROOT,
+        env=ONE_THREAD,
+        check=True,
+        capture_output=True,
+    )
+    ended, after = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = sum(getattr(after, name) - getattr(before, name) for name in ("ru_utime", "ru_stime"))
+    return Start(ended - began, used)
+
+
+def measured(batches: int, repetitions: int) -> str:
+    """Return the section that has two ranks beside one."""
+    found: dict[tuple[int, bool], list[Start]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(repetitions):
+            for ranks in (1, 2):
+                run = Path(folder) / f"{turn}-{ranks}"
+                for is_whole in (False, True):
+                    start = started(ranks, run, batches)
+                    found.setdefault((ranks, is_whole), []).append(start)
+                    print(ranks, "ranks", "nothing left" if is_whole else "all", start, flush=True)
+    rows = ""
+    kinds: dict[str, Callable[[Start, Start], float]] = {
+        "from start to end": lambda start, idle: start.seconds,
+        "scoring alone": lambda start, idle: start.seconds - idle.seconds,
+        "a start that finds nothing left": lambda start, idle: idle.seconds,
+        "processors, scoring alone": lambda start, idle: start.processor - idle.processor,
+    }
+    for name, seconds in kinds.items():
+        one, two = (
+            [seconds(*pair) for pair in zip(found[n, False], found[n, True], strict=True)]
+            for n in (1, 2)
+        )
+        ratio = statistics.median(b / a for a, b in zip(one, two, strict=True))
+        mark = ("reached" if ratio <= MARK else "**missed**") if name == "scoring alone" else ""
+        values = (statistics.median(one), statistics.median(two), ratio)
+        rows += line(name, *(f"{value:.3g}" for value in values), mark)
+    return (
+        MEASURED
+        + f"\n`python -m tests.benchmarks.ranks --only measured` scores {11 * batches} batches of "
+        "the bundled trajectory by five methods, with one process and with two ranks in turns, one "
+        "thread each: "
+        f"seconds, medians of {repetitions} turns. Mark: two ranks take at most {MARK} times as "
+        "long. Measured on\n"
+        + machine("cpu")
+        + "\n\n"
+        + lines("", "one", "two ranks", "two / one", "")
+        + rows
+    )
+
+
+def costs() -> Costs:
+    """Measure what one request, one durable row and one byte of a checkpoint cost here."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        start = statistics.median(started(1, folder / "run", 1).seconds for _ in range(1))
+        start = statistics.median(started(1, folder / "run", 1).seconds for _ in range(3))
+        model = nn.Sequential(*(nn.Linear(3072, 3072) for _ in range(4)))
+        write_tensor_file(folder / "step-0.safetensors", model.state_dict())
+        size = (folder / "step-0.safetensors").stat().st_size
+        os.utime(folder / "step-0.safetensors", (1e9, 1e9))
+        checkpoint = open_trajectory(folder / "step-0.safetensors").checkpoints[0]
+        # A file of the last seconds is hashed whenever it is asked for.
+        hashing = size / least(lambda: file_hash(folder / "step-0.safetensors"))
+        loading = size / (least(lambda: load_into(model, checkpoint)) - size / hashing)
+        put = least(lambda: durable(folder / "rows", b"x" * 2000))
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    client = dist.TCPStore("localhost", server.port, is_master=False, wait_for_workers=False)
+    asked = least(lambda: [client.add("n", 1) for _ in range(500)]) / 500
+    return Costs(start, asked, 2 * put, hashing, loading, spread=spread())
+
+
+def spread() -> float:
+    """Return the standard deviation of the logarithm of a batch's time, of the bundled study."""
+    from evalkit.checkpoints import trajectory_task
+    from evalkit.scoring import score
+    from evalkit.settings import Settings
+    from evalkit.study.batches import samples_to_score, take_batch
+
+    trajectory = open_trajectory(ROOT / "checkpoints" / "digits-mlp")
+    task, settings = trajectory_task(trajectory), Settings()
+    samples = samples_to_score(task, settings.batch_size)
+    model = task.build_model(0).eval()
+    logarithms = []
+    for checkpoint in trajectory.checkpoints:
+        load_into(model, checkpoint)
+        for batch in range(4):
+            given = take_batch(samples, settings, batch)
+            score(model, *given, methods=("sgd",))  # what a first call costs is not its spread
+            began = time.thread_time()
+            score(model, *given, methods=("sgd", "ef", "ief", "sf", "ngd"))
+            logarithms.append(torch.tensor(time.thread_time() - began).log().item())
+    return statistics.stdev(logarithms)
+
+
+def durable(path: Path, content: bytes) -> None:
+    """Append to a file so that it is on the disk."""
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def least(work: Callable[[], object], repetitions: int = 5) -> float:
+    """Return the least seconds of a few repetitions."""
+    found = []
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def many(found: Costs, ranks: Sequence[int] = RANKS, studies: int = STUDIES) -> str:
+    """Return the section that has many ranks, simulated from measured costs."""
+    text = (
+        SIMULATED
+        + f"\n`python -m tests.benchmarks.ranks --only simulated` simulates {studies} studies of 7 "
+        "checkpoints x 100 batches (the paper's), event by event, with the blocks that ranks get. "
+        f"Measured: {found.start:.2g} s for a start, {1e6 * found.request:.0f} µs for a request of "
+        f"the store (which serves one after another), {1e3 * found.put:.2g} ms to keep a unit, "
+        f"{found.hashing / 1e9:.2g} GB/s to hash and {found.loading / 1e9:.2g} GB/s to load a "
+        f"checkpoint, and a spread of {100 * found.spread:.0f}% in the time of a batch. Assumed: a "
+        f"folder that serves {found.folder / 1e9:.0f} GB/s to all ranks together. 18 s a batch is "
+        "the paper's cost (30 minutes a checkpoint on an A100). Times of batches are drawn with "
+        "seeds 0 to 14. Ranks score the studies one after another, or are dealt to them and score "
+        "them side by side; the shares are of the time of all ranks, side by side.\n"
+    )
+    for load in LOADS:
+        text += f"\n{load.name[0].upper()}{load.name[1:]}:\n\n"
+        text += lines(
+            *("ranks", "hours, one after another", "side by side", "speed-up", "efficiency"),
+            *("scoring", "starting", "loading", "store", "waiting at the end"),
+        )
+        alone = dealt(load, studies, 1, found, side_by_side=False).seconds
+        for count in ranks:
+            after = dealt(load, studies, count, found, side_by_side=False)
+            beside = dealt(load, studies, count, found, side_by_side=True)
+            gain, total = alone / beside.seconds, count * beside.seconds
+            shares = {name: seconds / total for name, seconds in beside.spent.items()}
+            text += line(
+                str(count),
+                *(f"{one.seconds / 3600:.3g}" for one in (after, beside)),
+                f"{gain:.4g}",
+                f"{gain / count:.0%}",
+                *(f"{shares[name]:.1%}" for name in ("scoring", "starting", "loading")),
+                f"{shares['asking'] + shares['writing']:.2%}",
+                f"{shares['waiting']:.1%}",
+            )
+    return text
+
+
+def main() -> None:
+    """Measure, simulate, print the tables, and write them if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=["measured", "simulated"])
+    parser.add_argument("--batches", type=int, default=30)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    sections = []
+    if arguments.only != "simulated":
+        sections.append(measured(arguments.batches, arguments.repetitions))
+    if arguments.only != "measured":
+        sections.append(many(costs()))
+    print(*sections, sep="\n")
+    if arguments.write:
+        text = PAGE.read_text(encoding="utf-8")
+        for section in sections:
+            text = with_section(text, section)
+        PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
