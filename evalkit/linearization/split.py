@@ -12,6 +12,7 @@ raised in rank 0, and the others wait for the next call.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs, check_batch, given_inputs, given_targets
 from evalkit.evaluation.wrapped import evaluated_module
@@ -322,10 +323,12 @@ def lost_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error).split("\n")[0]
+        # The place in torch's own code, and what it guesses of causes, are left out.
+        said = re.sub(r"^\[[^\]]*\] *", "", str(error).split("\n")[0]).split(". ")[0]
         raise LostRankError(
             "expected all processes of the group to go on together, found one that has ended or "
-            f"does not answer ({said[:200]}); look at what it said, and start the command again"
+            f"does not answer ({shortened(said, 200)}); look at what it said, and start the "
+            "command again"
         ) from error
 
 
