@@ -22,6 +22,8 @@ PROBES = 32
 PAST_BATCHES = 10
 """Batches of each past task, for methods that have past tasks as an input."""
 PRECISIONS = ("float32", "float64")
+OnFailure = Literal["raise", "skip"]
+"""What an optimizer does with a step that it cannot take: raise an error, or leave it out."""
 Others = Literal["block", "gradient", "leave"]
 """What is made of parameters without factors: a block for each in methods by layers, the gradient
 itself there, or nothing, as if they were frozen, in every row of every method."""
@@ -151,3 +153,44 @@ def check_each_once(kind: str, values: Sequence[object]) -> None:
     if len(set(values)) < len(values):
         found = ", ".join(map(str, values))
         raise EvalkitError(f"expected each {kind} once, found {found}; drop the repeats")
+
+
+def check_momentum(value: float) -> float:
+    """Return the momentum of an optimizer.
+
+    Raises:
+        EvalkitError: it is no number from 0 to below 1.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1:
+        raise EvalkitError(
+            f"expected `momentum` from 0 to below 1, found {value!r}; pass one such as 0.9"
+        )
+    return float(value)
+
+
+def check_normalise(value: bool) -> bool:
+    """Return whether steps are as long as the learning rate.
+
+    Raises:
+        EvalkitError: it is neither True nor False; a text would count as True.
+    """
+    if not isinstance(value, bool):
+        raise EvalkitError(
+            f"expected `normalise` to be True or False, found {value!r}; pass one of them"
+        )
+    return value
+
+
+def check_on_failure(value: OnFailure) -> OnFailure:
+    """Return what is done with a step that cannot be taken.
+
+    Raises:
+        EvalkitError: it is none of :data:`OnFailure`.
+    """
+    if value not in get_args(OnFailure):
+        raise EvalkitError(
+            f"expected `on_failure` to be {' or '.join(get_args(OnFailure))}, found {value!r}; "
+            "choose one of them"
+        )
+    return value

@@ -179,7 +179,13 @@ def test_the_damping_is_that_of_the_training(
     training = trained(tmp_path, optimizer, 0.2, damping=damping)
     dampings = (1e-12, 0.008, 0.064, 10.0)
     run = write_scores(tmp_path / "run", training, {optimizer: [1.0, 2.0]}, dampings)
-    assert compare_folders([run]).ratios["damping"].unique().tolist() == [expected]
+    comparison = compare_folders([run])
+    assert comparison.ratios["damping"].unique().tolist() == [expected]
+    assert not any("the nearest" in note for note in comparison.notes)
+    other = write_scores(tmp_path / "other", training, {optimizer: [1.0, 2.0]}, (3.0,))
+    notes = [note for note in compare_folders([other]).notes if "the nearest" in note]
+    assert len(notes) == (damping is not None)
+    assert all(note.endswith(f"--damping {expected if damping else 0:g}") for note in notes)
 
 
 def test_several_runs_of_one_training(tmp_path: Path) -> None:

@@ -204,3 +204,12 @@ def test_what_is_left_out_is_left_out_of_every_piece(tmp_path: Path) -> None:
         found[others] = json.loads((out / "cost.json").read_text())
         assert found[others]["others"] == others
     assert found["block"]["num_params"] - found["leave"]["num_params"] == 8
+
+
+def test_methods_that_need_more_than_a_batch_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("optimizer:decay=false", "fopng"):
+        assert main(["cost", "digits-mlp", "--methods", f"sgd,{name}"]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"found '{name}', whose cost is that of its training too; leave it out" in said

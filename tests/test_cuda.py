@@ -233,3 +233,17 @@ def test_a_run_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     within_their_errors(tables["cuda"], tables["cpu"])
     assert main(["cost", "digits-mlp", "--device", "cuda", "--out", str(tmp_path / "cost")]) == 0
     assert "cuda" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "ief", "sf", "kfac:labels=improved"])
+def test_a_training_starts_and_goes_on(optimizer: str, tmp_path: Path) -> None:
+    """Steps on a GPU are those on a CPU, but for rounding; an interrupted one ends alike."""
+    given = ["train", "digits-mlp", "--optimizer", optimizer, "--learning-rate", "0.01"]
+    given += ["--weight-decay", "0", "--epochs", "2", "--checkpoint-every", "1"]
+    given += ["--damping", "1e-2"] if optimizer != "adamw" else []
+    for device in ("cpu", "cuda"):
+        folder = tmp_path / device
+        assert main([*given, "--device", device, "--out", str(folder)]) == 0
+        assert main([*given, "--device", device, "--out", str(folder), "--resume"]) == 0
+    losses = [pd.read_csv(tmp_path / device / "history.csv")["loss"] for device in ("cpu", "cuda")]
+    np.testing.assert_allclose(losses[1][:20], losses[0][:20], rtol=1e-3)

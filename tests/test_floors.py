@@ -27,7 +27,7 @@ doubts
 layers factor
 evaluation.modules evaluation.precision evaluation.given evaluation.outputs evaluation.bags
 evaluation.wrapped evaluation.substitutes evaluation.determinism
-evaluation.failures evaluation.full_precision
+evaluation.failures evaluation.full_precision evaluation.devices
 evaluation.forward
 evaluation
 linearization.broadcasts
@@ -65,11 +65,12 @@ training.optimizers
 tasks
 checkpoints
 training
-study.batches study.plan study.estimate study.identity study.notes study.source_files
+study.batches study.plan study.blocks study.estimate study.identity study.notes study.source_files
 study.execute study.provenance study.past study.steps
 study.faults
 study.store study.processes study.opened study.ranks study.loaded
-study.keeping study.splitting
+study.keeping study.shown study.splitting
+study.execution
 study
 diagnosis.blocks
 diagnosis.matrix_errors

@@ -207,6 +207,12 @@ def test_settings_are_numbers(name: str, value: Any) -> None:
         optim.IEF(Training().model.parameters(), **settings)
 
 
+@pytest.mark.parametrize("setting", [{"normalise": "yes"}, {"normalise": 1}, {"on_failure": "no"}])
+def test_settings_that_are_neither_of_two_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(EvalkitError, match=f"`{next(iter(setting))}`"):
+        optim.EF(Training().model.parameters(), lr=1.0, **setting)
+
+
 def test_a_loss_that_is_not_finite_raises_and_changes_nothing() -> None:
     training = Training()
     optimizer = optim.IEF(training.model.parameters(), lr=1.0, **SETTINGS)

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from evalkit.errors import EvalkitError
 from evalkit.launch import Launch, Shard, given_threads, launched, parse_shard
 from evalkit.storage.rows import Cell
+from evalkit.study.blocks import SHARE, blocks_of, shard_of
 from evalkit.study.plan import Unit
-from evalkit.study.ranks import SHARE, Ranks, blocks_of, shard_of
+from evalkit.study.ranks import Ranks
 
 CELLS = tuple(Cell(name, step, 0.0, batch) for step, name in enumerate("abc") for batch in range(8))
 UNITS = tuple(Unit(cell, frozenset()) for cell in CELLS)
@@ -162,18 +163,37 @@ def test_one_rank_says_what_all_would_say(store: dist.Store) -> None:
     assert [one.first_to("x"), other.first_to("x"), other.first_to("y")] == [True, False, True]
 
 
-def test_the_rank_that_serves_the_store_ends_last(store: dist.Store) -> None:
-    other = rank(store, 1)
-    served = replace(HERE, is_served=False)
-    server = Ranks(served, store, beat=0.01, dead=30.0)
-    ended = threading.Thread(target=server.close)
+def test_rank_0_ends_last(store: dist.Store) -> None:
+    """It may serve the store, and its exit status stands for all."""
+    first, other = rank(store, 0), rank(store, 1)
+    ended = threading.Thread(target=first.wait_for_others)
     ended.start()
     ended.join(0.2)
     assert ended.is_alive()
+    other.wait_for_others()  # nobody waits for rank 0
     other.close()
     ended.join()
-    dead = Ranks(served, dist.PrefixStore("x", store), beat=0.01, dead=0.1)
-    dead.close()  # nobody else ever comes
+
+
+def test_it_does_not_wait_for_the_dead(store: dist.Store) -> None:
+    first, other = rank(store, 0, dead=0.1), rank(store, 1)
+    stop(other)
+    first.wait_for_others()
+
+
+def test_one_rank_starts_over_and_others_wait(store: dist.Store) -> None:
+    first, other = rank(store, 0), rank(store, 1)
+    found: list[bool] = []
+    waiting = threading.Thread(target=lambda: found.append(other.starts_over()))
+    waiting.start()
+    assert first.starts_over()
+    assert not found
+    first.has_started_over()
+    waiting.join()
+    assert found == [False]
+    again = Ranks(replace(HERE, restart=1), store, beat=0.01)
+    STARTED.append(again)
+    assert not again.starts_over()
 
 
 def test_blocks_hold_a_checkpoint_each_and_shrink() -> None:

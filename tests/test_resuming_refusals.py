@@ -20,6 +20,7 @@ from evalkit.training import optimizers, train
 from evalkit.training.registry import REGISTRY
 from tests.support.refusals import refusal
 from tests.support.trainings import INPUTS, LABELS, interrupted, small_task
+from tests.support.unlisted import unlist_states
 
 
 @pytest.mark.parametrize(
@@ -48,11 +49,13 @@ def test_other_versions_and_threads_are_refused(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     for key, value, expected in (
         ("threads", 99, "expected threads 99"),
+        ("device", "cuda", "expected `device` of kind cuda"),
         ("versions", {**content["versions"], "torch": "1.0"}, "expected torch 1.0"),
     ):
         path.write_text(json.dumps({**content, key: value}))
         assert expected in refusal(lambda: train(small_task(), folder=tmp_path, resume=True))
     versions = {**content["versions"], "python": "3.10"}
+    del content["device"]  # as of trainings that could be on a CPU only
     path.write_text(json.dumps({**content, "versions": versions}))
     train(small_task(), folder=tmp_path, resume=True)
 
@@ -88,14 +91,25 @@ def of_another_optimizer(path: Path) -> None:
     torch.save(state, path)
 
 
+def of_another_step_unlisted(path: Path) -> None:
+    of_another_step(path)
+    unlist_states(path.parent)
+
+
+def of_another_optimizer_unlisted(path: Path) -> None:
+    of_another_optimizer(path)
+    unlist_states(path.parent)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "expected"),
     [
         ("step-000006.optimizer.pt", damage, "is truncated, altered or of another format"),
         ("step-000006.optimizer.pt", Path.unlink, "step-000006.optimizer.pt', found none"),
-        ("step-000006.optimizer.pt", of_another_step, "found that of step 0; copy"),
+        ("step-000006.optimizer.pt", of_another_step, "which the training saved with that"),
+        ("step-000006.optimizer.pt", of_another_step_unlisted, "found that of step 0; copy"),
         ("step-000006.optimizer.pt", without_a_part, "found one without order"),
-        ("step-000006.optimizer.pt", of_another_optimizer, "found ValueError"),
+        ("step-000006.optimizer.pt", of_another_optimizer_unlisted, "found ValueError"),
         ("step-000006.safetensors", damage, "truncated or altered"),
         (HISTORY_FILE, lambda path: path.write_text("step\n1\n"), "found 1; copy the file again"),
         (HISTORY_FILE, Path.unlink, "expected the 6 steps of the training so far"),

@@ -20,6 +20,7 @@ from evalkit.checkpoints.tensors import write_tensor_file
 from evalkit.cli import main
 from evalkit.errors import EvalkitError
 from evalkit.training.saved_optimizers import restored
+from tests.support.unlisted import unlist_states
 
 FILE = """import torch
 from torch import nn
@@ -173,6 +174,9 @@ def test_a_training_of_evalkit_is_scored_and_goes_on(
     torch.save(content | {"more": 1}, path)
     capsys.readouterr()
     assert score(folder) == 2
+    assert "which the training saved with that checkpoint" in capsys.readouterr().err
+    unlist_states(folder / "files")
+    assert score(folder) == 2
     assert "another optimizer at" in capsys.readouterr().err
 
 
@@ -231,6 +235,7 @@ def test_altered_settings_of_a_training_are_a_sentence_about_its_file(
     assert main([*trained, "--out", f"{folder / 'files'}"]) == 0
     path = max((folder / "files").glob("*.optimizer.pt"))
     content = torch.load(path, weights_only=True)
+    unlist_states(folder / "files")
     for settings in ({"learning_rate": -1.0}, {"speed": 3}):
         torch.save(content | {"settings": content["settings"] | settings}, path)
         capsys.readouterr()

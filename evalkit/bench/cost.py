@@ -23,6 +23,7 @@ from evalkit.bench.memory import peak_mebibytes
 from evalkit.bench.timing import Timed, Timing, in_turns, seconds
 from evalkit.curvature.others import linearized
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.devices import check_device
 from evalkit.evaluation.forward import cast, forward, in_precision
 from evalkit.evaluation.given import Inputs
 from evalkit.evaluation.precision import HALF
@@ -33,10 +34,12 @@ from evalkit.settings import Settings
 from evalkit.storage.columns import frame_of
 from evalkit.storage.files import make_folder, write_atomically
 from evalkit.storage.rows import Score
-from evalkit.study.batches import check_device, samples_to_score, take_batch
+from evalkit.study.batches import samples_to_score, take_batch
 from evalkit.tasks import Samples, Task
 from evalkit.tasks.task import user_code
 from evalkit.updates import update
+from evalkit.updates.parser import parse
+from evalkit.updates.registry import takes_batch_alone
 from evalkit.version import __version__
 
 TABLE_FILE = "cost.csv"
@@ -203,7 +206,13 @@ def measure_costs(
     Raises:
         EvalkitError: a setting is out of range, or the task cannot be scored.
     """
-    check_request(settings.methods, settings.dampings)
+    check_request(settings.methods, settings.dampings, past=True, optimizer=True)
+    for name in settings.methods:
+        if not takes_batch_alone(parse(name)[0]):
+            raise EvalkitError(
+                f"expected methods that need nothing but a model and a batch, found '{name}', "
+                "whose cost is that of its training too; leave it out"
+            )
     if repetitions < 1:
         raise EvalkitError(
             f"expected repetitions of at least 1, found {repetitions}; set `repetitions` to 1 or "

@@ -28,6 +28,7 @@ from evalkit.checkpoints import Checkpoint
 from evalkit.checkpoints.saved import find_saved, holds_saved, named_adapters, saved_hash
 from evalkit.checkpoints.trainer_state import whole_epoch
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.devices import on_device
 from evalkit.evaluation.wrapped import evaluated_module
 from evalkit.extras import missing
 from evalkit.linearization import Linearization
@@ -43,7 +44,6 @@ from evalkit.storage.run_folder import (
     sort_tables,
     update_provenance,
 )
-from evalkit.study.batches import on_device
 from evalkit.study.execute import Rows, execute
 from evalkit.study.identity import check_same_request, check_same_run
 from evalkit.study.plan import Unit, cells_of, plan

@@ -44,6 +44,7 @@ class Entry:
     training_loss: float | None = None
     validation_accuracy: float | None = None
     optimizer: str | None = None
+    optimizer_sha256: str | None = None
 
 
 def _is_file(value: Any) -> bool:
@@ -93,6 +94,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "training_loss": (_is_number, "a finite number"),
     "validation_accuracy": (_is_share, "a number from 0 to 1"),
     "optimizer": (_is_state, f"a file inside the folder that ends in {', '.join(SUFFIXES)}"),
+    "optimizer_sha256": (_is_hash, "64 hexadecimal digits"),
 }
 
 

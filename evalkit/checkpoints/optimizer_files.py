@@ -70,6 +70,7 @@ def read_optimizer(checkpoint: Checkpoint) -> SavedOptimizer:
     check_regular(path, _ADVICE)
     content = read_pickle(path)
     digest = file_hash(path)
+    check_state_hash(path, digest, checkpoint.optimizer_sha256)
     if path.name.endswith(OPTIMIZER_SUFFIX) and _is_mapping(content, "state_dict", "settings"):
         state = _state(content["state_dict"], path)
         names, name, settings = (content.get(key) for key in ("names", "optimizer", "settings"))
@@ -83,6 +84,25 @@ def read_optimizer(checkpoint: Checkpoint) -> SavedOptimizer:
     return SavedOptimizer(
         path, digest, state, groups if _named(groups) else None, by_trainer=by_trainer
     )
+
+
+def check_state_hash(path: Path, found: str, listed: str | None) -> None:
+    """Refuse the state of another optimizer than that which was saved with the checkpoint.
+
+    Args:
+        path: the file of the state.
+        found: its SHA-256.
+        listed: what the manifest of the training says, None where it does not.
+
+    Raises:
+        EvalkitError: they differ.
+    """
+    if listed is not None and path.name.endswith(OPTIMIZER_SUFFIX) and found != listed:
+        raise EvalkitError(
+            f"expected the state with SHA-256 {listed:.8} in '{path}', which the training saved "
+            f"with that checkpoint, found one with {found:.8}; copy the "
+            "whole folder again"
+        )
 
 
 def _check_step(path: Path, step: Any) -> None:

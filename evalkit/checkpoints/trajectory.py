@@ -48,6 +48,8 @@ class Checkpoint:
         validation_accuracy: share of correct validation labels, None where unknown.
         key: where in its files the state dict lies, None where a rule finds it; see
             :func:`evalkit.checkpoints.layout.state_dict_in`.
+        optimizer_sha256: what the manifest says is the hash of the optimizer's state beside it,
+            None where it does not say.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Checkpoint:
     training_loss: float | None = None
     validation_accuracy: float | None = None
     key: str | None = None
+    optimizer_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,7 @@ def _listed_checkpoint(folder: Path, entry: Entry) -> tuple[Checkpoint, Saved]:
         sha256=digest,
         training_loss=entry.training_loss,
         validation_accuracy=entry.validation_accuracy,
+        optimizer_sha256=entry.optimizer_sha256,
     )
     return checkpoint, saved
 

@@ -90,14 +90,12 @@ def command(
     from evalkit.tasks import load_task
     from evalkit.tasks.loading import load_code
     from evalkit.updates import methods as registered
-    from evalkit.updates.registry import takes_optimizer, takes_past
+    from evalkit.updates.registry import takes_batch_alone
 
     for location in code:
         load_code(location)
     loaded = load_task(task, dict(task_settings))
-    alone = tuple(
-        name for name in registered() if not takes_past(name) and not takes_optimizer(name)
-    )
+    alone = tuple(filter(takes_batch_alone, registered()))
     settings = Settings(
         methods=methods if methods is not None else alone,
         batch_size=batch_size,

@@ -174,7 +174,7 @@ DEVICE = click.option(
     "--device",
     default=Settings.device,
     show_default=True,
-    help="Where to evaluate the model: cpu, cuda, cuda:1, ...",
+    help="Where the model is: cpu, cuda, cuda:1, ...",
 )
 OTHERS = click.option(
     "--others",

@@ -144,7 +144,7 @@ def command(
     batches extend it. Under torchrun its processes share the batches. Exit status 1 says that some
     batches could not be scored; the same command tries them again.
     """
-    launch = launched_without(shard)
+    launch = launched_without(shard, fresh)
     processes = own_processes() if launch is None else 1  # before torch is loaded
     with joined_ranks(launch) as ranks, joined_split(split_batch, launch, shard) as split:
         check_there(folder)

@@ -9,7 +9,7 @@ import click
 
 from evalkit.cli.console import say
 from evalkit.cli.early import check_names
-from evalkit.cli.options import LOAD, SET, Number
+from evalkit.cli.options import DEVICE, LOAD, SET, Number
 
 
 @click.command(
@@ -67,6 +67,7 @@ Examples:
     show_default=True,
     help="Of initial values and the order of the samples.",
 )
+@DEVICE
 @click.option(
     "--resume",
     is_flag=True,
@@ -79,6 +80,7 @@ def command(
     code: tuple[str, ...],
     folder: Path,
     seed: int,
+    device: str,
     resume: bool,
     **recipe: float | str | None,
 ) -> None:
@@ -105,8 +107,8 @@ def command(
             text = f"{loaded.name} epoch {row.epoch}, loss {row.loss:.4g}"
             shown.update(row.step, round(row.step / row.progress), text)
 
-        given: dict[str, Any] = {**recipe, "folder": folder, "seed": seed, "resume": resume}
-        trajectory = train(loaded, on_step=show, **given)
+        given: dict[str, Any] = {**recipe, "seed": seed, "device": device, "resume": resume}
+        trajectory = train(loaded, folder=folder, on_step=show, **given)
     last = trajectory.checkpoints[-1]
     accuracy = last.validation_accuracy
     validated = "" if accuracy is None else f", validation accuracy {accuracy:.1%}"

@@ -18,6 +18,7 @@ from evalkit.curvature.others import linearized
 from evalkit.diagnosis.matrix_errors import check_have_blocks, check_probes, matrix_errors
 from evalkit.diagnosis.scales import layer_scales
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.devices import check_device
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs
 from evalkit.scoring import check_request
@@ -26,7 +27,7 @@ from evalkit.storage.columns import Source, columns_of, csv_line, csv_rows, pars
 from evalkit.storage.files import check_regular, check_writable, make_folder, write_atomically
 from evalkit.storage.json_files import read_object
 from evalkit.storage.rows import Cell, LayerScale, MatrixError
-from evalkit.study.batches import batch_seed, check_device, samples_to_score, take_batch
+from evalkit.study.batches import batch_seed, samples_to_score, take_batch
 from evalkit.study.plan import cells_of
 from evalkit.study.provenance import describe_study, now
 from evalkit.tasks import Task

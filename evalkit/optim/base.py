@@ -17,9 +17,15 @@ from evalkit.group import Group
 from evalkit.linearization import Linearization
 from evalkit.optim.recorded import Closure, Forwards, StepError, all_or_none, mean_loss
 from evalkit.optim.whole_batch import WholeBatch, whole_batch
-from evalkit.settings import check_damping, check_seed
+from evalkit.settings import (
+    OnFailure,
+    check_damping,
+    check_momentum,
+    check_normalise,
+    check_on_failure,
+    check_seed,
+)
 
-OnFailure = Literal["raise", "skip"]
 Gram = Literal["rank", "batch"]
 Direction = Mapping[str, Tensor]
 
@@ -70,16 +76,12 @@ class ClosureOptimizer(Optimizer):
         gram: Gram = "rank",
         process_group: Any = None,
     ) -> None:
-        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             if isinstance(value, str | None) or not 0 <= value < math.inf:
                 raise EvalkitError(
                     f"expected `{name}` to be a finite number of at least 0, found {value!r}; "
                     "pass another"
                 )
-        if on_failure not in ("raise", "skip"):
-            raise EvalkitError(
-                f"expected `on_failure` 'raise' or 'skip', found {on_failure!r}; choose one of them"
-            )
         if gram not in ("rank", "batch"):
             raise EvalkitError(
                 f"expected `gram` 'rank' or 'batch', found {gram!r}; choose one of them"
@@ -88,13 +90,13 @@ class ClosureOptimizer(Optimizer):
         # Of the batch as a whole, and yet kept by group: that is where torch saves settings.
         self._whole = {
             "damping": check_damping(damping),
-            "normalise": normalise,
+            "normalise": check_normalise(normalise),
             "seed": check_seed(seed),
             "steps": 0,
             "skipped": 0,
         }
-        each = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-        self.likelihood, self.on_failure = likelihood, on_failure
+        each = {"lr": lr, "weight_decay": weight_decay, "momentum": check_momentum(momentum)}
+        self.likelihood, self.on_failure = likelihood, check_on_failure(on_failure)
         self.gram, self.process_group = gram, process_group
         self._forwards = Forwards(likelihood)
         super().__init__(params, {**each, **self._whole})

@@ -21,6 +21,7 @@ from evalkit.results.marks import marks_of
 from evalkit.results.summaries import stages, summarize
 from evalkit.results.sweeps import damping_places
 from evalkit.results.trainings import Contender
+from evalkit.settings import DEFAULT_DAMPING
 from evalkit.storage.run_folder import Run
 from evalkit.storage.training_folder import Training
 
@@ -30,6 +31,8 @@ STAGES = ("overall", "start", "middle", "end")
 """The geometric mean over all checkpoints, and the checkpoints at three stages of training."""
 _BY_GRAM = ("ief", "ef", "sf", "fgn", "polyak")
 """Optimizers whose damping is that of inner products of gradients."""
+_SAME_DAMPING = 0.01
+"""Relative difference of dampings that are written with a few digits."""
 Trajectory = Literal["own", "reference"]
 _RATIOS = [
     "trajectory",
@@ -108,6 +111,7 @@ def optimizer_ratios(
         for one in read
         for row in one.rows
     ]
+    notes += dict.fromkeys(one.note for one in read if one.note)
     return Ratios(pd.DataFrame(rows, columns=_RATIOS), (*notes, *marks.sentences))
 
 
@@ -119,11 +123,13 @@ class _Read:
         folder: of the run.
         rows: those of the table of ratios, without marks.
         scores: what they are from, its checkpoints named apart from those of other runs.
+        note: what has to be said of them, empty where nothing has.
     """
 
     folder: Path
     rows: list[dict[str, Any]]
     scores: pd.DataFrame
+    note: str = ""
 
     def named(self, checkpoint: str) -> str:
         """Return what a checkpoint is called in the scores."""
@@ -237,9 +243,8 @@ def _read(
 ) -> _Read:
     """Return gamma of a method at every checkpoint of a run, a row each."""
     scores = run.scores
-    damping = _nearest(
-        scores[scores["method"] == method]["damping"].unique(), _summed_damping(training, run)
-    )
+    wanted = _summed_damping(training, run)
+    damping = _nearest(scores[scores["method"] == method]["damping"].unique(), wanted)
     both = scores["method"].isin([method, "sgd"]) & (scores["damping"] == damping)
     summary = summarize(replace(run, scores=scores[both & (scores["method"] == method)]))
     by_checkpoint = {name: stage for stage, name in stages(summary).items()}
@@ -253,7 +258,8 @@ def _read(
         }
         for row in summary.to_dict("records")
     ]
-    read = _Read(run.folder, rows, scores[both])
+    note = _other_damping(contender, run, damping, wanted)
+    read = _Read(run.folder, rows, scores[both], note)
     names = [read.named(name) for name in scores[both]["checkpoint"]]
     return replace(read, scores=scores[both].assign(checkpoint=names))
 
@@ -266,6 +272,18 @@ def _summed_damping(training: Training, run: Run) -> float | None:
     samples = float(run.batches["num_samples"].median())
     power = 2 if base_name(training.optimizer) in _BY_GRAM else 1
     return damping * samples**power
+
+
+def _other_damping(contender: Contender, run: Run, damping: float, wanted: float | None) -> str:
+    """Return what to say where no score has the damping of a training, empty where one has."""
+    near_zero = wanted is not None and max(damping, wanted) <= DEFAULT_DAMPING
+    if wanted is None or near_zero or math.isclose(damping, wanted, rel_tol=_SAME_DAMPING):
+        return ""
+    return (
+        f"{contender.label}: gamma at damping {damping:g}, the nearest in {run.folder} to the "
+        f"{wanted:g} of its training, which is for sums over a batch as scored; give 'evalkit "
+        f"score' --damping {wanted:g}"
+    )
 
 
 def _nearest(dampings: Iterable[float], wanted: float | None) -> float:

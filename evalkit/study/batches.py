@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from evalkit import likelihoods
-from evalkit.errors import EvalkitError, reason
+from evalkit.errors import EvalkitError
+from evalkit.evaluation.devices import on_device
 from evalkit.evaluation.given import Inputs
 from evalkit.settings import Settings
 from evalkit.tasks import Samples, Task
@@ -84,11 +84,6 @@ def _add_to(digest: Any, name: str, value: Any) -> None:
         digest.update(f"{name} {value!r}".encode())
 
 
-def on_device(values: Any, device: str | torch.device) -> Any:
-    """Return tensors of any nesting on a device."""
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, values)
-
-
 def samples_to_score(task: Task, batch_size: int) -> Samples | ItemSamples:
     """Return the training samples of a task, checked.
 
@@ -105,23 +100,6 @@ def samples_to_score(task: Task, batch_size: int) -> Samples | ItemSamples:
     if isinstance(samples, Samples) and likelihoods.get(task.likelihood).ignores_labels:
         likelihoods.check_labels(samples.targets != likelihoods.IGNORED_LABEL)
     return samples
-
-
-def check_device(name: str) -> torch.device:
-    """Return a device that can be used.
-
-    Raises:
-        EvalkitError: torch does not know it, or finds none of its kind.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, dtype=torch.float64, device=device).tolist()
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise EvalkitError(
-            f"expected a device that torch can use with float64, found '{name}' ({reason(error)}); "
-            "use `device=cpu`"
-        ) from error
-    return device
 
 
 def take_batch(

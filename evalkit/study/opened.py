@@ -9,11 +9,12 @@ from torch import nn
 
 from evalkit.checkpoints import Trajectory, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
+from evalkit.evaluation.devices import check_device
 from evalkit.linearization.split import Split
 from evalkit.scoring import check_request
 from evalkit.settings import Settings
 from evalkit.storage.columns import check_name
-from evalkit.study.batches import check_device, samples_to_score
+from evalkit.study.batches import samples_to_score
 from evalkit.study.past import OpenedPast, PastRequest, open_past
 from evalkit.study.provenance import describe_study
 from evalkit.study.steps import SavedSteps, open_steps
@@ -33,6 +34,7 @@ class Opened:
         samples: that batches are drawn from.
         past: past tasks, for methods that have them as an input.
         steps: the optimizers of the checkpoints, for the method of that name.
+        split: the processes that share the samples of each batch, if there are several.
     """
 
     trajectory: Trajectory

@@ -13,9 +13,10 @@ from evalkit.checkpoints.adapters import model_for
 from evalkit.curvature import Labels, PastTask, past_task
 from evalkit.curvature.labels import check_labels
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.devices import check_device
 from evalkit.evaluation.wrapped import evaluated_module, plain_name
 from evalkit.settings import PAST_BATCHES, Settings
-from evalkit.study.batches import check_device, data_hash, samples_to_score, take_batch
+from evalkit.study.batches import data_hash, samples_to_score, take_batch
 from evalkit.study.source_files import sources
 from evalkit.tasks import Samples, Task
 from evalkit.tasks.samples import ItemSamples

@@ -19,7 +19,6 @@ others: what both have scored is the same, and the RUN keeps it once.
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 import time
 import uuid
@@ -30,14 +29,10 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from evalkit.errors import EvalkitError
-from evalkit.launch import Launch, Shard
+from evalkit.launch import Launch
 from evalkit.storage.rows import Cell
+from evalkit.study.blocks import blocks_of
 from evalkit.study.plan import Unit
-
-SHARE = 2
-"""A block is at most one part in this many times the ranks of what is left: the first blocks are
-large, so that few checkpoints are loaded, and the last ones single units, so that ranks end
-together, also where some are half as fast as others."""
 
 BEAT_SECONDS = 2.0
 """Between two signs of life."""
@@ -52,41 +47,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.02, 2.0
 """Seconds between two looks at the blocks of others, growing from one to the other."""
 
 _DONE = "done"
-
-
-def shard_of(cells: Sequence[Cell], shard: Shard) -> tuple[Cell, ...]:
-    """Return the cells of a shard: a run of the list, as long as the others' to within one.
-
-    It depends on the list alone, not on what is finished, so that shards may start at any time. A
-    run rather than every k-th cell, since it has the cells of few checkpoints, and each that it has
-    is loaded.
-
-    Args:
-        cells: of the study, checkpoint by checkpoint.
-        shard: which of them is asked for.
-    """
-    first, stop = (len(cells) * at // shard.count for at in (shard.number - 1, shard.number))
-    return tuple(cells[first:stop])
-
-
-def blocks_of(checkpoints: Sequence[str], ranks: int) -> tuple[range, ...]:
-    """Return the blocks of a list of units, as ranges of places in it.
-
-    Args:
-        checkpoints: of each unit.
-        ranks: that share the units.
-    """
-    blocks, first = [], 0
-    while first < len(checkpoints):
-        most = math.ceil((len(checkpoints) - first) / (SHARE * ranks))
-        stop = first + 1
-        while stop < min(first + most, len(checkpoints)) and (
-            checkpoints[stop] == checkpoints[first]
-        ):
-            stop += 1
-        blocks.append(range(first, stop))
-        first = stop
-    return tuple(blocks)
 
 
 class Ranks:
@@ -142,6 +102,30 @@ class Ranks:
             return self._swap(key, "", self._name)
         except dist.DistError:
             return True
+
+    def starts_over(self) -> bool:
+        """Return whether this rank is to set an earlier run aside; others wait until it has.
+
+        Raises:
+            EvalkitError: rank 0 does not do it.
+        """
+        if self.launch.restart:
+            return False  # done, or it would set aside what this start has scored
+        if self.leads:
+            return True
+        until = time.monotonic() + CONNECT_SECONDS
+        while not self._store.check(["fresh"]):
+            if time.monotonic() > until:
+                raise EvalkitError(
+                    "expected rank 0 to set the earlier run aside, found no sign of it within "
+                    f"{CONNECT_SECONDS:.0f} s; give the same command without `fresh`"
+                )
+            time.sleep(FIRST_PAUSE)
+        return False
+
+    def has_started_over(self) -> None:
+        """Tell the other ranks that an earlier run is set aside."""
+        self._store.set("fresh", _DONE)
 
     def handed_out(
         self,
@@ -283,20 +267,29 @@ class Ranks:
         with suppress(dist.DistError):  # noticed by whoever asks for the next unit
             while not self._ended.wait(self._beat):
                 self._store.add(_beat_of(self._name), 1)
-                self._store.add("beats", 1)
-                if self.leads:
+                if not self.leads:
+                    self._store.add("beats", 1)
+                else:
                     self.done = max(self.done, self._store.add("done", 0))
 
     def close(self) -> None:
-        """Give no more signs of life; where this rank serves the store, after all others."""
+        """Give no more signs of life."""
         self._ended.set()
         self._heart.join()
         with suppress(dist.DistError):
-            ended = self._store.add("ended", 1)
-            if self.launch.is_served or not self.leads:
-                return
-            beats, since = -1, time.monotonic()
-            while ended < self.launch.world and time.monotonic() - since < self._dead:
+            self._store.add("ended", 1)
+
+    def wait_for_others(self) -> None:
+        """Wait until all other ranks have ended or give no sign of life.
+
+        Rank 0 ends last: it may serve the store, and torchrun ends all others where its exit status
+        says that batches have failed.
+        """
+        if not self.leads:
+            return
+        with suppress(dist.DistError):
+            ended, beats, since = 0, -1, time.monotonic()
+            while ended < self.launch.world - 1 and time.monotonic() - since < self._dead:
                 time.sleep(min(self._beat, FIRST_PAUSE))
                 ended, heard = self._store.add("ended", 0), self._store.add("beats", 0)
                 if heard != beats:
@@ -327,6 +320,7 @@ def joined(launch: Launch) -> Iterator[Ranks]:
         ) from error
     try:
         yield ranks
+        ranks.wait_for_others()
     finally:
         ranks.close()
 

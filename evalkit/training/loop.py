@@ -15,7 +15,8 @@ from torch import nn
 from evalkit.checkpoints import Trajectory, open_trajectory
 from evalkit.checkpoints.manifest import FORMAT
 from evalkit.errors import EvalkitError
-from evalkit.settings import check_seed
+from evalkit.evaluation.devices import check_device
+from evalkit.settings import Settings, check_seed
 from evalkit.storage.rows import TrainingStep
 from evalkit.tasks import Recipe, Task
 from evalkit.tasks.user_code import all_seeded
@@ -43,6 +44,7 @@ def train(
     normalise: bool | None = None,
     on_failure: str | None = None,
     seed: int = 0,
+    device: str = Settings.device,
     resume: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_step: Callable[[TrainingStep], None] | None = None,
@@ -64,6 +66,8 @@ def train(
             are its own defaults; where its step is of another kind, the learning rate has to be
             given, and there is no weight decay unless it is given.
         seed: the seed of the initial values, the order of the samples, and dropout.
+        device: where the model is trained: ``cpu``, ``cuda``, ``cuda:1``. Initial values are drawn
+            on the CPU, and are the same on all of them.
         resume: whether to go on with an unfinished training in the folder, by the same arguments; a
             finished one is left as it is, and in an absent or empty folder training begins.
         on_epoch: called after every epoch.
@@ -90,7 +94,7 @@ def train(
         "on_failure": on_failure,
     }
     recipe = _recipe(task.recipe, {key: v for key, v in chosen.items() if v is not None})
-    seed = check_seed(seed)
+    seed, placed = check_seed(seed), check_device(device)
     folder = Path(folder)
     folders.check_folder(folder, resume)
     samples = task.training_samples()
@@ -107,12 +111,12 @@ def train(
         )
     samples, validation = task.fit_labels(samples, model), task.validation_samples()
     validation = None if validation is None else task.fit_labels(validation, model)
-    manifest = _manifest(task, model, recipe, seed)
+    manifest = _manifest(task, model, recipe, seed, placed)
     earlier = folders.training_in(folder)
     if earlier is not None:
         resuming.check_same(folder, earlier[0], manifest)
     if not folders.is_finished(folder):
-        losses = Losses(task, model, samples, validation)
+        losses = Losses(task, model.to(placed), samples, validation, placed)
         training = Training(losses, recipe, seed, folder, manifest)
         entries = () if earlier is None else earlier[1]
         with folders.made(folder) if earlier is None else nullcontext(), all_seeded(seed):
@@ -145,7 +149,9 @@ def _recipe(own: Recipe, given: dict[str, Any]) -> Recipe:
     return dataclasses.replace(own, **given)
 
 
-def _manifest(task: Task, model: nn.Module, recipe: Recipe, seed: int) -> dict[str, Any]:
+def _manifest(
+    task: Task, model: nn.Module, recipe: Recipe, seed: int, device: torch.device
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "task": task.name or None,
@@ -154,6 +160,7 @@ def _manifest(task: Task, model: nn.Module, recipe: Recipe, seed: int) -> dict[s
         "recipe": dataclasses.asdict(recipe),
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "device": device.type,
         "threads": torch.get_num_threads(),  # sums in another order differ in the last digit
         "versions": {
             "evalkit": __version__,

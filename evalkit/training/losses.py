@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.devices import on_device
 from evalkit.evaluation.forward import forward
 from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.tasks import Samples, Task
@@ -39,21 +40,23 @@ class Losses:
 
     Args:
         task: says what outputs mean.
-        model: of the task.
+        model: of the task, on the device.
         training: its training samples.
         validation: others, if it has some.
+        device: to which batches are brought.
     """
 
     task: Task
     model: nn.Module
     training: Samples | ItemSamples
     validation: Samples | ItemSamples | None
+    device: torch.device
 
     def outputs(
         self, samples: Samples | ItemSamples, indices: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses (n,), logits (n, ..., C) and checked targets of the samples at indices."""
-        inputs, targets = samples.take(indices)
+        inputs, targets = on_device(samples.take(indices), self.device)
         with user_code(f"the model of task '{self.task.name}' on its data"):
             logits = forward(self.model, inputs)
         likelihood = likelihoods.get(self.task.likelihood)

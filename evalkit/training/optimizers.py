@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,13 @@ from evalkit.errors import EvalkitError, shortened
 from evalkit.given_settings import defaults_of
 from evalkit.names import base_name
 from evalkit.registry import suggest
-from evalkit.settings import DEFAULT_DAMPING, check_damping
+from evalkit.settings import (
+    DEFAULT_DAMPING,
+    check_damping,
+    check_momentum,
+    check_normalise,
+    check_on_failure,
+)
 from evalkit.training.builders import by_method
 from evalkit.training.registry import ON_OUTPUTS, REGISTRY, Builder, names, optimizer
 
@@ -31,7 +37,6 @@ __all__ = [
     "steps_on_outputs",
 ]
 
-ON_FAILURE = ("raise", "skip")
 DEFAULTS: dict[str, Any] = {
     "damping": DEFAULT_DAMPING,
     "momentum": 0.0,
@@ -41,7 +46,13 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 """The settings that a builder may have, and their defaults where it has none of its own."""
-OPTIONS = ("damping", "momentum", "normalise", "on_failure")
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "damping": check_damping,
+    "momentum": check_momentum,
+    "normalise": check_normalise,
+    "on_failure": check_on_failure,
+}
+OPTIONS = tuple(_CHECKS)
 """Those that the caller sets; the others are of the task and the training."""
 
 
@@ -100,27 +111,7 @@ def check_options(text: str, options: Mapping[str, Any]) -> None:
                 f"expected no {option} for the optimizer '{text}', which has none, found "
                 f"{value!r}; leave out `{option}`, or choose one that has it: {', '.join(having)}"
             )
-        _check_value(option, value)
-
-
-def _check_value(option: str, value: Any) -> None:
-    if option == "damping":
-        check_damping(value)
-    elif option == "momentum":
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < 1:
-            raise EvalkitError(
-                f"expected a momentum from 0 to below 1, found {value!r}; pass one such as 0.9"
-            )
-    elif option == "normalise" and not isinstance(value, bool):
-        raise EvalkitError(
-            f"expected `normalise` to be True or False, found {value!r}; pass one of them"
-        )
-    elif option == "on_failure" and value not in ON_FAILURE:
-        raise EvalkitError(
-            f"expected `on_failure` to be {' or '.join(ON_FAILURE)}, found {value!r}; "
-            f"{suggest(str(value), ON_FAILURE)}"
-        )
+        _CHECKS[option](value)
 
 
 def settings_of(text: str, given: Mapping[str, Any]) -> dict[str, Any]:

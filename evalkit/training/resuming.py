@@ -18,7 +18,9 @@ from evalkit.training.losses import Evaluation
 from evalkit.training.random_state import set_random_state
 from evalkit.training.states import take_state, unfit
 
-_COMPARED = ("task", "settings", "likelihood", "recipe", "seed", "parameters", "threads")
+_COMPARED = ("task", "settings", "likelihood", "recipe", "seed", "parameters", "threads", "device")
+_BEFORE = {"device": "cpu"}
+"""What trainings were begun with that do not say it."""
 _ADVICE = {
     "threads": "set OMP_NUM_THREADS to that number, as sums in another order differ",
     "versions": "install that version",
@@ -42,6 +44,7 @@ def check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
             "recipe": f"`{inner}` of",
             "seed": "`seed` of",
             "settings": f"the task's setting '{inner}' to be",
+            "device": "`device` of kind",
         }.get(kind, inner or kind)
         raise EvalkitError(
             f"expected {what} {_said(ours)}, with which the training in '{folder}' began, found "
@@ -52,7 +55,8 @@ def check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
 def _compared(manifest: Mapping[str, Any]) -> dict[str, Any]:
     versions = manifest.get("versions") or {}
     kept = {name: versions.get(name) for name in ("evalkit", "torch")}
-    return {**{name: manifest.get(name) for name in _COMPARED}, "versions": kept}
+    compared = {name: manifest.get(name, _BEFORE.get(name)) for name in _COMPARED}
+    return {**compared, "versions": kept}
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

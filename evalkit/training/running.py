@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from evalkit.checkpoints.manifest import Entry
+from evalkit.checkpoints.optimizer_files import check_state_hash
 from evalkit.checkpoints.saved import find_saved, saved_hash
+from evalkit.checkpoints.tensors import file_hash
 from evalkit.errors import EvalkitError
 from evalkit.storage.rows import TrainingStep
 from evalkit.tasks import Recipe
@@ -170,6 +172,7 @@ class Training:
         self.losses.finite(found.training_loss, epoch, self.recipe.learning_rate)
         name = f"step-{step:06d}"
         path = saving.write_model(model, self.folder, name)
+        written = states.write_state(self.folder, name, state)
         entry = Entry(
             file=path.name,
             step=step,
@@ -178,7 +181,8 @@ class Training:
             sha256=saved_hash(find_saved(path)),
             training_loss=found.training_loss,
             validation_accuracy=found.validation_accuracy,
-            optimizer=states.write_state(self.folder, name, state).name,
+            optimizer=written.name,
+            optimizer_sha256=file_hash(written),
         )
         history.keep()
         self.entries.append(entry)
@@ -194,7 +198,9 @@ class Training:
                 f"found {len(self.losses.training)}, which are not {last.step} steps in "
                 f"{last.epoch} epochs; train with the same data, or choose another `folder`"
             )
-        state = states.read_state(self.folder / (last.optimizer or ""))
+        beside = self.folder / (last.optimizer or "")
+        state = states.read_state(beside)
+        check_state_hash(beside, file_hash(beside), last.optimizer_sha256)
         resuming.restore(
             state, path, last, self.losses.model, self.optimizer, self.scheduler, self.order
         )

@@ -120,6 +120,15 @@ def takes_optimizer(name: str) -> bool:
     return "optimizer" in inspect.signature(registered(name)).parameters
 
 
+def takes_batch_alone(name: str) -> bool:
+    """Return whether a method needs nothing beside a model and a batch.
+
+    Args:
+        name: of the method, settings left aside.
+    """
+    return not takes_past(name) and not takes_optimizer(name)
+
+
 def no_optimizer(name: str) -> EvalkitError:
     """Return the error of a method that has an optimizer as an input, where there is none."""
     return EvalkitError(

@@ -12,7 +12,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from evalkit.study.ranks import blocks_of
+from evalkit.study.blocks import blocks_of
 
 WORK = ("scoring", "starting", "loading", "writing", "asking", "waiting")
 """What ranks spend time on."""

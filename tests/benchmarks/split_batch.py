@@ -46,10 +46,12 @@ class Taken:
     Attributes:
         seconds: on the clock.
         processor: on a processor.
+        peak: MiB of tensors at most, where that was counted.
     """
 
     seconds: float
     processor: float
+    peak: float = 0.0
 
 
 def scored(problem: Problem, split: Split | None) -> None:
@@ -79,12 +81,12 @@ def timed(work: Callable[[], None]) -> Taken:
     return Taken(time.perf_counter() - seconds, time.process_time() - processor)
 
 
-def measured(rank: int) -> dict[tuple[str, str], list[Taken | float]]:
+def measured(rank: int) -> dict[tuple[str, str], list[Taken]]:
     """Return what each problem takes this process, alone and with the other: times, then memory."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     split, group = Split(Group()), Group()
-    found: dict[tuple[str, str], list[Taken | float]] = {}
+    found: dict[tuple[str, str], list[Taken]] = {}
     for problem in chosen():
         ways: dict[str, Callable[[], None]] = {
             "one": partial(scored, problem, None) if rank == 0 else lambda: None,
@@ -101,7 +103,7 @@ def measured(rank: int) -> dict[tuple[str, str], list[Taken | float]]:
             group.objects(None)
             peak = peak_mebibytes(work, torch.device("cpu"))
             assert peak is not None
-            found[problem.name, name].append(peak)
+            found[problem.name, name].append(Taken(0.0, 0.0, peak))
     return found
 
 
@@ -116,7 +118,7 @@ def table() -> str:
     rows = ""
     for problem in chosen():
         (alone, peak), *ranks = (
-            (one[problem.name, way][:TURNS], one[problem.name, way][TURNS])
+            (one[problem.name, way][:TURNS], one[problem.name, way][TURNS].peak)
             for one, way in ((both[0], "one"), (both[0], "two"), (both[1], "two"))
         )
         clock = statistics.median(
