@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import evalkit
 from evalkit.checkpoints import open_trajectory
+from evalkit.cli import main
 from evalkit.errors import EvalkitError
 from evalkit.group import Group
 from evalkit.layers.budget import Budget
@@ -57,6 +58,7 @@ class Scored:
         methods: that score it.
         size: of micro-batches.
         others: what is made of parameters without factors.
+        dampings: at which they score it.
     """
 
     case: str
@@ -64,6 +66,7 @@ class Scored:
     methods: tuple[str, ...] = SOME
     size: int | None = None
     others: Any = "block"
+    dampings: tuple[float, ...] = (1e-2,)
 
     def batch(self) -> Batch:
         """The samples that are taken."""
@@ -77,7 +80,7 @@ class Scored:
 SCORED = (
     Scored("mlp_categorical", methods=(*ALL, *SOLVED)),
     Scored("mlp_categorical", 1),
-    Scored("mlp_bernoulli", size=2),
+    Scored("mlp_bernoulli", size=2, dampings=(1e-3, 1e-2)),
     Scored("mlp_gaussian", methods=("ief", "ngd:solver=direct")),
     Scored("convolution_group_norm", methods=("ief", "kfac"), size=2, others="leave"),
     Scored("token_labels", methods=("ief", "kfac", "sf"), others="gradient"),
@@ -93,8 +96,9 @@ def scored(what: Scored, split: Split | None = None) -> Rows | None:
     if split is not None and not split.leads:
         split.follow(lambda: (model, inputs, targets))
         return None
-    settings = Settings(what.methods, (1e-3, 1e-2), micro_batch_size=what.size, others=what.others)
-    unit = Unit(Cell("a", 0, 0.0, 0), frozenset((m, d) for m in what.methods for d in (1e-3, 1e-2)))
+    settings = Settings(what.methods, what.dampings, micro_batch_size=what.size, others=what.others)
+    pairs = frozenset((name, damping) for name in what.methods for damping in what.dampings)
+    unit = Unit(Cell("a", 0, 0.0, 0), pairs)
     with nullcontext() if split is None else split.leading():
         return execute(model, (inputs, targets), likelihood, settings, unit, "t", split=split)
 
@@ -380,3 +384,14 @@ def test_a_rank_that_is_gone_is_told_in_a_sentence() -> None:
     with pytest.raises(LostRankError, match="has ended or does not answer") as caught, lost_ranks():
         raise RuntimeError("Connection closed by peer")
     assert "start the command again" in str(caught.value)
+
+
+@pytest.mark.parametrize("more", [[], ["--shard", "1/2"]])
+def test_one_process_has_nobody_to_split_with(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(tmp_path / "checkpoints", 1)
+    arguments = ["score", str(tmp_path / "checkpoints"), "--split-batch", *more]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    assert "torchrun --nproc-per-node K -m evalkit score" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

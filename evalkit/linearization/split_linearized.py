@@ -56,6 +56,11 @@ class SplitBatches(MicroBatches):
         self._evaluated, self._num_samples = self._own._evaluated, split.given.num_samples
         weakref.finalize(self, split.retire, self._key)
 
+    @property
+    def at_once(self) -> int:
+        """As in one process: N where no process has micro-batches."""
+        return min(self._how.size or self._num_samples, self._num_samples)
+
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return what a function of all processes returns in this one.
 
