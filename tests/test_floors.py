@@ -13,7 +13,7 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet names interruption
-registry extras settings reductions signs launch
+registry extras settings reductions signs launch group
 storage.files given_settings
 storage.json_files storage.rows storage.locks
 storage.columns
@@ -43,16 +43,20 @@ linearization.micro_batches
 linearization.callers_forward
 linearization.gram
 linearization.kept
-linearization.linear_maps linearization.factors
+linearization.linear_maps linearization.factors linearization.split
+linearization.shares
+linearization.gram_strips
+linearization.split_gram
 linearization.loss_terms
+linearization.sample_gradients
 linearization.linearized
+linearization.split_linearized
 linearization.entry
 linearization
 indicator rounding work
 solvers
 curvature
 updates
-optim.ranks
 optim.recorded
 optim
 scoring
@@ -67,7 +71,7 @@ study.execute study.provenance study.past study.steps
 study.faults
 study.stored
 study.store study.processes study.opened study.ranks study.loaded
-study.keeping study.shown
+study.keeping study.shown study.splitting
 study.execution
 study
 diagnosis.blocks

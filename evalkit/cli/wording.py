@@ -18,6 +18,7 @@ _OPTIONS = {
     "learning_rate": "--learning-rate",
     "methods": "--methods",
     "micro_batch_size": "--micro-batch-size",
+    "split_batch": "--split-batch",
     "momentum": "--momentum",
     "normalise": "--normalise",
     "on_failure": "--on-failure",

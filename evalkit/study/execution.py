@@ -62,6 +62,7 @@ class Execution:
             None if self._begun or os.getpid() != self._process else self._starting,
             self._taken,
             stepping,
+            opened.split,
         )
         if rows.micro_batch_size is not None:
             self._settings = replace(self._settings, micro_batch_size=rows.micro_batch_size)

@@ -20,6 +20,7 @@ from evalkit.checkpoints import Trajectory
 from evalkit.errors import EvalkitError
 from evalkit.launch import Shard
 from evalkit.linearization import Linearization
+from evalkit.linearization.split import Split
 from evalkit.settings import Settings
 from evalkit.storage.files import check_writable
 from evalkit.storage.lost_rows import scored_pairs
@@ -40,6 +41,7 @@ from evalkit.study.processes import executed, is_small, shared_by
 from evalkit.study.provenance import rates_in, without_factors
 from evalkit.study.ranks import Ranks
 from evalkit.study.shown import Progress, Shown
+from evalkit.study.splitting import follow_study, leading, led, opened_together
 from evalkit.study.store import Store, open_store
 from evalkit.tasks import Task
 from evalkit.updates.foreseen import check_needs
@@ -76,6 +78,7 @@ def run_study(
     fresh: bool = False,
     tables: str | None = None,
     on_note: Callable[[str], None] | None = None,
+    split: Split | None = None,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
 
@@ -104,6 +107,8 @@ def run_study(
         tables: ``"csv"`` or ``"parquet"``; None for the form that the run has, CSV at first.
         on_note: called with a sentence about each thing that goes wrong and is coped with: a batch
             that memory is too small for, a unit that fails; None for warnings.
+        split: the processes that share the samples of each batch; all of them call this alike, and
+            rank 0 alone writes. Not with ranks or a shard.
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, the folder
@@ -111,7 +116,11 @@ def run_study(
             stopped before all is scored, or nothing can be (:mod:`evalkit.study.faults`).
     """
     place = (0, 1) if ranks is None else (ranks.launch.rank, ranks.launch.world)
-    opened = open_study(trajectory, task, settings, past, optimizer, *place)
+    opening = partial(open_study, trajectory, task, settings, past, optimizer, *place)
+    opened = opening() if split is None else opened_together(split, opening)
+    if split is not None and not split.leads:
+        follow_study(opened, split)
+        return
     given = opened.model, opened.samples, task.likelihood, settings
     small = torch.get_num_threads() > 1 and is_small(*given)
     among = ranks or shard
@@ -119,6 +128,7 @@ def run_study(
     described = opened.described()
     fresh = fresh and (ranks is None or ranks.starts_over())
     with (
+        leading(split),
         threads(1 if small else torch.get_num_threads()),
         open_store(
             Path(folder), described, task, opened.samples, settings, writer, fresh, tables
@@ -133,7 +143,7 @@ def run_study(
             check_writable(folder)  # which removes a new folder again, maybe that of another
         elif units:
             store.hold()  # so that there is a run.json that all go by
-        is_shared = small and opened.past is None and ranks is None
+        is_shared = small and opened.past is None and ranks is None and split is None
         processes = shared_by(len(units), processes) if is_shared else 1
         told = _Told(on_progress, on_start, on_note)
         _score(opened, store, cells, units, processes, ranks, told)
@@ -178,7 +188,8 @@ def _score(
     begin = partial(_begin, opened, store, len(units), sharing, told.on_start)
     taken = opened.past.taken() if units and opened.past is not None else None
     loaded = Loaded(opened.model, checkpoints, opened.steps, partial(_upcoming, units, ranks))
-    attempt = attempted(Execution(opened, store, loaded, taken, shown, begin))
+    execution = Execution(opened, store, loaded, taken, shown, begin)
+    attempt = led(attempted(execution), opened.split)
     keeper, proven = Keeper(store, settings, told.on_note), is_proven(settings, store.finished)
     handed: Iterable[Unit] = units
     if ranks is not None:
