@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from evalkit.errors import EvalkitError, shortened
 
+_VARIABLES = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 _AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 _RESTART = "TORCHELASTIC_RESTART_COUNT"
 
@@ -69,7 +70,7 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
     Raises:
         EvalkitError: a variable holds something other than a number.
     """
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+    if not environment.keys() >= _VARIABLES:
         return None
     rank, world = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
     if world < 2:
@@ -84,6 +85,11 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
         _number(environment, "MASTER_PORT"),
         environment.get(_AGENT) == str(True),
     )
+
+
+def is_first(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this process says what all ranks find in the command line."""
+    return environment["RANK"] == "0" if environment.keys() >= _VARIABLES else True
 
 
 def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:

@@ -6,6 +6,7 @@ import html
 import json
 import logging
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from tests.support.documents import PAGES, ROOT
 
 pytest.importorskip("material", reason="the site needs the extra docs: pip install '.[docs]'")
 pytest.importorskip("mkdocstrings", reason="the site needs the extra docs: pip install '.[docs]'")
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
 
 
 class Loaded(HTMLParser):
@@ -116,6 +120,32 @@ def test_search_finds_pages_and_names_without_a_server(site: Path) -> None:
     assert {"concepts/glossary.html", "reference/evalkit.html#evalkit.score"} <= places
     assert "iframe-worker.js" in (site / "index.html").read_text(encoding="utf-8")
     assert (site / "search/search_index.js").is_file()
+
+
+@pytest.mark.skipif(
+    not (BROWSER and DRIVER),
+    reason="no chromium with its chromedriver; Debian has both: chromium, chromium-driver",
+)
+def test_search_works_from_disk(site: Path, tmp_path: Path) -> None:
+    """A browser starts no worker for a page from disk; a frame takes its place."""
+    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    options = ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for argument in ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"):
+        options.add_argument(argument)
+    with Chrome(options=options, service=ChromeService(DRIVER)) as browser:
+        browser.get((site / "index.html").as_uri())
+        field = browser.find_element(By.CSS_SELECTOR, "input.md-search__input")
+        browser.execute_script("arguments[0].focus()", field)
+        field.send_keys("Fisher-vector")
+        found = WebDriverWait(browser, 30, 0.1).until(
+            lambda _: browser.find_elements(By.CSS_SELECTOR, ".md-search-result__link")
+        )
+        links = [str(link.get_attribute("href")) for link in found]
+        assert any("glossary" in link for link in links), links
 
 
 def test_links_out_of_the_pages_came_along(site: Path) -> None:

@@ -15,7 +15,7 @@ from evalkit.cli import main
 from evalkit.errors import EvalkitError
 from evalkit.storage.rows import Cell
 from evalkit.storage.run_folder import read_run
-from evalkit.study import running
+from evalkit.study import execution, running
 from evalkit.study.execute import Rows
 from evalkit.study.faults import Failure, Outcome, settled
 from evalkit.study.plan import Unit
@@ -237,7 +237,7 @@ def test_the_command_counts_what_failed_and_ends_with_status_1(
     command = ["score", str(tmp_path / "checkpoints"), "--task", f"{tmp_path / 'mine.py'}:task"]
     command += ["--batches", "2", "--batch-size", "8", "--methods", "sgd,ief"]
     command += ["--out", str(tmp_path / "run")]
-    execute = running.execute
+    execute = execution.execute
 
     def failing(model: Any, batch: Any, likelihood: str, settings: Any, unit: Unit, *more: Any):
         if (unit.cell.checkpoint, unit.cell.batch) == ("step-2", 1):
@@ -245,13 +245,30 @@ def test_the_command_counts_what_failed_and_ends_with_status_1(
         return execute(model, batch, likelihood, settings, unit, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "execute", failing)
+        patch.setattr(execution, "execute", failing)
         for _ in range(2):  # the second start tries it again
             assert main(command) == 1
             told = capsys.readouterr().err
-            assert told.count("1 of 6 batches could not be scored") == 1
-            assert "(expected 5 more GB, found none; lower --batch-size)" in told
+            assert told.count("1 batch was not scored, or not by every method") == 1
+            assert "1 x 'expected 5 more GB, found none; lower --batch-size'" in told
             assert "note: checkpoint 'step-2', batch 1: expected 5 more GB" in told
     assert main(command) == 0
-    assert "could not" not in capsys.readouterr().err
+    assert "not scored" not in capsys.readouterr().err
     assert read_run(tmp_path / "run").provenance["finished"] is not None
+
+
+def test_a_clock_that_jumps_gives_no_negative_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Durations are those of a clock that only goes forward."""
+    years = iter(range(2060, 2000, -1))
+
+    def jumping() -> str:
+        return f"{next(years)}-01-01T00:00:00+00:00"
+
+    for module in ("study.provenance", "study.stored", "storage.writers"):
+        monkeypatch.setattr(f"evalkit.{module}.now", jumping, raising=False)
+    study(tmp_path)
+    provenance = read_run(tmp_path / "run").provenance
+    assert provenance["finished"] >= provenance["started"]
+    assert 0 < provenance["seconds"] < 600

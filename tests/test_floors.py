@@ -13,15 +13,16 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet names interruption
-registry extras settings reductions signs launch
+registry extras settings reductions signs launch group
 storage.files given_settings
 storage.json_files storage.rows storage.locks
 storage.columns
 likelihoods storage.tables storage.history
-storage.parts storage.run_json
+storage.parquet storage.run_json
+storage.parts
 next_token storage.run_folder storage.writers
 storage.lost_rows storage.set_aside storage.history toy_tables overlap
-storage.training_folder
+storage.training_folder storage.run_status
 storage
 doubts
 layers factor
@@ -42,16 +43,20 @@ linearization.micro_batches
 linearization.callers_forward
 linearization.gram
 linearization.kept
-linearization.linear_maps linearization.factors
+linearization.linear_maps linearization.factors linearization.split
+linearization.shares
+linearization.gram_strips
+linearization.split_gram
 linearization.loss_terms
+linearization.sample_gradients
 linearization.linearized
+linearization.split_linearized
 linearization.entry
 linearization
 indicator rounding work
 solvers
 curvature
 updates
-optim.ranks
 optim.recorded
 optim
 scoring
@@ -64,8 +69,10 @@ training
 study.batches study.plan study.blocks study.estimate study.identity study.notes study.source_files
 study.execute study.provenance study.past study.steps
 study.faults
+study.stored
 study.store study.processes study.opened study.ranks study.loaded
-study.keeping
+study.keeping study.shown study.splitting
+study.execution
 study
 diagnosis.blocks
 diagnosis.matrix_errors
@@ -73,6 +80,7 @@ diagnosis.scales
 diagnosis.running
 diagnosis
 testing toy bench
+results.remembered
 results.intervals results.spreads results.marks results.undefined
 results.summaries results.pairs results.diagnoses results.correlations results.trainings
 results.sweeps results.training_curves

@@ -18,12 +18,12 @@ import evalkit
 from evalkit.checkpoints import open_trajectory
 from evalkit.checkpoints.manifest import read_manifest
 from evalkit.checkpoints.saved import find_saved
-from evalkit.errors import EvalkitError
 from evalkit.figures.layouts import SCREEN
 from evalkit.report.comparison import compare_folders
 from evalkit.storage.json_files import read_object
 from evalkit.storage.training_folder import read_training
 from evalkit.tasks import load_task
+from evalkit.training.resuming import check_same
 from tests.fuzz import guards
 from tests.support import hub, written_trainings
 from tests.support.idx import save_idx
@@ -72,6 +72,13 @@ def test_two_entries_of_one_name(tmp_path: Path) -> None:
 def test_a_recipe_with_values_of_another_kind(name: str, value: object, tmp_path: Path) -> None:
     training = written_trainings.write_training(tmp_path / "first", **{name: value})
     assert f"another value of '{name}'" in refusal(lambda: read_training(training))
+
+
+@pytest.mark.parametrize("versions", [[1], "x", 5, None])
+def test_versions_of_another_kind(versions: object, tmp_path: Path) -> None:
+    found = {"versions": {"evalkit": "1", "torch": "2"}}
+    said = refusal(lambda: check_same(tmp_path, {"versions": versions}, found))
+    assert "expected evalkit to be none" in said or "expected evalkit none" in said
 
 
 def test_long_texts_are_cut(tmp_path: Path) -> None:
@@ -182,6 +189,18 @@ def test_a_configuration_of_a_giant(name: str, value: int, said: str, tmp_path: 
         assert said in refusal(lambda: load_model(kind, str(folder), num_labels=2))
 
 
+@pytest.mark.parametrize("asked", ["kernels-community/flash-attn2", "x/y:z", "flash_attention_2"])
+def test_no_kernel_of_the_hub_is_fetched(asked: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from evalkit.tasks.pretrained import load_model
+
+    folder = hub.save_bert(tmp_path / "model")
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "attn_implementation": asked}))
+    kind = "AutoModelForSequenceClassification"
+    assert "by transformers itself" in refusal(lambda: load_model(kind, str(folder), num_labels=2))
+
+
 @pytest.mark.parametrize("name", ["target_modules", "exclude_modules", "rank_pattern"])
 def test_patterns_that_would_take_for_ever(name: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")
@@ -224,4 +243,3 @@ def test_no_file_of_the_folder_hides_a_package(tmp_path: Path) -> None:
         text=True,
     )
     assert found.stdout == f"evalkit, version {evalkit.__version__}\n", found.stderr
-    assert issubclass(EvalkitError, ValueError)

@@ -52,6 +52,7 @@ COMMANDS = (
     "train",
     "doctor",
     "score",
+    "status",
     "report",
     "compare",
     "export",

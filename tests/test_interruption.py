@@ -18,7 +18,7 @@ import evalkit.study.processes
 from evalkit.cli import main
 from evalkit.interruption import Terminated, handled, uninterrupted
 from evalkit.storage.run_folder import read_run
-from evalkit.study import running, store
+from evalkit.study import execution, store
 from evalkit.study.execute import Rows
 from evalkit.study.plan import Unit
 from evalkit.study.processes import executed
@@ -126,7 +126,7 @@ def test_an_ended_command_says_how_to_go_on_and_does(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(command("whole")) == 0
-    execute, put = running.execute, store.Store.put
+    execute, put = execution.execute, store.Store.put
     kept: list[int] = []
 
     def ended(name: int, at: str) -> Callable[..., Any]:
@@ -147,7 +147,7 @@ def test_an_ended_command_says_how_to_go_on_and_does(
 
     for name, said in ((signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")):
         with monkeypatch.context() as patch:
-            patch.setattr(running, "execute", ended(name, "checkpoint 'step-1', batch 1"))
+            patch.setattr(execution, "execute", ended(name, "checkpoint 'step-1', batch 1"))
             capsys.readouterr()
             assert main(command(said)) == 128 + name
         told = capsys.readouterr().err

@@ -1,22 +1,20 @@
-"""The examples of docs/guides/train-with-ief.md run, and do what the page says of them."""
+"""The examples of the pages on optimisers run, and do what the pages say of them."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
-PAGE = Path(__file__).parents[1] / "docs" / "optimisers.md"
+from tests.support.documents import document, python_blocks
 
 
 def test_the_examples_run() -> None:
     torch.manual_seed(0)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+    blocks = [block.text for block in python_blocks(document("guides/train-with-ief.md"))]
+    assert len(blocks) == 2
     names: dict[str, Any] = {}
     exec(blocks[0], names)
     before = [p.detach().clone() for p in names["model"].parameters()]
@@ -26,7 +24,8 @@ def test_the_examples_run() -> None:
         not torch.equal(a, b) for a, b in zip(before, names["model"].parameters(), strict=True)
     ]
     assert all(moved)
-    exec(blocks[2], names)
+    (scored,) = python_blocks(document("guides/optimiser-step.md"))
+    exec(scored.text, names)
     assert list(names["table"]["method"]) == ["sgd", "ief", "optimizer"]
     for _ in range(5):
         names["optimizer"].step(lambda: (names["model"](names["inputs"]), names["targets"]))

@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from evalkit.errors import EvalkitError
-from evalkit.launch import Launch, Shard, given_threads, launched, parse_shard
+from evalkit.launch import Launch, Shard, given_threads, is_first, launched, parse_shard
 from evalkit.storage.rows import Cell
 from evalkit.study.blocks import SHARE, blocks_of, shard_of
 from evalkit.study.plan import Unit
@@ -246,6 +246,9 @@ def test_where_torchrun_has_placed_a_process() -> None:
     found = launched({**ENVIRONMENT, "TORCHELASTIC_USE_AGENT_STORE": "True"})
     assert found == Launch(1, 4, 1, 1, 0, "one", 29500, True)
     assert found.writer == "rank-0001"
+    assert not is_first(ENVIRONMENT)
+    assert is_first({**ENVIRONMENT, "RANK": "0"})
+    assert is_first({"RANK": "1"})  # of something else
     with pytest.raises(EvalkitError, match="variable WORLD_SIZE"):
         launched({**ENVIRONMENT, "WORLD_SIZE": "four"})
 

@@ -208,6 +208,36 @@ def test_what_memory_would_not_hold_twice_is_not_read_ahead(
     read_through(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("number", "more", "said"),
+    [
+        ("0", ["--shard", "1/2"], "--shard without torchrun"),
+        ("1", ["--shard", "1/2"], ""),
+        ("0", ["--shard", "3/2"], "from 1/2 to 2/2"),
+        ("1", ["--batches", "many"], ""),
+    ],
+)
+def test_one_rank_says_what_is_wrong_with_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: str,
+    more: list[str],
+    said: str,
+) -> None:
+    given = {"RANK": number, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert main(["score", str(BUNDLED), *more]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert bool(said) == bool(printed)
+
+
+def test_a_shard_does_not_start_over(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", str(BUNDLED), "--shard", "1/2", "--fresh"]) == 2
+    assert "--shard without --fresh" in capsys.readouterr().err
+
+
 def test_ranks_and_shards_of_the_command(tmp_path: Path) -> None:
     """Two ranks of torchrun, and two shards: the tables of one process."""
     asked = ["score", str(BUNDLED), "--batches", "2", "--batch-size", "8"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
@@ -80,9 +79,3 @@ def test_add_a_method(folder: Path) -> None:
     run = command[command.index("--out") + 1]
     assert set(read_run(run).scores["method"]) == {"sgd", "ief", "scaled"}
     assert len(FILES["my_method.py"].splitlines()) <= 10
-
-
-def test_every_file_that_the_readme_links_to_exists() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -148,9 +148,3 @@ def test_the_commands_of_the_page_and_of_the_workflow(folder: Path) -> None:
             assert main(words[1:]) == 0
     made = {path.name for path in (folder / "runs" / "gate").rglob("*")}
     assert {"gate.xml", "gate.md", "differences.png", "differences.svg"} <= made
-
-
-def test_every_file_that_the_page_links_to_exists() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", GUARD)
-    assert links
-    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []

@@ -11,7 +11,7 @@ from evalkit.cli import main
 from evalkit.results.pairs import compare, parse_pair, statements
 from evalkit.results.summaries import summarize
 from evalkit.results.undefined import undefined_sentences
-from evalkit.storage.lost_rows import failed_batches, lost_rows
+from evalkit.storage.lost_rows import failed_cells, lost_rows
 from evalkit.storage.run_folder import append_failure, read_run
 from tests.support.written_runs import PROVENANCE, cell, score_row, write_run
 
@@ -50,11 +50,11 @@ def test_what_no_mean_holds_is_counted_and_said(tmp_path: Path) -> None:
     summary = summarize(run).set_index("method")
     assert summary.loc["ef", "undefined"] == 1
     assert summary.loc["ef", "ratio_mean"] == 0.5
-    failed = failed_batches(run)
-    assert failed.startswith("1 of 3 batches could not be scored")
-    assert "batch 2 of checkpoint 'first' (expected memory, found none; buy some)" in failed
-    assert "the same 'evalkit score' command, which tries them again" in failed
-    assert not lost_rows(run)
+    failed = failed_cells(run)
+    assert failed.startswith("1 batch was not scored, or not by every method")
+    assert "1 x 'expected memory, found none; buy some'" in failed
+    assert "the same 'evalkit score' command tries again" in failed
+    assert lost_rows(run) == failed
 
 
 def test_a_pair_says_which_part_of_the_batches_it_rests_on(tmp_path: Path) -> None:
@@ -69,10 +69,10 @@ def test_every_command_and_the_page_say_so(
     run = with_gaps(tmp_path / "run")
     assert main(["report", str(run)]) == 0
     told = capsys.readouterr().err
-    assert "evalkit: warning: 1 of 3 batches could not be scored" in told
+    assert "evalkit: warning: 1 batch was not scored" in told
     assert "evalkit: note: 1 of 4 rows of EF have no gamma or ratio" in told
     page = (run / "report.html").read_text(encoding="utf-8")
-    for sentence in ("1 of 3 batches could not be scored", "an infinite imbalance", "1 of 4 rows"):
+    for sentence in ("1 batch was not scored", "an infinite imbalance", "1 of 4 rows"):
         assert sentence in page
 
 
@@ -80,4 +80,4 @@ def test_whole_tables_say_nothing(tmp_path: Path) -> None:
     rows = [score_row("sgd", 1.0), score_row("ef", 0.5)]
     run = read_run(write_run(tmp_path / "run", [cell("first", 0, 0.0, 0, rows)], WRITTEN))
     assert undefined_sentences(run) == ()
-    assert failed_batches(run) == ""
+    assert failed_cells(run) == ""

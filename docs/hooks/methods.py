@@ -18,13 +18,13 @@ GIVEN = ("lin", "damping", "seed", "on_iteration", "others", "past", "optimizer"
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put the table of methods where the page wants it."""
-    return markdown.replace(MARK, table()) if MARK in markdown else markdown
+    """Put the methods where the page wants them."""
+    return markdown.replace(MARK, sections()) if MARK in markdown else markdown
 
 
-def table() -> str:
-    """Return a row for each method: its names, its family, its settings, what it is."""
-    rows = ["| name | in figures | family | settings and defaults | |", "|---|---|---|---|---|"]
+def sections() -> str:
+    """Return a section for each method: its names, its family, what it is, and its settings."""
+    parts = []
     for name in methods():
         function = registered(name)
         settings = [
@@ -32,11 +32,12 @@ def table() -> str:
             for key, parameter in inspect.signature(function).parameters.items()
             if key not in GIVEN
         ]
-        said = inspect.getdoc(function) or ""
-        first = " ".join(said.split("\n\n")[0].split()).replace("|", "\\|").replace("``", "`")
-        cells = (f"`{name}`", display_name(name), family(name), ", ".join(settings), first)
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+        said = (inspect.getdoc(function) or "").split("\n\n")[0]
+        first = " ".join(said.split()).replace("``", "`").replace("*", "\\*")
+        parts += [f"### `{name}`", f"{first} Figures call it {display_name(name)}, {family(name)}."]
+        if settings:
+            parts.append(f"Settings and their defaults: {', '.join(settings)}.")
+    return "\n\n".join(parts)
 
 
 def _text(default: object) -> str:

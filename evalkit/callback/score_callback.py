@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ from evalkit.storage.run_folder import (
     update_provenance,
 )
 from evalkit.study.execute import Rows, execute
+from evalkit.study.faults import attempted, is_proven, settled
 from evalkit.study.identity import check_same_request, check_same_run
+from evalkit.study.keeping import Keeper
 from evalkit.study.plan import Unit, cells_of, plan
 from evalkit.study.provenance import checkpoint_entry, describe_run, now, without_factors
 from evalkit.study.store import Store
@@ -67,7 +70,8 @@ class ScoreCallback(TrainerCallback):
     a distributed training the first process scores while the others wait at their next step.
 
     What cannot be scored at all is refused when training begins. What fails later is a warning:
-    training goes on, and that checkpoint has no more rows.
+    training goes on, and the batch is recorded in ``failures.csv``; where nothing could be scored
+    so far and a second batch fails too, that checkpoint has no more rows.
 
     Args:
         folder: the folder of the run; new, or the one of the training that is resumed.
@@ -216,18 +220,22 @@ class ScoreCallback(TrainerCallback):
         with self._store, _as_warning(), user_code(described), evaluated(model):
             checkpoint = _checkpoint(args, state, model, name)
             cells = cells_of([checkpoint], self.settings.batches)
-            for unit in plan(cells, self.settings, self._store.finished):
-                rows = self._execute(model, unit, self._store.provenance["task"])
+            units = plan(cells, self.settings, self._store.finished)
+            attempt = attempted(partial(self._execute, model, self._store.provenance["task"]))
+            made = ((unit, attempt(unit, False)) for unit in units)
+            proven = is_proven(self.settings, self._store.finished)
+            keeper = Keeper(self._store, self.settings)
+            for unit, outcome in settled(made, units, attempt, proven):
                 self._store.list_checkpoint(checkpoint_entry(checkpoint))
-                self._store.put(unit, rows)
+                keeper.keep(unit, outcome)
         self._seconds += time.monotonic() - started
 
-    def _execute(self, model: nn.Module, unit: Unit, task: str) -> Rows:
+    def _execute(self, model: nn.Module, task: str, unit: Unit, shown: bool) -> Rows:
         assert self._batches is not None
         drawn = on_device(dict(self._batches.draw(self.settings, unit.cell.batch)), _device(model))
         batch = supervised(model, drawn, self._shifts)
         pair = (batch.inputs, batch.targets)
-        rows = execute(
+        return execute(
             model,
             pair,
             batch.likelihood,
@@ -239,9 +247,6 @@ class ScoreCallback(TrainerCallback):
             None,
             self._optimizer,
         )
-        if rows.failed:
-            raise EvalkitError(rows.reason)
-        return rows
 
     def _note(self, lin: Linearization, left_out: tuple[str, ...]) -> None:
         """Let ``run.json`` name the parameters without factors, once."""

@@ -42,9 +42,8 @@ def remark(kind: str, text: str) -> None:
 def remark_gaps(run: Run) -> None:
     """Say what the tables of a run lack, and what no mean of it holds, each with its count."""
     from evalkit.results.undefined import undefined_sentences
-    from evalkit.storage.lost_rows import failed_batches, lost_rows
+    from evalkit.storage.lost_rows import lost_rows
 
-    remark("warning", failed_batches(run))
     remark("warning", lost_rows(run))
     for sentence in undefined_sentences(run):
         remark("note", sentence)

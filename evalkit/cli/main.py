@@ -13,6 +13,7 @@ from evalkit.cli.console import remark
 from evalkit.cli.options import check_given_once
 from evalkit.errors import EvalkitError, reason
 from evalkit.interruption import INTERRUPTED, TERMINATED, Terminated, handled
+from evalkit.launch import is_first
 from evalkit.machine import keep_freed_memory, let_threads_sleep
 from evalkit.registry import suggest
 from evalkit.version import __version__
@@ -23,6 +24,7 @@ COMMANDS = (
     "train",
     "doctor",
     "score",
+    "status",
     "report",
     "compare",
     "export",
@@ -108,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        remark("error", _sentence(error))
+        if is_first() or not isinstance(error, click.UsageError):
+            remark("error", _sentence(error))
         return UNUSABLE_INPUT
     return result if isinstance(result, int) else 0
 

@@ -46,16 +46,16 @@ def launched_without(shard: Shard | None, fresh: bool) -> Launch | None:
     """Return where torchrun has placed this process, None where it is alone.
 
     Raises:
-        EvalkitError: it is a shard as well, or a shard is to start over.
+        click.UsageError: it is a shard as well, or a shard is to start over.
     """
     launch = launched()
     if launch is not None and shard is not None:
-        raise EvalkitError(
+        raise click.UsageError(
             f"expected --shard without torchrun, found both (rank {launch.rank} of {launch.world});"
             " leave --shard out: ranks share the batches among themselves"
         )
     if shard is not None and fresh:
-        raise EvalkitError(
+        raise click.UsageError(
             "expected --shard without --fresh, found both, by which each shard would set aside "
             "what others have scored; name another --out"
         )

@@ -32,6 +32,7 @@ from evalkit.cli.options import (
 )
 from evalkit.cli.ranks import SHARD, joined_ranks, launched_without, own_device, scored_cells
 from evalkit.cli.ratios import print_ratios
+from evalkit.cli.split import SPLIT_BATCH, joined_split
 from evalkit.cli.wording import in_options
 from evalkit.machine import own_processes
 from evalkit.names import base_name
@@ -40,6 +41,7 @@ from evalkit.settings import Others, Settings
 if TYPE_CHECKING:
     from evalkit.curvature import Labels
     from evalkit.launch import Shard
+    from evalkit.linearization.split import Split
     from evalkit.study.ranks import Ranks
 
 INCOMPLETE = 1
@@ -61,6 +63,7 @@ Examples:
   evalkit score my-checkpoints --methods sgd,fopng --past past.py:task=past/final.pt
   torchrun --nproc-per-node 8 -m evalkit score my-checkpoints --device cuda
   evalkit score my-checkpoints --shard 3/8
+  torchrun --nproc-per-node 8 -m evalkit score my-checkpoints --device cuda --split-batch
 """,
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -95,12 +98,18 @@ Examples:
 @PAST_BATCHES_OPTION
 @PAST_LABELS
 @SHARD
+@SPLIT_BATCH
 @click.option(
     "--out",
     "run",
     metavar="RUN",
     type=click.Path(path_type=Path),
     help="Folder of the tables; default: runs/<name of DIR>.",
+)
+@click.option(
+    "--tables",
+    type=click.Choice(("csv", "parquet")),
+    help="Form of the tables: parquet for big studies; default: what RUN has, csv at first.",
 )
 @click.option(
     "--fresh",
@@ -128,7 +137,9 @@ def command(
     past_batches: int,
     past_labels: Labels,
     shard: Shard | None,
+    split_batch: bool,
     run: Path | None,
+    tables: str | None,
     fresh: bool,
 ) -> int:
     """Score approximate updates at every checkpoint in DIR, on the same batches of training data.
@@ -141,7 +152,7 @@ def command(
     """
     launch = launched_without(shard, fresh)
     processes = own_processes() if launch is None else 1  # before torch is loaded
-    with joined_ranks(launch) as ranks:
+    with joined_ranks(launch) as ranks, joined_split(split_batch, launch, shard) as split:
         check_there(folder)
         check_names("method", methods, (*code, task))
         for _, path in past:
@@ -153,8 +164,8 @@ def command(
         if optimizer is None and any(base_name(name) == "optimizer" for name in methods):
             optimizer = given.pop("optimizer", None)
         spec, before = (task, given), (past, past_batches, past_labels)
-        sharing = processes, ranks, shard
-        _score((folder, order, key), spec, code, settings, run, before, optimizer, sharing, fresh)
+        sharing, kept = (processes, ranks, shard, split), (fresh, tables)
+        _score((folder, order, key), spec, code, settings, run, before, optimizer, sharing, kept)
         # One process alone says so: torchrun ends all others when one fails.
         return _print_results(run, shard) if ranks is None or ranks.leads else 0
 
@@ -188,11 +199,12 @@ def _score(
     run: Path,
     past: tuple[tuple[tuple[str, str], ...], int, Labels],
     optimizer: str | None,
-    sharing: tuple[int, Ranks | None, Shard | None],
-    fresh: bool,
+    sharing: tuple[int, Ranks | None, Shard | None, Split | None],
+    kept: tuple[bool, str | None],
 ) -> None:
-    processes, ranks, shard = sharing
+    processes, ranks, shard, split = sharing
     leads = ranks is None or ranks.leads
+    apart = ranks if split is None else None  # who are handed batches, each its own
     from evalkit.checkpoints import open_trajectory, trajectory_task
     from evalkit.cli.progress import NOT_SHOWN, duration, shown_progress
     from evalkit.study.past import PastRequest
@@ -226,5 +238,5 @@ def _score(
         def tell(sentence: str) -> None:
             shown.say(f"evalkit: note: {in_options(sentence)}")
 
-        many = processes, asked, optimizer, ranks, shard, fresh, tell
+        many = processes, asked, optimizer, apart, shard, *kept, tell, split
         run_study(trajectory, task, settings, run, show, begin, *many)

@@ -24,8 +24,10 @@ from evalkit.evaluation.wrapped import evaluated_module, plain_name
 from evalkit.linearization import Linearization, linearize
 from evalkit.linearization.adjoint import differentiating
 from evalkit.linearization.factors import matrix_calls
+from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import joined_biases, output_gradients
+from evalkit.linearization.split import Split
 from evalkit.settings import Others
 from evalkit.signs import random_signs
 
@@ -58,8 +60,7 @@ def _kinds(lin: Linearization) -> Kinds:
     c = torch.randn(lin.logits.shape, generator=generator, dtype=torch.float64).to(lin.logits)
     layers: set[Names] = set()
     bare: set[str] = set()
-    for batch, here in zip(lin.batches, lin.batches.slices, strict=True):
-        matrices, used = _of_micro_batch(batch.recording, c[here])
+    for matrices, used in (one for part in lin.by_share(_of_share, c) for one in part):
         layers |= {names for names in matrices if not apart.intersection(names)}
         bare |= used.union(*(names for names in matrices if apart.intersection(names)))
     # Micro-batches that use a parameter in different ways leave it without factors.
@@ -70,6 +71,12 @@ def _kinds(lin: Linearization) -> Kinds:
         tuple(name for name in lin.parameters if name in whole - others),
         tuple(name for name in lin.parameters if name in others),
     )
+
+
+def _of_share(batches: MicroBatches, here: slice, c: Tensor) -> list[tuple[list[Names], set[str]]]:
+    """Return those of each micro-batch, for cotangents of the whole batch."""
+    pairs = zip(batches, batches.slices, strict=True)
+    return [_of_micro_batch(batch.recording, c[here][part]) for batch, part in pairs]
 
 
 def _of_micro_batch(recording: Recording, c: Tensor) -> tuple[list[Names], set[str]]:
@@ -150,6 +157,7 @@ def linearized(
     micro_batch_size: int | None,
     dtype: str | torch.dtype | None,
     others: Others,
+    split: Split | None = None,
 ) -> Iterator[tuple[Linearization, tuple[str, ...]]]:
     """Provide a linearization, and the names of the parameters that it leaves out.
 
@@ -163,12 +171,13 @@ def linearized(
         micro_batch_size: samples that are held at a time.
         dtype: of the evaluation.
         others: what is made of parameters without factors.
+        split: the processes that share the samples, if there are several.
 
     Raises:
         EvalkitError: nothing is left, or as :func:`evalkit.linearize`.
     """
     given = inputs, targets, likelihood, micro_batch_size, dtype
-    lin = linearize(model, *given)
+    lin = linearize(model, *given, split=split)
     if others != "leave":
         yield lin, ()
         return
@@ -184,7 +193,7 @@ def linearized(
                 if plain_name(name) in found.others:
                     frozen.append(parameter)
                     parameter.requires_grad_(False)
-            lin = linearize(model, *given)
+            lin = linearize(model, *given, split=split)
         if not found.layers or lin.route is not None:
             raise _nothing_left((*left, *lin.parameters))
         yield lin, left

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from evalkit.checkpoints import Trajectory, load_into
 from evalkit.checkpoints.adapters import model_for
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.devices import check_device, on_device
 from evalkit.evaluation.failures import forward_failures
 from evalkit.evaluation.forward import Evaluation, evaluation, taking
 from evalkit.evaluation.given import Inputs, check_batch, given_inputs, given_targets
 from evalkit.registry import suggest
 from evalkit.settings import Settings
-from evalkit.study.batches import check_device, on_device, samples_to_score, take_batch
+from evalkit.study.batches import samples_to_score, take_batch
 from evalkit.tasks import Samples, Task
 from evalkit.tasks.samples import ItemSamples
 from evalkit.tasks.user_code import user_code

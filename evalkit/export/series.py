@@ -19,7 +19,7 @@ from evalkit.errors import EvalkitError
 from evalkit.results.marks import UNRELIABLE_SIGN, Mark, marks_of
 from evalkit.results.summaries import summarize, summarize_batches
 from evalkit.results.undefined import undefined_sentences
-from evalkit.storage.lost_rows import failed_batches, lost_rows
+from evalkit.storage.lost_rows import lost_rows
 from evalkit.storage.run_folder import Run
 from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE, averaged
 
@@ -121,7 +121,7 @@ def curves_of(run: Run) -> Curves:
 
 def gaps_and_marks(run: Run) -> tuple[str, ...]:
     """Return sentences on what the tables of a run lack, and on what is not to be relied on."""
-    said = (failed_batches(run), lost_rows(run), *undefined_sentences(run))
+    said = (lost_rows(run), *undefined_sentences(run))
     return tuple(filter(None, (*said, *marks_of(run.scores).sentences)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -158,6 +158,11 @@ class ConvolutionRows(GradientRows):
     def outer(self) -> OuterProducts:
         """The same rows with their patches."""
         return self.layer.rows_at(self.layer.positions(), self.d, self.bias)
+
+    @property
+    def bare(self) -> ConvolutionRows:
+        """The same rows without their patches."""
+        return replace(self, layer=replace(self.layer, bias=None))
 
     def formed(self, samples: slice) -> Tensor:
         """Return the rows of some samples, as outer products have them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,16 @@ class GradientRows(ABC):
     @abstractmethod
     def joined(cls, parts: Sequence[Any]) -> GradientRows:
         """Return the rows of a parameter that several calls use: the sums of theirs."""
+
+    @property
+    def bare(self) -> GradientRows:
+        """The same rows without what is kept beside them, as they are sent to other processes."""
+        return self
+
+    @property
+    def form(self) -> tuple[str, bool]:
+        """What must be equal for inner products of two: the kind, and whether a bias is inside."""
+        return type(self).__name__, bool(getattr(self, "bias", False))
 
     @abstractmethod
     def formed(self, samples: slice) -> Tensor:
@@ -109,6 +119,11 @@ class OuterProducts(GradientRows):
     def outer(self) -> OuterProducts:
         """Itself."""
         return self
+
+    @property
+    def bare(self) -> OuterProducts:
+        """The same rows without inner products of a."""
+        return replace(self, spots=None)
 
     def formed(self, samples: slice) -> Tensor:
         """Return the rows of some samples: the weight in its own order, then the bias."""

@@ -13,6 +13,9 @@ from evalkit.evaluation.wrapped import evaluated_module
 from evalkit.layers.budget import BUDGET, Budget
 from evalkit.linearization.linearized import Linearization
 from evalkit.linearization.micro_batches import MicroBatches
+from evalkit.linearization.shares import How
+from evalkit.linearization.split import Given, Split
+from evalkit.linearization.split_linearized import SplitBatches, SplitLinearization
 from evalkit.next_token import warn_of_labels
 from evalkit.settings import check_dtype
 
@@ -25,6 +28,7 @@ def linearize(
     micro_batch_size: int | None = None,
     dtype: str | torch.dtype | None = None,
     budget: Budget = BUDGET,
+    split: Split | None = None,
 ) -> Linearization:
     """Run the forward once and return everything linear at this model and batch.
 
@@ -45,6 +49,8 @@ def linearize(
         dtype: ``"float32"`` or ``"float64"``, of the whole evaluation; None keeps the model's, with
             half precision evaluated in float32.
         budget: how much of per-sample gradients is formed at a time.
+        split: the processes that share the samples, in the one that leads; the others have the
+            model and the whole batch too, and follow (:meth:`Split.follow`).
 
     Raises:
         EvalkitError: the inputs do not fit together, the forward fails or is not deterministic,
@@ -59,6 +65,11 @@ def linearize(
     num_samples = check_batch(given, targets)
     warn_of_labels(model, given, targets)
     precision = None if (name := check_dtype(dtype)) is None else getattr(torch, name)
+    if split is not None:
+        split.take(Given(model, given, num_samples))
+        names = frozenset(n for n, value in model.named_parameters() if value.requires_grad)
+        shares = SplitBatches(split, How(names, micro_batch_size, precision, budget))
+        return SplitLinearization(shares, meaning, targets)
     with forward_failures(model, given):
         batches = MicroBatches(model, given, num_samples, micro_batch_size, precision, budget)
     return Linearization(batches, meaning, targets)

@@ -12,7 +12,7 @@ samples of a and d alone can make. Nothing is averaged here, and nothing is scal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -140,20 +140,29 @@ def layer_factors(
         yield from part.all_formed(route) if route is not None else part.by_rules()
 
 
-def sample_gradients(batches: MicroBatches, cotangents: Tensor, route: PerSample | None) -> Tensor:
-    """Return J_n^T c_kn, formed: (K N, P) float64; arguments as :func:`layer_factors`."""
-    parameters = batches[0].recording.parameters
+def formed(
+    parameters: Mapping[str, Tensor],
+    cotangents: Tensor,
+    parts: Iterable[LayerFactors | FormedRows],
+) -> Tensor:
+    """Return J_n^T c_kn, formed of all parts: (K N, P) float64; row k N + n is of cotangent k.
+
+    Args:
+        parameters: the trainable parameters by name.
+        cotangents: c, (K, N, ..., C) float64.
+        parts: as :func:`layer_factors` yields them.
+    """
     sizes = [value.numel() for value in parameters.values()]
     rows = torch.empty(*cotangents.shape[:2], sum(sizes)).to(cotangents)
     places = dict(zip(parameters, rows.split(sizes, 2), strict=True))
-    for part in layer_factors(batches, cotangents, route):
+    for part in parts:
         if isinstance(part, FormedRows):
             places[part.name][:, part.samples] = part.rows
             continue
-        formed, inside = part.rows, part.shape[1:].numel()
-        places[part.weight][:, part.samples] = formed[..., :inside].flatten(2)
+        own, inside = part.rows, part.shape[1:].numel()
+        places[part.weight][:, part.samples] = own[..., :inside].flatten(2)
         if part.bias is not None:
-            places[part.bias][:, part.samples] = formed[..., inside].flatten(2)
+            places[part.bias][:, part.samples] = own[..., inside].flatten(2)
     return rows.flatten(0, 1)
 
 

@@ -7,7 +7,7 @@ backward, all others fall back to per-sample gradients of those parameters only.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 
 import torch
@@ -167,35 +167,53 @@ class Side:
         return output_gradients(self.recording, self.cotangents)
 
     @cached_property
-    def _rows(self) -> dict[str, GradientRows]:
+    def rows(self) -> dict[str, GradientRows]:
+        """The per-sample gradients that rules make, without those that are zero for all samples."""
         if self._route is not None:
             return {}
         shape, names = self.cotangents.shape[:2], self.pulled.names
         return rows_of(self.recording, self.pulled, shape, names)
 
     @cached_property
-    def _kinds(self) -> dict[str, Hashable]:
+    def kinds(self) -> dict[str, Hashable]:
+        """How the rows of each parameter are had, as far as rules make them."""
         return {} if self._route is not None else row_kinds(self.recording)
 
     def all_rows(self) -> dict[str, GradientRows]:
         """Return the per-sample gradients of every parameter, formed where no rule makes them."""
-        names = [name for name in self.recording.parameters if name not in self._kinds]
+        return self.rows_with(
+            [name for name in self.recording.parameters if name not in self.kinds]
+        )
+
+    def rows_with(self, names: Sequence[str]) -> dict[str, GradientRows]:
+        """Return the rows that rules make, and those of some parameters formed."""
         if not names:
-            return self._rows
+            return self.rows
         shape = self.cotangents.shape[:2]
-        rows = torch.arange(shape.numel(), device=self.cotangents.device)
-        arguments = (self.recording, self.cotangents, names, rows)
-        try:
-            found = (self._route or vectorized_gradients)(*arguments)
-        except CannotVectorizeError:
-            found = defining_gradients(*arguments)
+        found = self.formed_rows(names, slice(0, shape.numel()))
         formed = (Formed(values.view(*shape, -1)) for values in found)
-        return self._rows | dict(zip(names, formed, strict=True))
+        return self.rows | dict(zip(names, formed, strict=True))
+
+    def formed_rows(self, names: Sequence[str], some: slice) -> list[Tensor]:
+        """Return per-sample gradients of some parameters, formed, each (rows, size).
+
+        Args:
+            names: the parameters.
+            some: which of the K N rows; row k N + n belongs to cotangent k of sample n.
+        """
+        rows = torch.arange(some.start, some.stop, device=self.cotangents.device)
+        arguments = (self.recording, self.cotangents, list(names), rows)
+        if self._route is not None:
+            return self._route(*arguments)
+        try:
+            return vectorized_gradients(*arguments)
+        except CannotVectorizeError:
+            return defining_gradients(*arguments)
 
     def _covered(self, other: Side) -> set[str]:
         """Return the parameters whose rows go together with those of another side."""
         # Micro-batches may reach a parameter in other ways: then its gradients are formed.
-        return {n for n, kind in self._kinds.items() if other._kinds.get(n) == kind}
+        return {n for n, kind in self.kinds.items() if other.kinds.get(n) == kind}
 
     def _shape(self, other: Side) -> tuple[int, ...]:
         return (*self.cotangents.shape[:2], *other.cotangents.shape[:2])
@@ -204,9 +222,9 @@ class Side:
         """Return the inner products with the gradients of another micro-batch."""
         covered = self._covered(other)
         total = self.cotangents.new_zeros(self._shape(other), dtype=torch.float64)
-        for name, rows in self._rows.items():  # in this order: sums depend on it in the last digit
-            if name in covered and name in other._rows:
-                rows.add_inner(total, other._rows[name], self.recording.budget)
+        for name, rows in self.rows.items():  # in this order: sums depend on it in the last digit
+            if name in covered and name in other.rows:
+                rows.add_inner(total, other.rows[name], self.recording.budget)
         if other is self:
             mirror(total)
         total = total.flatten(2).flatten(0, 1)
@@ -226,8 +244,8 @@ class Side:
                 found[name,] = self._formed_inner(other, [name])
                 continue
             total = self.cotangents.new_zeros(self._shape(other), dtype=torch.float64)
-            if name in self._rows and name in other._rows:
-                self._rows[name].add_inner(total, other._rows[name], self.recording.budget)
+            if name in self.rows and name in other.rows:
+                self.rows[name].add_inner(total, other.rows[name], self.recording.budget)
             if other is self:
                 mirror(total)
             names = (name, biases[name]) if name in biases else (name,)

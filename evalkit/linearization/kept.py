@@ -43,12 +43,17 @@ class KeptGradients:
     """The output gradients of a batch that is linearised as a whole, none of micro-batches.
 
     Args:
-        batches: the forward passes.
+        batches: the forward passes; None where there is no sample.
     """
 
-    def __init__(self, batches: MicroBatches) -> None:
-        self._tangents = batches[0].tangents if len(batches) == 1 else None
+    def __init__(self, batches: MicroBatches | None) -> None:
+        whole = batches is not None and len(batches) == 1
+        self._tangents = batches[0].tangents if batches is not None and whole else None
         self._kept: list[_Kept] = []
+
+    def forget(self) -> None:
+        """Let go of all of them."""
+        self._kept.clear()
 
     def keep(self, cotangents: Tensor, side: Side | None) -> None:
         """Keep output gradients, unless they are too many or do not cover every parameter.
@@ -118,3 +123,8 @@ class KeptGradients:
                 if torch.equal(known, cotangents):
                     return kept.pulled, draw, weights * kept.scales[draw]
         return None
+
+
+def summed_terms(terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the sum of w_n c_n over terms (c, w): like c."""
+    return torch.stack([w.view(-1, *[1] * (c.dim() - 1)) * c for c, w in terms]).sum(0)

@@ -138,6 +138,11 @@ class MicroBatches:
         return self.logits.dtype
 
     @property
+    def at_once(self) -> int:
+        """The samples of a micro-batch; N where the batch is evaluated as a whole."""
+        return self.slices[0].stop
+
+    @property
     def parameters(self) -> dict[str, Tensor]:
         """The trainable parameters by name."""
         return self._last().recording.parameters

@@ -187,8 +187,8 @@ def dependent_samples(found: str) -> EvalkitError:
     """Return the refusal of micro-batches whose logits are not those of the whole batch."""
     return EvalkitError(
         f"expected samples that can be run a few at a time, found {found}; leave the micro-batch "
-        "size out, and if an input is shared by all samples, give it an axis of length 1 in front "
-        "or keep it as a buffer of the model"
+        "size out, and `split_batch`, and if an input is shared by all samples, give it an axis of "
+        "length 1 in front or keep it as a buffer of the model"
     )
 
 

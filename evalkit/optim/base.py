@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
+from evalkit.group import Group
 from evalkit.linearization import Linearization
-from evalkit.optim.ranks import Ranks
 from evalkit.optim.recorded import Closure, Forwards, StepError, all_or_none, mean_loss
 from evalkit.optim.whole_batch import WholeBatch, whole_batch
 from evalkit.settings import (
@@ -249,12 +249,12 @@ class ClosureOptimizer(Optimizer):
         return whole_batch(lin, cotangents, ranks) if together else None
 
     @property
-    def ranks(self) -> Ranks:
+    def ranks(self) -> Group:
         """The processes that step together."""
-        return Ranks(self.process_group)
+        return Group(self.process_group)
 
     def _joined(
-        self, found: Direction, parameters: Mapping[str, Tensor], ranks: Ranks
+        self, found: Direction, parameters: Mapping[str, Tensor], ranks: Group
     ) -> Direction:
         """Return the mean of the directions of all processes, or the sum of parts of one."""
         if ranks.size == 1:

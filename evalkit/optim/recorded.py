@@ -13,11 +13,11 @@ from torch import Tensor
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.outputs import logits_of
+from evalkit.group import Group
 from evalkit.linearization import Linearization
 from evalkit.linearization.callers_forward import CallersForward, recorded
-from evalkit.linearization.linearized import Trusted
 from evalkit.linearization.recorder import Recorder
-from evalkit.optim.ranks import Ranks
+from evalkit.linearization.sample_gradients import Trusted
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
 """Runs the forward and returns (logits, targets)."""
@@ -109,7 +109,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 @contextmanager
-def all_or_none(ranks: Ranks) -> Iterator[None]:
+def all_or_none(ranks: Group) -> Iterator[None]:
     """Let a step that one process cannot take be one that none of them takes.
 
     Raises:
@@ -127,7 +127,7 @@ def all_or_none(ranks: Ranks) -> Iterator[None]:
         raise StepError(others[0])
 
 
-def mean_loss(lin: Linearization, ranks: Ranks) -> Tensor:
+def mean_loss(lin: Linearization, ranks: Group) -> Tensor:
     """Return the mean loss per sample of all processes, detached: float64 where the logits are."""
     total = torch.stack([lin.losses.sum(), torch.full_like(lin.losses[0], len(lin.losses))])
     ranks.sum([total])

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize
+from evalkit.group import Group
 from evalkit.layers.rows import GradientRows, OuterProducts, mirror
 from evalkit.linearization import Linearization
-from evalkit.optim.ranks import Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class WholeBatch:
         columns: P.
     """
 
-    ranks: Ranks
+    ranks: Group
     gram: Tensor
     here: slice
     unit: float
@@ -54,7 +54,7 @@ class WholeBatch:
         return torch.cat(self.ranks.gathered(values, values.device), -1)
 
 
-def whole_batch(lin: Linearization, cotangents: Tensor, ranks: Ranks) -> WholeBatch:
+def whole_batch(lin: Linearization, cotangents: Tensor, ranks: Group) -> WholeBatch:
     """Return the samples of all processes.
 
     Args:
@@ -85,7 +85,7 @@ def whole_batch(lin: Linearization, cotangents: Tensor, ranks: Ranks) -> WholeBa
 
 
 def drawn_together(
-    lin: Linearization, seed: int, labels_per_sample: int, ranks: Ranks
+    lin: Linearization, seed: int, labels_per_sample: int, ranks: Group
 ) -> tuple[Tensor, ...]:
     """Return the logit gradients for labels drawn as one process draws those of all samples.
 

@@ -20,6 +20,7 @@ from evalkit.doubts import (
     mean_error,
 )
 from evalkit.names import base_name, display_name
+from evalkit.results.remembered import Remembered
 
 UNRELIABLE_SIGN = "*"
 """Behind a figure that is not to be relied on."""
@@ -85,6 +86,13 @@ def marks_of(scores: pd.DataFrame) -> Marks:
         scores: rows as in ``scores.csv``; without errors (a table of an earlier version) only what
             cannot be is marked.
     """
+    return _MARKS.of(scores, _marks_of)
+
+
+_MARKS = Remembered()
+
+
+def _marks_of(scores: pd.DataFrame) -> Marks:
     rows = judge(scores).assign(sign="")
     errors: dict[Key, float] = {}
     own: dict[Key, Mark] = {}

@@ -17,6 +17,7 @@ import pandas as pd
 
 from evalkit.names import MANY, arranged, display_name
 from evalkit.results.marks import UNRELIABLE_SIGN, Marks, marks_of
+from evalkit.results.remembered import Remembered
 from evalkit.results.spreads import GEOMETRIC, format_number, format_percent, geometric_spread
 from evalkit.storage.run_folder import Run
 from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE, averaged
@@ -26,6 +27,7 @@ _CURVE_POINT = [*_CHECKPOINT, "method", "damping"]
 _SCORES = averaged(SCORES_FILE)
 _BEST = 5
 """Methods that the headline names, and the last, where there are many."""
+_SUMMARIES = Remembered()
 _BATCHES = (*averaged(BATCHES_FILE), "floor_ratio")
 
 
@@ -42,7 +44,11 @@ def summarize(run: Run) -> pd.DataFrame:
         converged (share), iterations (mean) and relative_residual (largest) of the solver, empty
         for direct methods.
     """
-    ordered = run.scores.sort_values(["step", "checkpoint", "batch"], kind="stable")
+    return _SUMMARIES.of(run.scores, _summary).copy()
+
+
+def _summary(scores: pd.DataFrame) -> pd.DataFrame:
+    ordered = scores.sort_values(["step", "checkpoint", "batch"], kind="stable")
     rows = []
     for key, group in ordered.groupby(_CURVE_POINT, sort=False, dropna=False):
         ratio = group["ratio"].to_numpy(float)

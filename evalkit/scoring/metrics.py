@@ -50,7 +50,7 @@ def batch_metrics(lin: Linearization, data_sha256: str) -> Batch:
         gamma_floor=lin.gamma_floor,
         gram_rank=lin.gram_factor.rank,
         data_sha256=data_sha256,
-        micro_batch_size=lin.batches.slices[0].stop,
+        micro_batch_size=lin.batches.at_once,
     )
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.linearization import Linearization
-from evalkit.linearization.gram import gram_matrix, side
 
 
 @full_precision()
@@ -23,14 +22,18 @@ def sample_products(lin: Linearization, cotangents: Tensor) -> Tensor:
     units = unit_cotangents(lin)
     outputs, samples = units.shape[:2]
     # What the unit cotangents pull back to serves every other set of cotangents.
-    kept = lin.shared("unit rows", lambda: side(lin.batches, units, lin.route))
-    matrix = gram_matrix(lin.batches, cotangents.unsqueeze(0), lin.route, units, kept)
+    matrix = lin.inner_products(cotangents.unsqueeze(0), units, "unit rows")
     return matrix.view(-1, outputs, samples).transpose(1, 2).flatten(1)
 
 
 def unit_cotangents(lin: Linearization) -> Tensor:
     """Return the unit vectors of each sample's outputs as cotangents: (M, N, ..., C) float64."""
-    samples, *shape = lin.logits.shape
-    outputs = lin.logits[0].numel()
-    units = torch.eye(outputs, dtype=torch.float64, device=lin.logits.device)
+    return units_like(lin.logits)
+
+
+def units_like(logits: Tensor) -> Tensor:
+    """Return those of some logits."""
+    samples, *shape = logits.shape
+    outputs = logits[0].numel()
+    units = torch.eye(outputs, dtype=torch.float64, device=logits.device)
     return units.view(outputs, 1, *shape).expand(-1, samples, *[-1] * len(shape))

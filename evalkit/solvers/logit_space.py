@@ -17,7 +17,6 @@ from torch import Tensor
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.factor import GramFactor, factorize, factorize_rows
 from evalkit.linearization import Linearization
-from evalkit.linearization.gram import gram_matrix
 
 Solve = Callable[[Tensor], Tensor]
 """Maps a residual q, like logits, to B (H + lambda I)^-1 rho with q = B rho: like logits."""
@@ -60,7 +59,7 @@ class LogitSpace:
     def exact(cls, lin: Linearization) -> LogitSpace:
         """Return the space with H itself: the Gram matrix of J_n^T c for the columns c of B_n."""
         columns, places = _columns(lin)
-        return cls(lin, gram_matrix(lin.batches, columns, lin.route), places)
+        return cls(lin, lin.inner_products(columns), places)
 
     @classmethod
     def of_kernel(cls, lin: Linearization, kernel: Tensor) -> LogitSpace:

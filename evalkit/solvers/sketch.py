@@ -27,10 +27,11 @@ from evalkit.layers.sketches import (
     slices,
 )
 from evalkit.linearization import Linearization
+from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import gradient_rows
-from evalkit.solvers.kernel import unit_cotangents
+from evalkit.solvers.kernel import units_like
 
 
 @full_precision()
@@ -49,13 +50,25 @@ def sketched_kernel(lin: Linearization, size: SketchSize = SIZE, seed: int = 0) 
     Raises:
         EvalkitError: no parameter has per-sample gradients from one backward.
     """
-    units, batches = unit_cotangents(lin).to(lin.logits.dtype), lin.batches
-    sketcher = _Sketcher(units.shape[:2].numel(), size, seed)
-    parts = [
-        sketcher.columns(batch.recording, units[:, part])
-        for batch, part in zip(batches, batches.slices, strict=True)
-    ]
+    parts = lin.by_share(_columns, lin.logits.numel(), size, seed)
     return _inner((parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(0, 1)).double()
+
+
+def _columns(batches: MicroBatches, _: slice, outputs: int, size: SketchSize, seed: int) -> Tensor:
+    """Return the sketched gradients of the samples of some forward passes: (N, M, columns).
+
+    Args:
+        batches: the forward passes.
+        outputs: N M of the whole batch.
+        size: how large the sketch is.
+        seed: the seed of the random signs, which are the same for all shares of a batch.
+    """
+    sketcher = _Sketcher(outputs, size, seed)
+    parts = []
+    for batch in batches:
+        logits = batch.recording.logits
+        parts.append(sketcher.columns(batch.recording, units_like(logits).to(logits.dtype)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _inner(rows: Tensor) -> Tensor:

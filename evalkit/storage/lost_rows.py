@@ -7,13 +7,18 @@ from typing import Any
 
 import pandas as pd
 
-from evalkit.storage.run_folder import Run, asked_for
-from evalkit.storage.tables import BATCHES_FILE, FAILURES_FILE, SCORES_FILE
+from evalkit.errors import shortened
+from evalkit.storage.run_folder import Run, asked_for, cells, failure_counts
+from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE
 
 Cell = tuple[str, int]
 """Checkpoint and batch."""
 Pair = tuple[str, float]
 """Method and damping."""
+SHOWN = 3
+"""Reasons of failures that a sentence tells."""
+LONGEST = 200
+"""Characters of a reason that it tells."""
 
 
 def scored_pairs(scores: pd.DataFrame, batches: pd.DataFrame) -> dict[Cell, set[Pair]]:
@@ -23,55 +28,64 @@ def scored_pairs(scores: pd.DataFrame, batches: pd.DataFrame) -> dict[Cell, set[
         scores: rows of finished cells.
         batches: a row per finished cell.
     """
-    cells = zip(batches["checkpoint"], batches["batch"], strict=True)
-    found: dict[Cell, set[Pair]] = {(str(name), int(batch)): set() for name, batch in cells}
-    for row in scores[["checkpoint", "batch", "method", "damping"]].itertuples(index=False):
-        found[row.checkpoint, int(row.batch)].add((row.method, row.damping))
+    keys = zip(batches["checkpoint"], batches["batch"], strict=True)
+    found: dict[Cell, set[Pair]] = {(str(name), int(batch)): set() for name, batch in keys}
+    for (method, damping), rows in scores.groupby(["method", "damping"], sort=False):
+        pair = (str(method), float(damping))
+        for name, batch in zip(rows["checkpoint"].to_list(), rows["batch"].to_list(), strict=True):
+            found[name, batch].add(pair)
     return found
 
 
-def failed_batches(run: Run) -> str:
-    """Return a sentence about batches that could not be scored, or not in full; empty for none."""
+def lost_rows(run: Run) -> str:
+    """Return sentences about rows that were asked for and are not there, empty where all are.
+
+    They are those of batches that could not be scored, with the reasons, and those that
+    ``run.json`` lists and the tables lack. A batch that was not scored yet lacks nothing, unless
+    the run is finished.
+    """
+    return "; ".join(text for text in (failed_cells(run), _missing_rows(run)) if text)
+
+
+def failed_cells(run: Run) -> str:
+    """Return a sentence about the batches that could not be scored, empty for none."""
     if run.failures.empty:
         return ""
-    first = run.failures.iloc[0]
-    count, wanted = len(run.failures), _wanted_cells(run.provenance)
+    counts = list(failure_counts(run.failures).items())
+    told = [f"{count} x '{shortened(reason, LONGEST)}'" for reason, count in counts[:SHOWN]]
+    more = sum(count for _, count in counts[SHOWN:])
+    told += [f"{more} for other reasons, listed in failures.csv"] if more else []
+    number = len(run.failures)
+    are = "batch was" if number == 1 else "batches were"
     return (
-        f"{count} of {max(count, wanted)} batches could not be scored, or not with every method, "
-        f"and are in no mean; the first is batch {first['batch']} of checkpoint "
-        f"'{first['checkpoint']}' ({first['reason']}), all are in {run.folder / FAILURES_FILE}; "
-        "mend the cause and give the same 'evalkit score' command, which tries them again"
+        f"{number} {are} not scored, or not by every method, and what lacks is in no mean: "
+        f"{', '.join(told)}; the same 'evalkit score' command tries again"
     )
 
 
-def lost_rows(run: Run) -> str:
-    """Return a sentence about rows that ``run.json`` lists and the tables lack, empty for none.
-
-    A batch that was not scored yet lacks nothing, unless the run is finished, and one that failed
-    is told by :func:`failed_batches`.
-    """
+def _missing_rows(run: Run) -> str:
     methods, dampings = asked_for(run.provenance)
     asked = {(method, damping) for method in methods for damping in dampings}
-    cells = scored_pairs(run.scores, run.batches)
-    failed = set(zip(run.failures["checkpoint"], run.failures["batch"], strict=True))
+    found = scored_pairs(run.scores, run.batches)
+    failed = cells(run.failures)
     lacking = {
         cell: asked - rows
-        for cell, rows in sorted(cells.items())
+        for cell, rows in sorted(found.items())
         if asked - rows and cell not in failed
     }
     if lacking:
         (name, batch), pairs = next(iter(lacking.items()))
         method, damping = min(pairs)
         return (
-            f"{sum(map(len, lacking.values()))} of {len(asked) * len(cells)} rows are missing in "
+            f"{sum(map(len, lacking.values()))} of {len(asked) * len(found)} rows are missing in "
             f"{run.folder / SCORES_FILE}, the first is {method} at damping {damping:g} in batch "
             f"{batch} of checkpoint '{name}'; the same 'evalkit score' command scores what is "
             "missing"
         )
     wanted = _wanted_cells(run.provenance)
-    if run.provenance.get("finished") and len(cells) < wanted:
+    if run.provenance.get("finished") and len(found) < wanted:
         return (
-            f"the rows of {wanted - len(cells)} of {wanted} batches are missing in "
+            f"the rows of {wanted - len(found)} of {wanted} batches are missing in "
             f"{run.folder / BATCHES_FILE}; the same 'evalkit score' command scores what is missing"
         )
     return ""

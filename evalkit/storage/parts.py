@@ -18,17 +18,19 @@ import pandas as pd
 
 from evalkit.errors import EvalkitError
 from evalkit.storage.files import PART, make_folder, write_atomically
+from evalkit.storage.parquet import is_parquet, read_own, write_own
 from evalkit.storage.tables import (
     BATCHES_FILE,
     FAILURES_FILE,
     SCORES_FILE,
     csv_head,
-    csv_rows,
     read_if_there,
-    read_table,
 )
 
 PARTS_FOLDER = "parts"
+ALONE = "alone"
+"""What a process is called that is the only one to write."""
+FORMS = ("scores.parquet", "batches.parquet")
 CELL = ["checkpoint", "batch"]
 ROW = [*CELL, "method", "damping"]
 """What tells rows of batches and failures, and of scores, apart."""
@@ -98,8 +100,8 @@ def read_union(run: Path, places: Places) -> Tables:
     """
     parts = [_read(folder) for folder in part_folders(run)]
     # Batches first: a row of them that is there has its scores there.
-    batches = read_table(run / BATCHES_FILE)
-    own = Tables(read_table(run / SCORES_FILE), batches, read_if_there(run / FAILURES_FILE))
+    batches = read_own(run / BATCHES_FILE)
+    own = Tables(read_own(run / SCORES_FILE), batches, read_if_there(run / FAILURES_FILE))
     if not parts:
         return Tables(of_cells(own.scores, batches), batches, own.failures)
     union = _union(own, parts)
@@ -126,11 +128,17 @@ def rewrite(folder: Path, scores: pd.DataFrame, batches: pd.DataFrame) -> None:
     Batches go first: a stop in between then leaves scores without a batch row, never a batch row
     without its scores. Files that hold the same already are left alone.
     """
-    _write(folder / BATCHES_FILE, batches)
-    _write(folder / SCORES_FILE, scores)
+    for name, frame in ((BATCHES_FILE, batches), (SCORES_FILE, scores)):
+        write_own(folder / name, frame, is_parquet(folder / name))
 
 
-def assemble(run: Path, methods: Sequence[str], dampings: Sequence[float], places: Places) -> None:
+def assemble(
+    run: Path,
+    methods: Sequence[str],
+    dampings: Sequence[float],
+    places: Places,
+    parquet: bool,
+) -> None:
     """Put the rows of all parts into the RUN's own tables, in order, and remove the parts.
 
     Nobody may write rows meanwhile; others may read, or assemble. The tables are the same bytes
@@ -141,6 +149,7 @@ def assemble(run: Path, methods: Sequence[str], dampings: Sequence[float], place
         methods: in the order of their rows.
         dampings: in the order of their rows.
         places: of checkpoints.
+        parquet: whether the RUN's own tables are Parquet.
 
     Raises:
         EvalkitError: a table cannot be read or written.
@@ -150,17 +159,17 @@ def assemble(run: Path, methods: Sequence[str], dampings: Sequence[float], place
     failures = failed(tables, methods, dampings)
     # Scores go first: a batch row that is there has its scores there. Until both are, the parts
     # hold the rows.
-    _write(run / SCORES_FILE, tables.scores)
-    _write(run / BATCHES_FILE, tables.batches)
+    write_own(run / SCORES_FILE, tables.scores, parquet)
+    write_own(run / BATCHES_FILE, tables.batches, parquet)
     if len(failures):
-        _write(run / FAILURES_FILE, failures)
+        write_own(run / FAILURES_FILE, failures, parquet=False)
     else:
         (run / FAILURES_FILE).unlink(missing_ok=True)
     for part in parts:
         shutil.rmtree(part, ignore_errors=True)
     if parts:
         shutil.rmtree(run / PARTS_FOLDER, ignore_errors=True)
-    for name in (SCORES_FILE, BATCHES_FILE, FAILURES_FILE, "run.json", "writer.json"):
+    for name in (SCORES_FILE, BATCHES_FILE, FAILURES_FILE, "run.json", "writer.json", *FORMS):
         for path in run.glob(f".{name}.*{PART}"):  # of a process that was killed
             path.unlink(missing_ok=True)
 
@@ -233,9 +242,3 @@ def _is_of(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.Series:
     known = cells[CELL].drop_duplicates().assign(known=True)
     found = frame[CELL].merge(known, on=CELL, how="left")["known"]
     return pd.Series(found.notna().to_numpy(), index=frame.index)
-
-
-def _write(path: Path, frame: pd.DataFrame) -> None:
-    text = csv_head(path.name) + csv_rows(frame, path.name)
-    if not path.exists() or text.encode("utf-8") != path.read_bytes():
-        write_atomically(path, text)

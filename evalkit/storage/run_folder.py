@@ -23,6 +23,7 @@ import pandas as pd
 from evalkit.errors import EvalkitError
 from evalkit.storage.columns import Table
 from evalkit.storage.files import make_folder, unwritable, write_atomically
+from evalkit.storage.parquet import is_parquet, parquet_path, read_own, table_bytes
 from evalkit.storage.parts import (
     Tables,
     assemble,
@@ -39,6 +40,7 @@ from evalkit.storage.run_json import (
     places_of,
     read_provenance,
     update_provenance,
+    wants_parquet,
     write_provenance,
 )
 from evalkit.storage.tables import (
@@ -93,19 +95,24 @@ def create_run(folder: str | os.PathLike[str], provenance: Mapping[str, Any]) ->
     Raises:
         EvalkitError: the folder holds a run or other tables already, or cannot be written.
     """
-    folder = Path(folder)
-    headers = {name: csv_head(name) for name in (SCORES_FILE, BATCHES_FILE)}
-    for name in (PROVENANCE_FILE, *headers):
-        path = folder / name
-        # Bare headers are what a start leaves that stopped before run.json.
-        if path.exists() and path.read_bytes() != headers.get(name, "").encode("utf-8"):
+    folder, parquet = Path(folder), wants_parquet(provenance)
+    blank = {
+        (parquet_path(folder / name) if parquet else folder / name): table_bytes(
+            name, parquet=parquet
+        )
+        for name in (SCORES_FILE, BATCHES_FILE)
+    }
+    tables = [folder / name for name in (SCORES_FILE, BATCHES_FILE)]
+    for path in (folder / PROVENANCE_FILE, *tables, *map(parquet_path, tables)):
+        # Tables without rows are what a start leaves that stopped before run.json.
+        if path.exists() and path.read_bytes() != blank.get(path, b""):
             raise EvalkitError(
                 f"expected a folder without a run, found {path}; "
                 "name another folder, or remove this one"
             )
     make_folder(folder)
-    for name, header in headers.items():
-        write_atomically(folder / name, header)
+    for path, content in blank.items():
+        write_atomically(path, content)
     write_provenance(folder, provenance)
 
 
@@ -193,7 +200,7 @@ def place_checkpoints(
         places: step and progress by the name of a checkpoint; others stay as they are.
     """
     folder = Path(folder)
-    scores, batches = (read_table(folder / name) for name in (SCORES_FILE, BATCHES_FILE))
+    scores, batches = (read_own(folder / name) for name in (SCORES_FILE, BATCHES_FILE))
     rewrite(folder, placed(scores, places), placed(batches, places))
 
 
@@ -220,11 +227,12 @@ def repair(folder: str | os.PathLike[str]) -> None:
     put into the tables: nobody else may write meanwhile.
     """
     folder = Path(folder)
-    if part_folders(folder):
+    other_form = is_parquet(folder / SCORES_FILE) != wants_parquet(read_provenance(folder))
+    if part_folders(folder) or other_form:
         sort_tables(folder)
         return
-    batches = read_table(folder / BATCHES_FILE)
-    rewrite(folder, of_cells(read_table(folder / SCORES_FILE), batches), batches)
+    batches = read_own(folder / BATCHES_FILE)
+    rewrite(folder, of_cells(read_own(folder / SCORES_FILE), batches), batches)
     _whole_lines(folder)
 
 
@@ -254,7 +262,7 @@ def _whole_lines(folder: Path) -> None:
 def drop_after(folder: str | os.PathLike[str], step: int) -> None:
     """Drop the rows of checkpoints after ``step``: a training that goes on there makes others."""
     folder = Path(folder)
-    tables = [read_table(folder / name) for name in (SCORES_FILE, BATCHES_FILE)]
+    tables = [read_own(folder / name) for name in (SCORES_FILE, BATCHES_FILE)]
     rewrite(folder, *(frame[frame["step"] <= step] for frame in tables))
 
 
@@ -267,7 +275,8 @@ def sort_tables(folder: str | os.PathLike[str]) -> None:
     """
     folder = Path(folder)
     provenance = read_provenance(folder)
-    assemble(folder, *asked_for(provenance), places_of(provenance))
+    asked, places = asked_for(provenance), places_of(provenance)
+    assemble(folder, *asked, places, wants_parquet(provenance))
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
@@ -287,6 +296,12 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
                 "run the same 'evalkit score' command to the end first"
             )
     return Run(folder, scores, batches, provenance, tables.failures)
+
+
+def failure_counts(failures: pd.DataFrame) -> dict[str, int]:
+    """Return how many cells failed by reason, the most first."""
+    counts = failures["reason"].value_counts()
+    return {str(reason): int(count) for reason, count in counts.items()}
 
 
 def cells(frame: pd.DataFrame) -> set[tuple[str, int]]:

@@ -56,6 +56,11 @@ def asked_for(provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[flo
     )
 
 
+def wants_parquet(provenance: Mapping[str, Any]) -> bool:
+    """Return whether ``run.json`` says that the tables are Parquet."""
+    return provenance.get("tables") == "parquet"
+
+
 def places_of(provenance: Mapping[str, Any]) -> dict[str, tuple[int, float]]:
     """Return step and progress of the checkpoints that ``run.json`` lists, by name."""
     listed = provenance.get("checkpoints")

@@ -17,6 +17,7 @@ from evalkit.errors import EvalkitError, TooLittleMemoryError
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs
 from evalkit.linearization import Linearization
+from evalkit.linearization.split import Split
 from evalkit.scoring import score_linearization
 from evalkit.scoring.metrics import batch_metrics, undefined_metrics
 from evalkit.scoring.rows import undefined_score
@@ -64,6 +65,7 @@ class _Given:
     on_gradient: Callable[[Linearization, tuple[str, ...]], None] | None
     past: PastTask | None
     optimizer: torch.optim.Optimizer | None
+    split: Split | None
 
 
 def execute(
@@ -77,6 +79,7 @@ def execute(
     on_gradient: Callable[[Linearization, tuple[str, ...]], None] | None = None,
     past: PastTask | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    split: Split | None = None,
 ) -> Rows:
     """Return the rows of a unit; they depend on nothing but the arguments.
 
@@ -95,11 +98,14 @@ def execute(
             the parameters that are left out; again where the batch is evaluated again.
         past: past tasks, for methods that have them as an input.
         optimizer: of the training, for methods that have it as an input.
+        split: the processes that share the samples of the batch, where this one leads them.
 
     Raises:
         EvalkitError: nothing of the batch can be scored.
     """
-    given = _Given(task, model, batch, likelihood, on_iteration, on_gradient, past, optimizer)
+    given = _Given(
+        task, model, batch, likelihood, on_iteration, on_gradient, past, optimizer, split
+    )
     size, lacked = None, ""
     while True:
         part = settings if size is None else replace(settings, micro_batch_size=size)
@@ -150,7 +156,7 @@ def _rows(given: _Given, settings: Settings, unit: Unit, smallest: bool) -> Rows
     digest = data_hash(*given.batch)
     taken = given.model, *given.batch, given.likelihood
     how = settings.micro_batch_size, settings.dtype, settings.others
-    with linearized(*taken, *how) as (lin, left_out):
+    with linearized(*taken, *how, given.split) as (lin, left_out):
         if given.on_gradient is not None:
             _ = lin.gradient
             given.on_gradient(lin, left_out)

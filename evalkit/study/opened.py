@@ -10,6 +10,7 @@ from torch import nn
 from evalkit.checkpoints import Trajectory, verify_trajectory
 from evalkit.checkpoints.adapters import model_for
 from evalkit.evaluation.devices import check_device
+from evalkit.linearization.split import Split
 from evalkit.scoring import check_request
 from evalkit.settings import Settings
 from evalkit.storage.columns import check_name
@@ -33,6 +34,7 @@ class Opened:
         samples: that batches are drawn from.
         past: past tasks, for methods that have them as an input.
         steps: the optimizers of the checkpoints, for the method of that name.
+        split: the processes that share the samples of each batch, if there are several.
     """
 
     trajectory: Trajectory
@@ -42,6 +44,7 @@ class Opened:
     samples: Samples | ItemSamples
     past: OpenedPast | None
     steps: SavedSteps | None
+    split: Split | None = None
 
     def described(self) -> dict[str, Any]:
         """Return what ``run.json`` says of a study that starts now."""

@@ -7,30 +7,29 @@ keeps them before the next one starts.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from evalkit.checkpoints import Trajectory
-from evalkit.curvature import PastTask
 from evalkit.errors import EvalkitError
 from evalkit.launch import Shard
 from evalkit.linearization import Linearization
+from evalkit.linearization.split import Split
 from evalkit.settings import Settings
 from evalkit.storage.files import check_writable
 from evalkit.storage.lost_rows import scored_pairs
+from evalkit.storage.rows import Cell
 from evalkit.storage.run_folder import cells as cells_in
 from evalkit.storage.run_folder import read_all, read_provenance
-from evalkit.study.batches import take_batch
 from evalkit.study.blocks import shard_of
 from evalkit.study.estimate import cell_seconds, free_outputs, product_seconds
-from evalkit.study.execute import Rows, execute
+from evalkit.study.execution import Execution
 from evalkit.study.faults import attempted, is_proven, settled
 from evalkit.study.keeping import Keeper
 from evalkit.study.loaded import Loaded
@@ -41,27 +40,12 @@ from evalkit.study.plan import Unit, cells_of, plan
 from evalkit.study.processes import executed, is_small, shared_by
 from evalkit.study.provenance import rates_in, without_factors
 from evalkit.study.ranks import Ranks
+from evalkit.study.shown import Progress, Shown
+from evalkit.study.splitting import follow_study, leading, led, opened_together
 from evalkit.study.store import Store, open_store
 from evalkit.tasks import Task
 from evalkit.updates.foreseen import check_needs
 from evalkit.work import agreed_rates, threads
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a study is.
-
-    Attributes:
-        done: finished cells (one checkpoint, one batch), those of an earlier start included.
-        total: cells of the study.
-        checkpoint: the name of the checkpoint that is scored.
-        iteration: the iteration of the solver that is running, 0 when none is.
-    """
-
-    done: int
-    total: int
-    checkpoint: str
-    iteration: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +76,9 @@ def run_study(
     ranks: Ranks | None = None,
     shard: Shard | None = None,
     fresh: bool = False,
+    tables: str | None = None,
     on_note: Callable[[str], None] | None = None,
+    split: Split | None = None,
 ) -> None:
     """Score every checkpoint on the same batches and write the RUN folder.
 
@@ -118,8 +104,11 @@ def run_study(
         ranks: that this process shares the study with; all of them call this alike.
         shard: which part of the study to score, where others score the rest; not with ranks.
         fresh: start over: a run that is there is kept under another name.
+        tables: ``"csv"`` or ``"parquet"``; None for the form that the run has, CSV at first.
         on_note: called with a sentence about each thing that goes wrong and is coped with: a batch
             that memory is too small for, a unit that fails; None for warnings.
+        split: the processes that share the samples of each batch; all of them call this alike, and
+            rank 0 alone writes. Not with ranks or a shard.
 
     Raises:
         EvalkitError: the arguments do not fit together, a checkpoint cannot be used, the folder
@@ -127,7 +116,11 @@ def run_study(
             stopped before all is scored, or nothing can be (:mod:`evalkit.study.faults`).
     """
     place = (0, 1) if ranks is None else (ranks.launch.rank, ranks.launch.world)
-    opened = open_study(trajectory, task, settings, past, optimizer, *place)
+    opening = partial(open_study, trajectory, task, settings, past, optimizer, *place)
+    opened = opening() if split is None else opened_together(split, opening)
+    if split is not None and not split.leads:
+        follow_study(opened, split)
+        return
     given = opened.model, opened.samples, task.likelihood, settings
     small = torch.get_num_threads() > 1 and is_small(*given)
     among = ranks or shard
@@ -135,132 +128,78 @@ def run_study(
     described = opened.described()
     fresh = fresh and (ranks is None or ranks.starts_over())
     with (
+        leading(split),
         threads(1 if small else torch.get_num_threads()),
-        open_store(Path(folder), described, task, opened.samples, settings, writer, fresh) as store,
+        open_store(
+            Path(folder), described, task, opened.samples, settings, writer, fresh, tables
+        ) as store,
     ):
         if fresh and ranks is not None:
             ranks.has_started_over()
         cells = tuple(cells_of(trajectory.checkpoints, settings.batches))
         cells = cells if shard is None else shard_of(cells, shard)
         units = plan(cells, settings, store.finished)
-        if units:
-            check_writable(folder)
-        if units and writer is not None:
+        if units and writer is None:
+            check_writable(folder)  # which removes a new folder again, maybe that of another
+        elif units:
             store.hold()  # so that there is a run.json that all go by
-        started = time.monotonic()
-        shown = _Shown(on_progress, len(cells), len(cells) - len(units), ranks)
-        shown.at(trajectory.checkpoints[0].name)
-        is_shared = small and opened.past is None and ranks is None
+        is_shared = small and opened.past is None and ranks is None and split is None
         processes = shared_by(len(units), processes) if is_shared else 1
-        sharing = processes if ranks is None else ranks.launch.world
-        begin = partial(_begin, opened, store, len(units), sharing, on_start)
-        taken = opened.past.taken() if units and opened.past is not None else None
-        upcoming = partial(_upcoming, units, ranks)
-        loaded = Loaded(opened.model, trajectory.checkpoints, opened.steps, upcoming)
-        attempt = attempted(_Execution(opened, store, loaded, taken, shown, begin))
-        keeper = Keeper(store, settings, on_note)
-        handed: Iterable[Unit] = units
-        if ranks is not None:
-            handed = ranks.handed_out(cells, units, shown.planned, shown.waiting)
-        with _agreed(store), executed(handed, attempt, processes) as made:
-            for unit, outcome in settled(made, units, attempt, is_proven(settings, store.finished)):
-                keeper.keep(unit, outcome)
-                shown.finished(unit.cell.checkpoint)
-        store.close(time.monotonic() - started)
-        shown.at(cells[-1].checkpoint if cells else "")
-        if ranks is not None and ranks.is_lost:
-            tables = read_all(folder)
-            failed = cells_in(tables.failures)
-            left = plan(cells, settings, scored_pairs(tables.scores, tables.batches))
-            _check_whole([one for one in left if one.key not in failed])
+        told = _Told(on_progress, on_start, on_note)
+        _score(opened, store, cells, units, processes, ranks, told)
+    if ranks is not None and ranks.is_lost:
+        _check_whole(folder, cells, settings)
 
 
-@dataclass
-class _Shown:
-    """What is shown of a study: how many cells are done, of how many, and what it is at."""
+@dataclass(frozen=True)
+class _Told:
+    """What a caller of a study is told by; see :func:`run_study`."""
 
     on_progress: Callable[[Progress], None] | None
-    total: int
-    before: int
-    ranks: Ranks | None
-    own: int = 0
-    is_planned: bool = False
-
-    def planned(self, units: int) -> None:
-        """Take in how many units are left for all ranks."""
-        self.before, self.is_planned = self.total - units, True
-
-    def finished(self, checkpoint: str) -> None:
-        """Show that one more cell is done."""
-        self.own += 1
-        self.at(checkpoint)
-
-    def waiting(self) -> None:
-        """Show how far other ranks are."""
-        self.at("waiting for other ranks")
-
-    def at(self, checkpoint: str, iteration: int = 0, _: float = 0.0) -> None:
-        """Show what is scored."""
-        if self.on_progress is not None:
-            # What others did before this rank knew of the plan is in what it has found finished.
-            shared = self.ranks.done if self.ranks is not None and self.is_planned else self.own
-            done = self.before + shared
-            self.on_progress(Progress(min(done, self.total), self.total, checkpoint, iteration))
+    on_start: Callable[[Start], None] | None
+    on_note: Callable[[str], None] | None
 
 
-class _Execution:
-    """Makes the rows of units, one after another, with what a study has opened.
+def _score(
+    opened: Opened,
+    store: Store,
+    cells: Sequence[Cell],
+    units: Sequence[Unit],
+    processes: int,
+    ranks: Ranks | None,
+    told: _Told,
+) -> None:
+    """Score the units that this process gets, and keep each before the next one starts.
 
     Args:
         opened: the study.
-        store: is told which unit is scored.
-        loaded: puts checkpoints into the model.
-        taken: past tasks, for methods that have them as an input.
-        shown: is told of the iterations of solvers.
-        begin: called with the linearization of the first unit that has a gradient, once it is
-            known; in this process, not in one that is forked from it.
+        store: where rows and failures are kept.
+        cells: of the study, or of this shard of it.
+        units: of them that are left.
+        processes: forks of this one that score them.
+        ranks: that share them; None where this process gets all.
+        told: what the caller is told by.
     """
-
-    def __init__(
-        self,
-        opened: Opened,
-        store: Store,
-        loaded: Loaded,
-        taken: PastTask | None,
-        shown: _Shown,
-        begin: Callable[[Linearization, tuple[str, ...]], None],
-    ) -> None:
-        self._opened, self._store, self._loaded = opened, store, loaded
-        self._taken, self._shown = taken, shown
-        self._begin, self._begun, self._process = begin, False, os.getpid()
-        # Fewer samples at a time, once memory has run out.
-        self._settings = opened.settings
-
-    def __call__(self, unit: Unit, shown: bool) -> Rows:
-        opened, name = self._opened, unit.cell.checkpoint
-        if shown:
-            self._store.beginning(unit)
-        stepping = self._loaded.hold(name)
-        rows = execute(
-            opened.model,
-            take_batch(opened.samples, opened.settings, unit.cell.batch),
-            opened.task.likelihood,
-            self._settings,
-            unit,
-            opened.task.name,
-            partial(self._shown.at, name) if shown else None,
-            None if self._begun or os.getpid() != self._process else self._starting,
-            self._taken,
-            stepping,
-        )
-        if rows.micro_batch_size is not None:
-            self._settings = replace(self._settings, micro_batch_size=rows.micro_batch_size)
-        return rows
-
-    def _starting(self, lin: Linearization, left_out: tuple[str, ...]) -> None:
-        if not self._begun:  # else the batch is evaluated again, in parts
-            self._begun = True
-            self._begin(lin, left_out)
+    started, settings = time.monotonic(), opened.settings
+    checkpoints = opened.trajectory.checkpoints
+    shown = Shown(told.on_progress, len(cells), len(cells) - len(units), ranks)
+    shown.at(checkpoints[0].name)
+    sharing = processes if ranks is None else ranks.launch.world
+    begin = partial(_begin, opened, store, len(units), sharing, told.on_start)
+    taken = opened.past.taken() if units and opened.past is not None else None
+    loaded = Loaded(opened.model, checkpoints, opened.steps, partial(_upcoming, units, ranks))
+    execution = Execution(opened, store, loaded, taken, shown, begin)
+    attempt = led(attempted(execution), opened.split)
+    keeper, proven = Keeper(store, settings, told.on_note), is_proven(settings, store.finished)
+    handed: Iterable[Unit] = units
+    if ranks is not None:
+        handed = ranks.handed_out(cells, units, shown.planned, shown.waiting)
+    with _agreed(store), executed(handed, attempt, processes) as made:
+        for unit, outcome in settled(made, units, attempt, proven):
+            keeper.keep(unit, outcome)
+            shown.finished(unit.cell.checkpoint)
+    store.close(time.monotonic() - started)
+    shown.at(checkpoints[-1].name)
 
 
 def _upcoming(units: Sequence[Unit], ranks: Ranks | None, name: str) -> str | None:
@@ -303,15 +242,19 @@ def _agreed(store: Store) -> AbstractContextManager[None]:
     return nullcontext() if rates is None else agreed_rates(rates)
 
 
-def _check_whole(left: Sequence[Unit]) -> None:
+def _check_whole(folder: str | Path, cells: Sequence[Cell], settings: Settings) -> None:
     """Refuse to end in silence where the store that hands units out has gone before they were done.
 
     Raises:
-        EvalkitError: units are left.
+        EvalkitError: units are left that nobody has scored or recorded as failed.
     """
-    if left:
+    tables = read_all(folder)
+    failed = cells_in(tables.failures)
+    left = plan(cells, settings, scored_pairs(tables.scores, tables.batches))
+    count = sum(unit.key not in failed for unit in left)
+    if count:
         raise EvalkitError(
             "expected the store of torchrun to last until all is scored, found that it has gone "
-            f"with {len(left)} batches left, as where rank 0 or its machine has stopped; the same "
+            f"with {count} batches left, as where rank 0 or its machine has stopped; the same "
             "command goes on"
         )

@@ -121,14 +121,14 @@ def load_model(kind: str, name: str, **arguments: Any) -> nn.Module:
         name: the name of the model.
         arguments: the arguments of ``from_pretrained``.
     """
-    _check_size(kind, name, arguments)
+    _check_size(kind, name, load_configuration(name), arguments)
     loader = getattr(_library("transformers"), kind).from_pretrained
     arguments = {"dtype": torch.float32, "trust_remote_code": False, **arguments}
     model: nn.Module = load("model", "model", name, loader, **arguments)
     return model
 
 
-def _check_size(kind: str, name: str, arguments: Mapping[str, Any]) -> None:
+def _check_size(kind: str, name: str, configuration: Any, arguments: Mapping[str, Any]) -> None:
     """Refuse a folder whose configuration asks for a model far larger than its weights.
 
     The model is built without memory, before any is allocated.
@@ -139,7 +139,6 @@ def _check_size(kind: str, name: str, arguments: Mapping[str, Any]) -> None:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return
-    configuration = load_configuration(name)
     for key, value in configuration.to_dict().items():
         if _COUNTED.search(key) and any(number > _MOST_LAYERS for number in _numbers(value)):
             raise EvalkitError(
@@ -170,9 +169,24 @@ def _numbers(value: Any) -> list[float]:
 
 
 def load_configuration(name: str) -> Any:
-    """Return the configuration of a pretrained model."""
+    """Return the configuration of a pretrained model.
+
+    Raises:
+        EvalkitError: there is none, or it asks for code that transformers would fetch.
+    """
     loader = _library("transformers").AutoConfig.from_pretrained
-    return load("model", "model", name, loader, trust_remote_code=False)
+    found = load("model", "model", name, loader, trust_remote_code=False)
+    inner = [getattr(found, key, None) for key in getattr(found, "sub_configs", ())]
+    for one in (found, *inner):
+        for key in ("_attn_implementation", "_experts_implementation"):
+            asked = str(getattr(one, key, None))
+            if "/" in asked or asked.startswith("flash"):
+                # A kernel of the hub is code, which transformers imports where it can.
+                raise EvalkitError(
+                    f"expected a model that is computed by transformers itself at '{name}', found "
+                    f"{shortened(repr(asked))} as '{key[1:]}'; remove that from its config.json"
+                )
+    return found
 
 
 def load_tokenizer(name: str) -> Any:

@@ -53,7 +53,8 @@ def check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
 
 
 def _compared(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    versions = manifest.get("versions") or {}
+    said = manifest.get("versions")
+    versions = said if isinstance(said, Mapping) else {}
     kept = {name: versions.get(name) for name in ("evalkit", "torch")}
     compared = {name: manifest.get(name, _BEFORE.get(name)) for name in _COMPARED}
     return {**compared, "versions": kept}

@@ -23,7 +23,9 @@ CANARY = "evalkit_canary"
 OUTSIDE = "outside-of-the-folder"
 """The folder beside the one that is read; hostile names lead there."""
 SECONDS = 45
-"""Of one input: far more than any takes, on a machine that does much else beside."""
+"""Of a processor, for one input: far more than any takes."""
+WAITED = 6
+"""So many times as long may an input take by the clock, on a machine that does much else."""
 ALWAYS = 160 * 2**20
 """Bytes of memory that any input may take, ..."""
 FACTOR = 48
@@ -163,15 +165,18 @@ def watched(folder: Path, seconds: int = SECONDS) -> Iterator[Watch]:
     def hangs(*_: Any) -> None:
         raise Hang(f"more than {seconds} seconds")
 
-    before = signal.signal(signal.SIGALRM, hangs)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = {one: signal.signal(one, hangs) for one in (signal.SIGALRM, signal.SIGPROF)}
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, WAITED * seconds)
     _watched.append(watch)
     try:
         yield watch
     finally:
         _watched.pop()
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def forget_peak() -> int:

@@ -195,7 +195,9 @@ def _changed_value(random: Random, content: Any, pieces: list[str]) -> Any:
             return content[::-1]
         return [*content[:at], _changed_value(random, content[at], pieces), *content[at + 1 :]]
     if isinstance(content, str) and content and random.random() < 0.3:
-        return changed_bytes(random, content.encode()).decode("utf-8", "replace")
+        return changed_bytes(random, content.encode("utf-8", "surrogatepass")).decode(
+            "utf-8", "replace"
+        )
     if isinstance(content, int | float) and not isinstance(content, bool) and random.random() < 0.4:
         scaled = content * random.choice((-1, 0.5, 2, 10, 1e9))
         return random.choice((content + 1, content - 1, -content, str(content), scaled))

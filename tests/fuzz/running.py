@@ -173,7 +173,7 @@ def run_reader(
         theirs.close()
         try:
             while True:
-                if not ours.poll(3 * guards.SECONDS):
+                if not ours.poll((guards.WAITED + 2) * guards.SECONDS):
                     raise EOFError
                 kind, value = ours.recv()
                 if kind == "begins":

@@ -9,12 +9,15 @@ bytes of one that nothing has interrupted, and no start may lose a cell that was
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from evalkit.storage import locks
+from tests.kills.boundaries import check_errors, check_kills, finish, halves, whole_tables
 from tests.kills.starts import Starts
 from tests.kills.ways import WAYS, Outcome
 
@@ -24,8 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
     for name in WAYS:
         parser.add_argument(f"--{name}", type=int, default=0, metavar="KILLS")
+    parser.add_argument("--boundaries", action="store_true", help="every change of a file, too")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
+    if given.boundaries:
+        check_boundaries()
+    if not any(getattr(given, name) for name in WAYS):
+        return 0
     draw = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as folder:
         starts = Starts(Path(folder))
@@ -39,6 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for outcome in outcomes:
         print(told(outcome))
     return int(any(outcome.faults for outcome in outcomes))
+
+
+def check_boundaries() -> None:
+    """Kill stores, and let changes of files fail, at every one of them."""
+    locks.PATIENCE = 0.0
+    os.fsync = lambda descriptor: None  # nothing has to outlive a power cut
+    with tempfile.TemporaryDirectory() as place:
+        whole = whole_tables(Path(place) / "whole" / "run")
+        for work in (finish, halves):
+            for check in (check_kills, check_errors):
+                folder = Path(place) / f"{check.__name__}-{work.__name__}"
+                folder.mkdir()
+                count = check(work, folder, whole)
+                print(f"{work.__name__}, {check.__name__}: {count}, all whole", flush=True)
 
 
 def told(outcome: Outcome) -> str:

@@ -44,7 +44,7 @@ def rows_of(unit: Unit) -> Rows:
         for method, damping in itertools.product(METHODS, DAMPINGS)
         if (method, damping) in unit.pairs
     ]
-    batch = Batch(8, *(draw.random() for _ in range(5)), 8, f"{unit.cell.batch:064}")
+    batch = Batch(8, *(draw.random() for _ in range(5)), 8, f"{unit.cell.batch:064}", 8)
     keys = [table_of([unit.cell] * len(rows), Cell) for rows in (scores, [batch])]
     return Rows({**keys[0], **table_of(scores, Score)}, {**keys[1], **table_of([batch], Batch)})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from evalkit.linearization import Linearization
-from evalkit.linearization.gram import gram_matrix
 from evalkit.solvers.kernel import unit_cotangents
 
 
@@ -17,5 +16,5 @@ def tangent_kernel(lin: Linearization) -> Tensor:
     units = unit_cotangents(lin)
     outputs, samples = units.shape[:2]
     # Rows of Gram matrices have the cotangent outside the sample, logits have it inside.
-    matrix = gram_matrix(lin.batches, units, lin.route).view(outputs, samples, outputs, samples)
+    matrix = lin.inner_products(units).view(outputs, samples, outputs, samples)
     return matrix.permute(1, 0, 3, 2).reshape(outputs * samples, -1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from evalkit.checkpoints import open_trajectory
 from evalkit.settings import Settings
+from evalkit.storage.parquet import own_path
 from evalkit.study.running import run_study
 from evalkit.tasks import Task
 
@@ -59,5 +60,6 @@ def study(
 
 
 def tables(folder: Path) -> tuple[bytes, bytes]:
-    run = folder / "run"
-    return (run / "scores.csv").read_bytes(), (run / "batches.csv").read_bytes()
+    """Return the files of the tables, in the form that they have."""
+    scores, batches = (own_path(folder / "run" / name) for name in ("scores.csv", "batches.csv"))
+    return scores.read_bytes(), batches.read_bytes()

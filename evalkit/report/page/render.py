@@ -30,7 +30,8 @@ from evalkit.results.marks import marks_of
 from evalkit.results.summaries import headline, near_zero, shown_marks, summarize, summarize_batches
 from evalkit.results.sweeps import is_sweep
 from evalkit.results.undefined import undefined_sentences
-from evalkit.storage.lost_rows import failed_batches, lost_rows
+from evalkit.storage.lost_rows import failed_cells
+from evalkit.storage.parquet import own_path
 from evalkit.storage.run_folder import REPORT_FILE, Run
 from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE
 
@@ -96,8 +97,7 @@ def render_page(
             path.relative_to(run.folder).as_posix() for path in files if path.suffix != ".csv"
         ],
         downloads=[
-            download(run.folder / SCORES_FILE),
-            download(run.folder / BATCHES_FILE),
+            *(download(own_path(run.folder / name)) for name in (SCORES_FILE, BATCHES_FILE)),
             *(download(path) for path in files if path.suffix == ".csv"),
         ],
         swatch=swatch,
@@ -144,12 +144,9 @@ def _summary(run: Run, wording: Callable[[str], str]) -> Mapping[str, Any]:
     return {
         "task": as_text(task) if task else run.folder.resolve().name,
         "headline": headline(run),
-        "gaps": [
-            text
-            for text in (failed_batches(run), lost_rows(run), *undefined_sentences(run))
-            if text
-        ],
+        "gaps": undefined_sentences(run),
         "finished": bool(run.provenance.get("finished")),
+        "failed_cells": failed_cells(run),
         "checkpoints": _count(str(len(floors)), "checkpoint"),
         "batches": _count(_range(floors["batches"]), "batch"),
         "samples": _range(floors["num_samples"]),
