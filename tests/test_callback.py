@@ -22,6 +22,7 @@ from evalkit.callback.trainer_batches import supervised
 from evalkit.checkpoints.saved import find_saved, saved_hash
 from evalkit.cli import main
 from evalkit.report.writing import report_run
+from evalkit.results.summaries import summarize
 from evalkit.scoring import score
 from evalkit.storage.run_folder import read_run
 from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE, names_of
@@ -135,6 +136,35 @@ def test_training_ends_with_the_same_bits(tmp_path: Path) -> None:
         assert torch.equal(ends[0][name], ends[1][name]), name
         moved += not torch.equal(ends[0][name], start)
     assert moved == 6  # A and B of query and value, weight and bias of the classifier
+
+
+def test_means_are_logged_to_what_the_trainer_reports_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    made = trainer(
+        tmp_path / "out",
+        scorer(tmp_path / "run"),
+        report_to=["tensorboard"],
+        logging_strategy="steps",
+        logging_steps=1,
+    )
+    made.train()
+    (place,) = {path.parent for path in (tmp_path / "logs").rglob("events*")}
+    events = EventAccumulator(str(place)).Reload()
+    assert [one.step for one in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    summary = summarize(read_run(tmp_path / "run"))
+    for method, rows in summary.groupby("method"):
+        for name in ("gamma", "ratio"):
+            logged = {one.step: one.value for one in events.Scalars(f"train/{name}/{method}")}
+            means = dict(zip(rows["step"], rows[f"{name}_mean"], strict=True))
+            assert logged == pytest.approx(means, rel=1e-6)
+    assert set(summary["method"]) == set(METHODS)
+    told = [row for row in made.state.log_history if "gamma/floor" in row]
+    assert [row["step"] for row in told] == [0, 2, 4]
 
 
 def test_a_resumed_training_goes_on_with_its_run(tmp_path: Path) -> None:

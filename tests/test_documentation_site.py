@@ -92,7 +92,7 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
         "evalkit.updates": set(updates.__all__) - set(evalkit.__all__) - {"compute"},
         "evalkit.likelihoods": {"Likelihood", "Categorical", "Bernoulli", "Gaussian", "register"},
         "evalkit.testing": {"assert_quality", "checkpoint_batches"},
-        "evalkit.callback": {"ScoreCallback"},
+        "evalkit.callback": {"LightningScoreCallback", "ScoreCallback"},
     }
     assert set(likelihoods.__all__) >= places["evalkit.likelihoods"]
     assert all(hasattr(testing, name) for name in places["evalkit.testing"])

@@ -99,7 +99,7 @@ sys.modules["transformers"] = None  # as where it is not installed
 import evalkit.study.running, evalkit.testing
 found = {"pytest": "pytest" in sys.modules}
 try:
-    import evalkit.callback
+    from evalkit.callback import ScoreCallback
 except evalkit.EvalkitError as error:
     found["sentence"] = str(error)
 print(json.dumps(found))

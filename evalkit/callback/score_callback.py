@@ -6,11 +6,7 @@ It writes the folder that ``evalkit score`` writes, row by row while training go
 
 from __future__ import annotations
 
-import hashlib
-import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from evalkit.callback.running import RunningScores, device_of, parameters_hash
 from evalkit.callback.trainer_batches import (
+    Supervised,
     TrainerBatches,
     check_enough,
-    evaluated,
     shifts_labels,
     supervised,
 )
+from evalkit.callback.trainer_log import calling_trainer
 from evalkit.checkpoints import Checkpoint
 from evalkit.checkpoints.saved import find_saved, holds_saved, named_adapters, saved_hash
 from evalkit.checkpoints.trainer_state import whole_epoch
@@ -32,27 +30,11 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.devices import on_device
 from evalkit.evaluation.wrapped import evaluated_module
 from evalkit.extras import missing
-from evalkit.linearization import Linearization
 from evalkit.names import base_name
 from evalkit.next_token import base_model, check_shift
 from evalkit.scoring import check_request
 from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Others, Settings
-from evalkit.storage.run_folder import (
-    PROVENANCE_FILE,
-    drop_after,
-    read_provenance,
-    repair,
-    sort_tables,
-    update_provenance,
-)
-from evalkit.study.execute import Rows, execute
-from evalkit.study.faults import attempted, is_proven, settled
-from evalkit.study.identity import check_same_request, check_same_run
-from evalkit.study.keeping import Keeper
-from evalkit.study.plan import Unit, cells_of, plan
-from evalkit.study.provenance import checkpoint_entry, describe_run, now, without_factors
-from evalkit.study.store import Store
-from evalkit.tasks.task import user_code
+from evalkit.study.provenance import describe_run
 from evalkit.updates.optimizer_step import unwrapped
 from evalkit.updates.registry import takes_optimizer
 
@@ -68,6 +50,9 @@ class ScoreCallback(TrainerCallback):
     The batches go through the Trainer's own data collator. The model is scored in eval mode and in
     the precision of its parameters, without autocast, as ``evalkit score`` scores a checkpoint. In
     a distributed training the first process scores while the others wait at their next step.
+
+    Means over batches are logged through the Trainer, to everything that it reports to, by the
+    names that ``evalkit export`` gives them: ``gamma/ief``, ``ratio/ief``, ``gamma/floor``.
 
     What cannot be scored at all is refused when training begins. What fails later is a warning:
     training goes on, and the batch is recorded in ``failures.csv``; where nothing could be scored
@@ -118,8 +103,9 @@ class ScoreCallback(TrainerCallback):
         check_shift(shift_labels)
         self.shift_labels = shift_labels
         self._batches: TrainerBatches | None = None
-        self._store: Store | None = None
-        self._seconds = 0.0
+        self._run = RunningScores(self.folder, self.settings)
+        self._trainer: Any = None
+        self._unlogged: dict[str, float] = {}
         self._shifts = False
         self._optimizer: torch.optim.Optimizer | None = None
 
@@ -138,24 +124,33 @@ class ScoreCallback(TrainerCallback):
         self._batches = TrainerBatches(loader.dataset, loader.collate_fn)
         check_enough(self._batches, self.settings.batch_size)
         provenance = self._described(args, state, model)
-        self._go_on(provenance, state.global_step)
-        self._store = Store(self.folder, provenance)
+        self._run.begin(provenance, state.global_step)
+        self._trainer = calling_trainer(self)
         if state.global_step > 0 or self.initial:
-            self._score(args, state, model)
+            # Not every callback is ready for logs before all have seen the beginning.
+            self._unlogged = self._score(args, state, model)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log the scores of the model before the step."""
+        self._log(self._unlogged)
+        self._unlogged = {}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score the model that was just saved."""
         if self._batches is not None and state.is_world_process_zero:
             self._optimizer = kwargs.get("optimizer", self._optimizer)
-            self._score(args, state, evaluated_module(kwargs["model"]))
+            self._log(self._score(args, state, evaluated_module(kwargs["model"])))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Sort the tables and mark the run as finished."""
-        self._batches = None
-        if state.is_world_process_zero and (self.folder / PROVENANCE_FILE).exists():
-            with _as_warning():
-                sort_tables(self.folder)
-                update_provenance(self.folder, finished=now(), seconds=round(self._seconds, 3))
+        self._batches = self._trainer = None
+        if state.is_world_process_zero:
+            self._run.end()
+
+    def _log(self, means: dict[str, float]) -> None:
+        """Log means through the Trainer, to everything that it reports to."""
+        if means and self._trainer is not None:
+            self._trainer.log(dict(means))
 
     def _take(self, optimizer: Any) -> None:
         """Keep the Trainer's optimizer, for methods that have it as an input.
@@ -170,7 +165,7 @@ class ScoreCallback(TrainerCallback):
     def _described(self, args: Any, state: Any, model: nn.Module) -> dict[str, Any]:
         """Return what ``run.json`` says of this training, checkpoints aside."""
         assert self._batches is not None
-        batch = on_device(dict(self._batches.draw(self.settings, 0)), _device(model))
+        batch = on_device(dict(self._batches.draw(self.settings, 0)), device_of(model))
         if self.shift_labels is None:
             self._shifts = shifts_labels(model, batch)
         else:
@@ -184,75 +179,16 @@ class ScoreCallback(TrainerCallback):
             **({"shift_labels": True} if self._shifts else {}),
         }
 
-    def _go_on(self, provenance: dict[str, Any], step: int) -> None:
-        """Go on with the run of the training that is resumed at ``step``; refuse any other run."""
-        if not (self.folder / PROVENANCE_FILE).exists():
-            return
-        earlier = read_provenance(self.folder)
-        if step == 0:
-            raise EvalkitError(
-                f"expected a folder without a run for a training that starts, found a run in "
-                f"'{self.folder}'; name another folder, or resume that training"
-            )
-        for name in ("trajectory", "training_steps", "shift_labels"):
-            if earlier.get(name) != provenance.get(name):
-                raise EvalkitError(
-                    f"expected the run of the resumed training in '{self.folder}', found another "
-                    f"{name.replace('_', ' ')}: {earlier.get(name)} instead of "
-                    f"{provenance.get(name)}; name another folder"
-                )
-        kept = [item for item in earlier.get("checkpoints", ()) if item["step"] <= step]
-        check_same_run(self.folder, earlier, {**provenance, "checkpoints": earlier["checkpoints"]})
-        # The models of earlier checkpoints are gone: nothing can be added to their rows.
-        check_same_request(self.folder, earlier, provenance)
-        provenance["checkpoints"] = kept
-        repair(self.folder)
-        # Steps after the one that is resumed are taken again.
-        drop_after(self.folder, step)
-        changed = {"settings": provenance["settings"], "checkpoints": kept}
-        update_provenance(self.folder, **changed, finished=None, seconds=None)
+    def _score(self, args: Any, state: Any, model: nn.Module) -> dict[str, float]:
+        """Score what this checkpoint lacks; return its means over batches."""
+        name = f"checkpoint-{state.global_step}"
+        checkpoint = partial(_checkpoint, args, state, model, name)
+        return self._run.score(checkpoint, name, model, partial(self._draw, model), self._optimizer)
 
-    def _score(self, args: Any, state: Any, model: nn.Module) -> None:
-        """Score what this checkpoint lacks and store it; what fails is a warning."""
-        assert self._store is not None
-        started, name = time.monotonic(), f"checkpoint-{state.global_step}"
-        described = f"the scoring of '{name}'"
-        with self._store, _as_warning(), user_code(described), evaluated(model):
-            checkpoint = _checkpoint(args, state, model, name)
-            cells = cells_of([checkpoint], self.settings.batches)
-            units = plan(cells, self.settings, self._store.finished)
-            attempt = attempted(partial(self._execute, model, self._store.provenance["task"]))
-            made = ((unit, attempt(unit, False)) for unit in units)
-            proven = is_proven(self.settings, self._store.finished)
-            keeper = Keeper(self._store, self.settings)
-            for unit, outcome in settled(made, units, attempt, proven):
-                self._store.list_checkpoint(checkpoint_entry(checkpoint))
-                keeper.keep(unit, outcome)
-        self._seconds += time.monotonic() - started
-
-    def _execute(self, model: nn.Module, task: str, unit: Unit, shown: bool) -> Rows:
+    def _draw(self, model: nn.Module, batch: int) -> Supervised:
         assert self._batches is not None
-        drawn = on_device(dict(self._batches.draw(self.settings, unit.cell.batch)), _device(model))
-        batch = supervised(model, drawn, self._shifts)
-        pair = (batch.inputs, batch.targets)
-        return execute(
-            model,
-            pair,
-            batch.likelihood,
-            self.settings,
-            unit,
-            task,
-            None,
-            self._note,
-            None,
-            self._optimizer,
-        )
-
-    def _note(self, lin: Linearization, left_out: tuple[str, ...]) -> None:
-        """Let ``run.json`` name the parameters without factors, once."""
-        assert self._store is not None
-        if "without_factors" not in self._store.provenance:
-            self._store.note(without_factors(lin, self.settings, left_out))
+        drawn = on_device(dict(self._batches.draw(self.settings, batch)), device_of(model))
+        return supervised(model, drawn, self._shifts)
 
 
 def _checkpoint(args: Any, state: Any, model: nn.Module, name: str) -> Checkpoint:
@@ -264,7 +200,7 @@ def _checkpoint(args: Any, state: Any, model: nn.Module, name: str) -> Checkpoin
         step=state.global_step,
         epoch=whole_epoch(state.epoch or 0.0),
         progress=min(1.0, state.global_step / state.max_steps),
-        sha256=saved_hash(find_saved(path)) if _is_saved(path) else _parameters_hash(model),
+        sha256=saved_hash(find_saved(path)) if _is_saved(path) else parameters_hash(model),
     )
 
 
@@ -272,21 +208,6 @@ def _is_saved(path: Path) -> bool:
     """Return whether a folder holds one saved model or adapter, not several."""
     named = len(named_adapters(path))
     return named == 1 if not holds_saved(path) else not named
-
-
-def _device(model: nn.Module) -> torch.device:
-    trainable = (value.device for value in model.parameters() if value.requires_grad)
-    return next(trainable, torch.device("cpu"))
-
-
-def _parameters_hash(model: nn.Module) -> str:
-    """Return the SHA-256 of names and bytes of the trainable parameters, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _refuse_smoothing(args: Any) -> None:
@@ -314,11 +235,3 @@ def _refuse_sharded(args: Any) -> None:
             "expected a training in which every process holds the whole model, found sharded "
             "parameters (FSDP or ZeRO stage 3); score the saved checkpoints with evalkit score"
         )
-
-
-@contextmanager
-def _as_warning() -> Iterator[None]:
-    try:
-        yield
-    except EvalkitError as error:
-        warnings.warn(f"evalkit: {error}", stacklevel=3)

@@ -51,7 +51,7 @@ class Supervised:
         likelihood: what the model's loss says that its outputs mean.
     """
 
-    inputs: dict[str, Any]
+    inputs: Any
     targets: Tensor
     likelihood: str
 
@@ -242,19 +242,27 @@ class TrainerBatches:
         Raises:
             EvalkitError: the data set or the collator fails, or returns no mapping.
         """
-        indices = draw_batch(len(self), settings.batch_size, settings.seed, batch).tolist()
-        with (
-            all_seeded(batch_seed(settings.seed, batch, "collate")),
-            user_code("the data collator of the Trainer"),
-        ):
-            # A fresh copy starts from the same state as every other.
-            made = _apart(self._collate)([self._dataset[index] for index in indices])
+        made = self.collated(settings, batch)
         if not isinstance(made, Mapping):
             raise EvalkitError(
                 "expected a mapping with the model's arguments from the data collator, found "
                 f"{type(made).__name__}; return a dict of tensors"
             )
         return made
+
+    def collated(self, settings: Settings, batch: int) -> Any:
+        """Return what the collator makes of the samples of one batch, whatever it is.
+
+        Raises:
+            EvalkitError: the data set or the collator fails.
+        """
+        indices = draw_batch(len(self), settings.batch_size, settings.seed, batch).tolist()
+        with (
+            all_seeded(batch_seed(settings.seed, batch, "collate")),
+            user_code("the data collator of the Trainer"),
+        ):
+            # A fresh copy starts from the same state as every other.
+            return _apart(self._collate)([self._dataset[index] for index in indices])
 
 
 def _apart(collate: Any) -> Any:

@@ -87,14 +87,14 @@ def trainer(
         "save_steps": 2,
         "per_device_train_batch_size": 4,
         "learning_rate": 0.05,
+        "report_to": [],
+        "logging_strategy": "no",
         **changes,
     }
     chosen = transformers.TrainingArguments(
         output_dir=str(out),
         use_cpu=True,
-        report_to=[],
         disable_tqdm=True,
-        logging_strategy="no",
         seed=3,
         **arguments,
     )
