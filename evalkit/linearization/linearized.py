@@ -29,6 +29,7 @@ from evalkit.linearization.gram import (
 from evalkit.linearization.kept import summed_terms
 from evalkit.linearization.per_sample import PerSample, defining_gradients
 from evalkit.linearization.sample_gradients import SampleGradients
+from evalkit.notebooks import facts_html
 
 T = TypeVar("T")
 
@@ -49,6 +50,20 @@ class Linearization(SampleGradients):
     the model's dtype; logit-shaped values are like ``logits``. Sums over the batch are float64, and
     sums, never means.
     """
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        facts = {
+            "samples": self.num_samples,
+            "trainable parameters": self.num_params,
+            "outputs": " x ".join(map(str, self.logits.shape)),
+            "likelihood": self.likelihood.name,
+            "dtype": str(self.logits.dtype).removeprefix("torch."),
+            "device": str(self.logits.device),
+            "mean loss": float(self.losses.double().mean()),
+            "gamma floor": self.gamma_floor,
+        }
+        return facts_html("Linearization", facts)
 
     def _parts(
         self, cotangents: Tensor, route: PerSample | None, numbers: int | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from evalkit.notebooks import table_html
 from evalkit.results.marks import UNRELIABLE_SIGN
 from evalkit.results.optimizer_ratios import (
     STAGES,
@@ -16,7 +17,7 @@ from evalkit.results.optimizer_ratios import (
     optimizer_ratios,
     stage_ratios,
 )
-from evalkit.results.rankings import correlation_table, ranked
+from evalkit.results.rankings import correlation_sentences, correlation_table, ranked
 from evalkit.results.spreads import format_number, geometric_spread
 from evalkit.results.trainings import (
     Contender,
@@ -51,6 +52,13 @@ class Comparison:
     correlations: pd.DataFrame
     notes: tuple[str, ...]
     runs: tuple[Run, ...]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the table that is printed, and its notes."""
+        shown = shown_table(self)
+        rows = shown.itertuples(index=False, name=None)
+        said = (*correlation_sentences(self.correlations), *self.notes)
+        return table_html("Trainings, γ relative to SGD's", map(str, shown.columns), rows, said)
 
 
 def compared(

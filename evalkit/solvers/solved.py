@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evalkit.linearization import Linearization
+from evalkit.notebooks import facts_html
 
 SHORT = 1e-3
 """Part of the quadratic model's depth that may be lost to rounding before another way is tried."""
@@ -48,6 +49,21 @@ class Solved:
     gamma_floor: float
     status: Status
     error: float
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        last = self.gammas[-1] if self.gammas else None
+        facts = {
+            "solver": self.solver,
+            "iterations": self.iterations,
+            "converged": self.converged,
+            "stopped by": self.status,
+            "relative residual": self.relative_residual,
+            "gamma": last,
+            "gamma floor": self.gamma_floor,
+            "error of gamma": self.error,
+        }
+        return facts_html("Solution of (F + λI) x = g", facts)
 
 
 @dataclass(frozen=True, eq=False)

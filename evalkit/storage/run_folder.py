@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from evalkit.errors import EvalkitError
+from evalkit.notebooks import facts_html
 from evalkit.storage.columns import Table
 from evalkit.storage.files import make_folder, unwritable, write_atomically
 from evalkit.storage.parquet import is_parquet, parquet_path, read_own, table_bytes
@@ -83,6 +84,20 @@ class Run:
     batches: pd.DataFrame
     provenance: Mapping[str, Any]
     failures: pd.DataFrame = field(default_factory=partial(empty_table, FAILURES_FILE))
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows; numbers are for tables of :mod:`evalkit.results`."""
+        facts = {
+            "task": self.provenance.get("task"),
+            "methods": list(dict.fromkeys(map(str, self.scores["method"]))),
+            "dampings": [float(value) for value in self.scores["damping"].unique()],
+            "checkpoints": self.batches["checkpoint"].nunique(),
+            "batches per checkpoint": self.batches["batch"].nunique(),
+            "samples per batch": int(self.batches["num_samples"].max()),
+            "batches that failed": len(self.failures) or None,
+            "finished": self.provenance.get("finished") is not None,
+        }
+        return facts_html(f"Run {self.folder.name}", facts)
 
 
 def create_run(folder: str | os.PathLike[str], provenance: Mapping[str, Any]) -> None:
