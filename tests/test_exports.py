@@ -219,6 +219,42 @@ def test_checkpoints_at_one_step_are_refused_where_steps_are_places(
     assert not (tmp_path / "run" / "exports").exists()
 
 
+def test_what_a_library_does_not_take_is_a_sentence(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such column")
+
+    monkeypatch.setattr(parquet, "write_table", fail)
+    assert main(["export", str(run), "--to", "parquet", "--out", str(tmp_path)]) == 2
+    assert "expected parquet to take the run" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_names_and_provenance_of_any_kind_are_exported(tmp_path: Path, tool: str) -> None:
+    pytest.importorskip(LIBRARIES[tool])
+    told = {
+        **TOLD,
+        "task": "../../" + 300 * "t",
+        "..": {"/etc/x": "é", "": [1, None], "a=b": ""},
+        "checkpoints": [],
+        "long": 9000 * "x",
+    }
+    rows = [score_row(name, 1.0) for name in ("sgd", "../..", "m:" + 300 * "k", "a=1", "a:1")]
+    write_run(tmp_path / "run", [cell("c", 5, 1.0, 0, rows)], told)
+    assert main(["export", str(tmp_path / "run"), "--to", tool]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["run"]
+    assert sorted(os.listdir(tmp_path / "run")) == [
+        "batches.csv",
+        "exports",
+        "run.json",
+        "scores.csv",
+    ]
+
+
 def test_no_two_curves_have_one_name() -> None:
     given = [("a:b=1", 0.0), ("a/b/1", 0.0), ("A_b_1", 0.0), ("floor", 0.0), ("../..", 0.0)]
     names = list(curve_names(given).values())

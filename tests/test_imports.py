@@ -46,6 +46,7 @@ WITHOUT_TORCH = (
     "report.page",
     "report.writing",
     "report.comparison",
+    "export.writing",
     "storage.training_folder",
 )
 COMMANDS = (
@@ -74,6 +75,7 @@ BAD = (
     ["train", "digits-mlp", "--optimizer", "adamx", "--out", "new"],
     ["report", "no-such-run"],
     ["compare", "no-such-run"],
+    ["export", "no-such-run", "--to", "parquet"],
 )
 """Commands with a typing error."""
 

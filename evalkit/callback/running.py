@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,11 +191,15 @@ def means_at(folder: Path, step: int) -> dict[str, float]:
     Raises:
         EvalkitError: the run cannot be read, or has no finished batch.
     """
+    run = read_run(folder)
+    tables = {
+        name: frame[frame["step"] == step]
+        for name, frame in (("scores", run.scores), ("batches", run.batches))
+    }
     return {
         series.name: point.value
-        for series in curves_of(read_run(folder)).series
+        for series in (curves_of(replace(run, **tables)).series if len(tables["scores"]) else ())
         for point in series.points
-        if point.step == step
     }
 
 

@@ -16,13 +16,12 @@ def calling_trainer(callback: object) -> Any:
     Args:
         callback: that is called.
     """
+    from transformers import Trainer
+
     frame = sys._getframe(1)
     while frame is not None:
         found = frame.f_locals.get("self")
-        handler = getattr(found, "callback_handler", None)
-        if callable(getattr(found, "log", None)) and any(
-            one is callback for one in getattr(handler, "callbacks", ())
-        ):
+        if isinstance(found, Trainer) and callback in found.callback_handler.callbacks:
             return found
         frame = frame.f_back  # type: ignore[assignment]
     return None

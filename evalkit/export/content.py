@@ -62,7 +62,7 @@ def name_of(run: Run) -> str:
 
 def provenance_text(provenance: Mapping[str, Any]) -> str:
     """Return ``run.json`` as text."""
-    return json.dumps(provenance, indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(provenance, indent=2, ensure_ascii=False)
 
 
 def parameters(provenance: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ _QUIET = {
 }
 _LONGEST = 6000
 """Characters of a parameter, and of a tag."""
+_LONGEST_NAME = 250
 _AT_ONCE = 100
 """Entries of one kind that a store takes in a batch."""
 
@@ -48,7 +49,7 @@ def writer() -> Callable[[Content, Path], tuple[str, ...]]:
 
 
 def _write(client: Any, entities: Any, content: Content) -> None:
-    experiment = client.create_experiment(content.task)
+    experiment = client.create_experiment(content.task[:_LONGEST_NAME])
     run = client.create_run(experiment, run_name=content.name).info.run_id
     at = int(time.time() * 1000)
     metrics = [
@@ -57,7 +58,7 @@ def _write(client: Any, entities: Any, content: Content) -> None:
         for point in one.points
     ]
     told = {
-        re.sub(r"[^\w./ -]", "_", name): text
+        re.sub(r"[^\w.-]", "_", name).strip(".")[:_LONGEST_NAME] or "entry": text
         for name, text in parameters(content.provenance)
         if len(text) <= _LONGEST
     }

@@ -28,6 +28,8 @@ FLOOR, BATCHES, TRAINING = "floor", "batches", "training"
 UNRELIABLE = "unreliable"
 """What the name of a quantity begins with where its values are not to be relied on."""
 _OF_FLOOR = {"gamma_floor": "gamma", "floor_ratio": "ratio"}
+_LONGEST = 150
+"""Characters of a name, of 255 that a file may have and 250 that MLflow takes."""
 _COUNTS = ("ascents", "infinite", "undefined")
 
 
@@ -152,7 +154,7 @@ def curve_names(keys: Iterable[tuple[str, float]]) -> dict[tuple[str, float], st
     taken = {FLOOR, BATCHES, TRAINING}
     names = {}
     for method, damping in given:
-        plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", method).strip(".") or "method"
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", method).strip(".")[:_LONGEST] or "method"
         plain += f"_damping_{damping!r}" if several else ""
         name, count = plain, 1
         while name.lower() in taken:  # some file systems do not tell case apart
