@@ -81,7 +81,7 @@ diagnosis.running
 diagnosis
 testing toy bench
 results.remembered
-results.intervals results.spreads results.marks results.undefined
+results.intervals results.spreads results.marks results.undefined results.history
 results.summaries results.pairs results.diagnoses results.correlations results.trainings
 results.sweeps results.training_curves
 results.optimizer_ratios

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evalkit.export.series import TRAINING, Series, curves_of, series_of
-from evalkit.report.page.history import history_of
+from evalkit.results.history import history_of
 from evalkit.results.summaries import summarize_batches
 from evalkit.storage.run_folder import Run
 

@@ -26,7 +26,7 @@ from evalkit.report.page.curves import (
     series_keys,
     value_curve,
 )
-from evalkit.report.page.history import history_of
+from evalkit.results.history import history_of
 from evalkit.results.summaries import near_zero, stages, summarize, summarize_batches
 from evalkit.results.sweeps import damping_places, is_sweep
 from evalkit.storage.run_folder import Run
