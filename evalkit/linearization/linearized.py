@@ -26,6 +26,7 @@ from evalkit.linearization.gram import (
     ROUTES,
     gram_blocks,
     gram_matrix,
+    row_norms,
     scaled_cotangents,
     side,
 )
@@ -334,7 +335,7 @@ class Linearization(LossTerms):
     @Shared
     def gradient_norms(self) -> Tensor:
         """|G_n|, the norms of the per-sample gradients: (N,) float64."""
-        return self.gram.diagonal().clamp_min(0).sqrt()
+        return row_norms(self.gram, self.logit_gradients, self.gram_of)
 
 
 def _summed(terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
