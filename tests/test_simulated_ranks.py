@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.benchmarks.ranks import many
+from tests.benchmarks.ranks import Start, as_section, many
 from tests.benchmarks.simulated_ranks import Costs, Load, dealt, simulated
 
 FREE = Costs(0.0, 0.0, 0.0, 1e30, 1e30, spread=0.0, folder=1e30)
@@ -51,3 +51,16 @@ def test_the_table_has_a_row_for_each_number_of_ranks() -> None:
     text = many(DEAR, ranks=(1, 4), studies=2)
     assert text.startswith("## Many ranks, simulated\n")
     assert text.count("\n| 4 |") == text.count("\n| 1 |") == 3
+
+
+def test_two_ranks_are_judged_without_their_starts() -> None:
+    turn = {
+        (1, False): Start(110.0, 108.0),
+        (1, True): Start(10.0, 8.0),
+        (2, False): Start(72.0, 124.0),
+        (2, True): Start(12.0, 20.0),
+    }
+    rows = as_section([turn, turn], 4).splitlines()[-4:]
+    assert rows[0] == "| from start to end | 110 | 72 | 0.655 |  |"
+    assert rows[1] == "| scoring alone | 100 | 60 | 0.6 | **missed** |"
+    assert rows[3].endswith("| 100 | 52 | 0.52 | reached |")

@@ -129,9 +129,9 @@ def run_study(
         cells = tuple(cells_of(trajectory.checkpoints, settings.batches))
         cells = cells if shard is None else shard_of(cells, shard)
         units = plan(cells, settings, store.finished)
-        if units:
-            check_writable(folder)
-        if units and writer is not None:
+        if units and writer is None:
+            check_writable(folder)  # which removes a new folder again, maybe that of another
+        elif units:
             store.hold()  # so that there is a run.json that all go by
         is_shared = small and opened.past is None and ranks is None
         processes = shared_by(len(units), processes) if is_shared else 1
