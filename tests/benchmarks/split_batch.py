@@ -1,7 +1,8 @@
 """What one batch costs when two ranks share its samples, beside one process.
 
 ``python -m tests.benchmarks.split_batch`` prints the table; with ``--write`` it takes the place of
-that in docs/guides/processes.md. Both processes have one thread each and take turns: one alone, then both
+that in docs/guides/processes.md. Both processes have one thread each and take turns: one alone,
+then both
 together. Where a machine has other work too, time on processors says more than time on the clock:
 that of the busier rank is what a batch takes on cores of its own, but for waiting. Memory is what
 tensors hold at most, as torch counts it.
