@@ -23,6 +23,10 @@ HIDDEN = 1e3
 CONSISTENT = 1e-8
 """Part of a right side outside of the range of K that counts as rounding."""
 
+SMALLEST = float(np.finfo(np.float64).tiny / np.finfo(np.float64).eps)
+"""Squared norm below which a row counts as zero: inner products are rounded to whole numbers of the
+smallest one there."""
+
 FEW_ROWS = 512
 """Rows up to which one thread factorises a matrix."""
 
@@ -169,11 +173,17 @@ class GramFactor:
 
     def _hidden(self, right: Tensor, outside: Tensor, damping: float) -> float:
         """Return how long what rounding hides of d may be."""
-        part = float(outside.norm())
-        if self.complete or part <= CONSISTENT * float(right.norm()):
+        if self.complete:
             return 0.0
+        part = float(outside.norm())
+        consistent = part <= CONSISTENT * float(right.norm())
         if damping == 0:  # of a direction however small, such as that of a saturated unit
-            return math.inf
+            # A row however short asks for its own part of b.
+            rows = (outside / self.norms).where(self.norms > 0, 0.0)
+            least = CONSISTENT * self.length(self.solve(right, damping))
+            return 0.0 if consistent and float(rows.norm()) <= least else math.inf
+        if consistent:
+            return 0.0
         if self.certain:
             return 0.0
         longest = min(self.level, math.sqrt(damping))  # of s / (s^2 + lambda)
@@ -202,7 +212,8 @@ def factorize(
         samples reduce its rank.
     """
     matrix = gram.detach().cpu().numpy()
-    scale = np.sqrt(np.clip(np.diag(matrix), 0.0, None))
+    squares = np.clip(np.diag(matrix), 0.0, None)
+    scale = np.sqrt(np.where(squares < SMALLEST, 0.0, squares))
     safe = np.where(scale > 0, scale, 1.0)
     correlation = matrix / safe / safe[:, None]
     rounding = len(matrix) * float(np.finfo(np.float64).eps)
@@ -215,7 +226,7 @@ def factorize(
         found = _eigenvalues(whole, steps, unit) or _singular_values(scale[:, None] * cholesky)
     vectors, eigenvalues = (one.to(gram.device) for one in found)
     largest = float(scale.max(initial=0.0))
-    complete = rank >= min(len(matrix), columns)
+    complete = len(eigenvalues) >= min(len(matrix), columns)
     return GramFactor(
         vectors,
         eigenvalues,
@@ -230,7 +241,7 @@ def factorize(
 def _singular_values(rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return U and e of K = L L^T from the singular values of L."""
     vectors, singular, _ = torch.linalg.svd(torch.from_numpy(rows), full_matrices=False)
-    keep = singular > 0
+    keep = singular.square() > 0
     return vectors[:, keep], singular[keep].square()
 
 
@@ -265,6 +276,7 @@ def factorize_rows(rows: Tensor) -> GramFactor:
         rows: G.
     """
     scale = rows.norm(dim=1)
+    scale = scale.where(scale.square() >= SMALLEST, 0.0)
     most = min(rows.shape)
     rounding = max(rows.shape) * float(np.finfo(np.float64).eps)
     with _one_thread(len(rows)):
@@ -279,7 +291,8 @@ def factorize_rows(rows: Tensor) -> GramFactor:
         vectors, singular, _ = torch.linalg.svd(
             scale[:, None] * torch.from_numpy(lower).to(rows.device), full_matrices=False
         )
-    keep = singular > 0
+    keep = singular.square() > 0
+    complete = int(keep.sum()) == most
     largest = float(scale.max()) if len(scale) else 0.0
     return GramFactor(
         vectors[:, keep],
@@ -287,8 +300,8 @@ def factorize_rows(rows: Tensor) -> GramFactor:
         norms=scale,
         squared=False,
         level=rounding * largest,
-        complete=rank == most,
-        certain=rank == most or (rank > 0 and diagonal[rank - 1] > CLEAR_GAP * rounding),
+        complete=complete,
+        certain=complete or (0 < rank < most and diagonal[rank - 1] > CLEAR_GAP * rounding),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from evalkit.linearization import Linearization
+from evalkit.reductions import power_of_two
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Indicator:
 
     @property
     def gamma(self) -> float:
-        """gamma(d) = sqrt(d^T F d) / |d^T g| (paper, eq. 15); inf where d^T g = 0.
+        """gamma(d) = sqrt(d^T F d) / |d^T g| (paper, eq. 15); inf where d^T g or F d is zero.
+
+        d^T g is zero where F d is: what a sum that cancels leaves of it is rounding.
 
         Smaller is better: 1 / (2 gamma^2) is the largest loss reduction of the local quadratic
         model along d. It depends neither on the length nor on the sign of d.
         """
-        return self.fisher_norm / abs(self.slope) if self.slope else math.inf
+        return self.fisher_norm / abs(self.slope) if self.slope and self.fisher_norm else math.inf
 
 
 def indicator(lin: Linearization, jvp: Tensor) -> Indicator:
@@ -39,8 +42,9 @@ def indicator(lin: Linearization, jvp: Tensor) -> Indicator:
         lin: the model and batch.
         jvp: J d, like logits.
     """
-    quadratic, slope = indicator_terms(lin, jvp)
-    return Indicator(math.sqrt(float(quadratic)), float(slope))
+    scale = power_of_two(jvp.double())  # squares of what is small or large keep their digits
+    quadratic, slope = indicator_terms(lin, jvp / scale)
+    return Indicator(math.sqrt(float(quadratic)) * float(scale), float(slope * scale))
 
 
 def indicator_terms(lin: Linearization, jvp: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from evalkit.linearization import Linearization
+from evalkit.reductions import power_of_two
 from evalkit.signs import random_signs
 
 
@@ -54,6 +55,49 @@ def fisher_trace(lin: Linearization) -> float:
         return float(lengths.square() @ traces)
 
     return lin.shared("trace of F", compute)
+
+
+def underflows(lin: Linearization) -> bool:
+    """Return whether J J^T is so small that the evaluation's smallest numbers round its entries.
+
+    Cotangents are scaled to order one before they are pulled back; nothing scales J, taken to be as
+    long as along r_n.
+
+    Args:
+        lin: the model and batch.
+    """
+
+    def compute() -> bool:
+        norms, sizes = lin.gradient_norms, lin.logit_gradient_norms
+        squares = (norms / sizes.where(sizes > 0, 1.0)).square()
+        least = torch.finfo(lin.logits.dtype).tiny / lin.unit
+        return bool(((norms > 0) & (sizes > 0) & (squares < least)).any())
+
+    return lin.shared("J J^T underflows", compute)
+
+
+def vanishes(lin: Linearization) -> bool:
+    """Return whether every per-sample gradient is zero, and none has only been rounded to zero.
+
+    Args:
+        lin: the model and batch.
+    """
+
+    def compute() -> bool:
+        r = lin.logit_gradients.flatten(1)
+        scaled = r / power_of_two(r, 1)[:, None]
+        # No two alike: gradients of samples that repeat would cancel.
+        weights = torch.linspace(0.5, 1.0, lin.num_samples).to(r)
+        pulled = lin.vjp((scaled * weights[:, None]).view(lin.logits.shape))
+        return not bool(pulled.any()) and not bool(saturated(lin).any())
+
+    return lin.shared("gradients vanish", compute)
+
+
+def saturated(lin: Linearization) -> Tensor:
+    """Return which samples are fitted beyond the smallest number: r_n and S_n are zero: (N,)."""
+    traces = lin.likelihood.fisher_trace(lin.logits, lin.targets)
+    return (lin.logit_gradient_norms == 0) & (traces == 0)
 
 
 def _rounded_weights(lin: Linearization) -> Tensor:

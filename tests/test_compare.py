@@ -185,7 +185,7 @@ def test_the_damping_is_that_of_the_training(
     other = write_scores(tmp_path / "other", training, {optimizer: [1.0, 2.0]}, (3.0,))
     notes = [note for note in compare_folders([other]).notes if "the nearest" in note]
     assert len(notes) == (damping is not None)
-    assert all(note.endswith(f"--damping {expected if damping else 0:g}") for note in notes)
+    assert all(f" to the {expected if damping else 0:g} of its training" in one for one in notes)
 
 
 def test_several_runs_of_one_training(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from evalkit.errors import EvalkitError
 from evalkit.gate.baseline import update_baseline
 from evalkit.storage.lost_rows import lost_rows
 from evalkit.storage.run_folder import read_provenance, read_run
-from evalkit.study import running
+from evalkit.study import execution
 from evalkit.study.identity import check_same_run
 from evalkit.study.notes import notes_on
 from evalkit.study.plan import Unit
@@ -30,14 +30,14 @@ class Watch:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.pairs: list[set[tuple[str, float]]] = []
-        execute = running.execute
+        execute = execution.execute
 
         def watched(*arguments: Any) -> Any:
             unit = next(one for one in arguments if isinstance(one, Unit))
             self.pairs.append(set(unit.pairs))
             return execute(*arguments)
 
-        patch.setattr(running, "execute", watched)
+        patch.setattr(execution, "execute", watched)
 
 
 @pytest.fixture

@@ -81,6 +81,10 @@ class Likelihood(ABC):
     def floor_terms(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return r_n^T S_n^+ r_n in closed form: (N,). Their sum to the power -1/2 bounds gamma."""
 
+    def log_floor_terms(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the logarithms of the floor terms, where these overflow too: (N,)."""
+        return self.floor_terms(logits, targets).log()
+
     @abstractmethod
     def target_probabilities(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return p(y | z) averaged over the positions of a sample: (N,), NaN for a density."""

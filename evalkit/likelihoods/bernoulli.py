@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -47,7 +48,10 @@ class Bernoulli(Likelihood):
         """Return r = p - y = (1 - y) sigmoid(z) - y sigmoid(-z): like logits."""
         z = logits.double()
         r = (1 - targets) * z.sigmoid() - targets * (-z).sigmoid()
-        return r.where(targets != IGNORED_LABEL, 0.0)
+        # Near zero, where targets of a half let that cancel: p - 1/2 = (e^z - 1) / (2 (e^z + 1)).
+        near = (z.expm1() * (1 - targets) + (1 - 2 * targets)) * (-z).sigmoid()
+        soft = (targets > 0) & (targets < 1) & (z.abs() < 1)
+        return near.where(soft, r).where(targets != IGNORED_LABEL, 0.0)
 
     def fisher_product(self, logits: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
         z = logits.double()
@@ -82,12 +86,22 @@ class Bernoulli(Likelihood):
 
     def floor_terms(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return (p - y)^2 / (p (1 - p)) = ((1 - y) e^(z/2) - y e^(-z/2))^2, summed: (N,)."""
-        half = logits.double() / 2
+        z = logits.double()
+        half = z / 2
         # exp may overflow where its factor is zero.
         up = torch.where(targets < 1, (1 - targets) * half.exp(), 0.0)
         down = torch.where(targets > 0, targets * (-half).exp(), 0.0)
-        terms = (up - down).square()
+        near = self.logit_gradients(logits, targets) / self._root(logits, targets)
+        terms = (up - down).where(z.abs() >= 1, near).square()
         return sum_positions(terms.where(targets != IGNORED_LABEL, 0.0))
+
+    def log_floor_terms(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the logarithm of the terms with e^(|z|/2) taken out: (N,)."""
+        z, labelled = logits.double(), targets != IGNORED_LABEL
+        up = (1 - targets) * ((z - z.abs()) / 2).exp()
+        down = targets * ((-z - z.abs()) / 2).exp()
+        logs = z.abs() + 2 * (up - down).abs().log()
+        return logs.where(labelled, -math.inf).view(len(z), -1).logsumexp(1)
 
     def target_probabilities(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return y p + (1 - y) (1 - p), averaged over the labelled outputs: (N,)."""

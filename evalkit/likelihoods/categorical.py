@@ -143,6 +143,10 @@ class Categorical(Likelihood):
         t, labelled = _log_odds_against(logits, targets)
         return sum_positions(t.exp().where(labelled, 0.0))
 
+    def log_floor_terms(self, logits: Tensor, targets: Tensor) -> Tensor:
+        t, labelled = _log_odds_against(logits, targets)
+        return t.where(labelled, -math.inf).view(len(t), -1).logsumexp(1)
+
     def target_probabilities(self, logits: Tensor, targets: Tensor) -> Tensor:
         t, labelled = _log_odds_against(logits, targets)
         probabilities = (-t).sigmoid().where(labelled, 0.0)

@@ -7,7 +7,7 @@ backward, all others fall back to per-sample gradients of those parameters only.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 
 import torch
@@ -35,6 +35,9 @@ from evalkit.reductions import power_of_two
 ROUTES: tuple[PerSample | None, ...] = (None, vectorized_gradients, defining_gradients)
 """From fast to slow: rules where there are some, all vectorised, all by definition. The first two
 take axis 0 of every tensor to be the sample axis and samples not to influence each other."""
+
+SMALL = 1e-140
+"""Size of cotangents below which the squares of gradients come near the smallest number."""
 
 
 def gram_matrix(
@@ -146,6 +149,22 @@ def scaled_cotangents(cotangents: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
     scales = power_of_two(cotangents.flatten(2), dim=2)
     shape = (*scales.shape, *([1] * (cotangents.dim() - 2)))
     return (cotangents / scales.view(shape)).to(dtype), scales.flatten()
+
+
+def row_norms(gram: Tensor, cotangents: Tensor, gram_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the norms of J_n^T c_n, whose squares may be below the smallest number: (N,).
+
+    Args:
+        gram: their inner products, (N, N).
+        cotangents: c, like logits, float64.
+        gram_of: makes inner products of other cotangents, (1, N, ..., C).
+    """
+    norms = gram.diagonal().clamp_min(0).sqrt()
+    scaled, sizes = scaled_cotangents(cotangents.unsqueeze(0), cotangents.dtype)
+    small = sizes < SMALL
+    if not small.any():
+        return norms
+    return (gram_of(scaled).diagonal().clamp_min(0).sqrt() * sizes).where(small, norms)
 
 
 class Side:

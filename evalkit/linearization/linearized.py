@@ -23,10 +23,12 @@ from evalkit.linearization.factors import (
 from evalkit.linearization.gram import (
     gram_blocks,
     gram_matrix,
+    row_norms,
     scaled_cotangents,
     side,
 )
 from evalkit.linearization.kept import summed_terms
+from evalkit.linearization.loss_terms import Shared
 from evalkit.linearization.per_sample import PerSample, defining_gradients
 from evalkit.linearization.sample_gradients import SampleGradients
 from evalkit.notebooks import facts_html
@@ -136,6 +138,11 @@ class Linearization(SampleGradients):
             (K N, K N) float64; row k N + n belongs to cotangent k of sample n.
         """
         return self._inner(cotangents, self.route)
+
+    @Shared
+    def gradient_norms(self) -> Tensor:
+        """|G_n|, the norms of the per-sample gradients: (N,) float64."""
+        return row_norms(self.gram, self.logit_gradients, self.gram_of)
 
     @full_precision()
     def inner_products(

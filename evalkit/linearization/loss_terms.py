@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from evalkit.errors import EvalkitError
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.linear_maps import LinearMaps
 from evalkit.linearization.micro_batches import MicroBatches
+from evalkit.reductions import power_of_two
 
 T = TypeVar("T")
 
@@ -97,7 +99,9 @@ class LossTerms(LinearMaps):
     @Shared
     def logit_gradient_norms(self) -> Tensor:
         """|r_n|, over all positions of a sample: (N,) float64."""
-        return self.sample_dots(self.logit_gradients, self.logit_gradients).sqrt()
+        sizes = power_of_two(self.logit_gradients.flatten(1), 1)  # squares would underflow
+        r = self.logit_gradients / sizes.view(-1, *[1] * (self.logits.dim() - 1))
+        return self.sample_dots(r, r).sqrt() * sizes
 
     @Shared
     def floor_terms(self) -> Tensor:
@@ -111,4 +115,8 @@ class LossTerms(LinearMaps):
         By Cauchy-Schwarz, |d^T g| = |sum_n r_n^T J_n d| <= sqrt(sum r^T S^+ r) sqrt(d^T F d), with
         equality for the exact natural gradient when the stacked J has full row rank.
         """
-        return float(self.floor_terms.sum() ** -0.5)
+        total = self.floor_terms.sum()
+        if not 0 < float(total) < math.inf:  # e^l overflows from a loss of 710 on
+            logs = self.likelihood.log_floor_terms(self.logits, self.targets)
+            return float((-logs.logsumexp(0) / 2).exp())
+        return float(total**-0.5)

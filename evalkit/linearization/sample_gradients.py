@@ -142,11 +142,6 @@ class SampleGradients(LossTerms):
         """The unit roundoff of the evaluation: half of the distance from 1 to the next number."""
         return torch.finfo(self.logits.dtype).eps / 2
 
-    @Shared
-    def gradient_norms(self) -> Tensor:
-        """|G_n|, the norms of the per-sample gradients: (N,) float64."""
-        return self.gram.diagonal().clamp_min(0).sqrt()
-
     def _row_sums_agree(self, gram: Tensor, gradient_jvp: Tensor) -> bool:
         """Return whether (K w)_n = r_n . J J^T (w r) for one w, as holds for the true K alone.
 

@@ -282,7 +282,7 @@ def _other_damping(contender: Contender, run: Run, damping: float, wanted: float
     return (
         f"{contender.label}: gamma at damping {damping:g}, the nearest in {run.folder} to the "
         f"{wanted:g} of its training, which is for sums over a batch as scored; give 'evalkit "
-        f"score' --damping {wanted:g}"
+        "score' that damping"
     )
 
 

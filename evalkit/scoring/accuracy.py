@@ -14,13 +14,14 @@ point anywhere and a first order says nothing more: the error is infinite.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 
 from evalkit.doubts import MARKED
 from evalkit.indicator import Indicator, indicator
 from evalkit.linearization import Linearization
-from evalkit.rounding import fisher_trace, gradient_noise
-from evalkit.updates import CotangentUpdate, Update
+from evalkit.rounding import fisher_trace, gradient_noise, underflows, vanishes
+from evalkit.updates import CotangentUpdate, Update, VectorUpdate
 from evalkit.updates.types import Rounding
 
 SAFETY = 8.0
@@ -29,6 +30,10 @@ SAFETY = 8.0
 LEAST = 64.0
 """Units of rounding that no score is without, beside those of the largest logit: r_n of a confident
 sample is exponential in its logits."""
+
+
+SMALLEST = sys.float_info.min / sys.float_info.epsilon
+"""Below this, numbers of a score are rounded to whole numbers of the smallest one there is."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,11 @@ def score_error(
         length: |d|.
         floor_ratio: gamma_floor / gamma, which exact arithmetic keeps at most 1.
     """
-    if not (found.fisher_norm and found.slope):
-        value = 0.0 if length == 0 else math.inf
-        return Error(value, value)
     rounding = update.rounding
+    if not (found.fisher_norm and found.slope):
+        given = isinstance(update, VectorUpdate) and rounding is None and update.report is None
+        value = 0.0 if length == 0 and (given or vanishes(lin)) else math.inf
+        return Error(value, value)
     entries = Rounding(0.0, 0.0)
     if rounding is None:
         rounding = _of_entries(lin, update, length)
@@ -77,7 +83,9 @@ def score_error(
     relative = SAFETY * (along / found.fisher_norm + rounding.slope / abs(found.slope))
     relative += (LEAST + float(lin.logits.abs().max())) * lin.unit
     relative = max(relative, floor_ratio - 1)
-    relative = relative if relative < 1 else math.inf
+    least = min(found.fisher_norm, abs(found.slope), length)
+    if relative >= 1 or underflows(lin) or least < SMALLEST or math.isnan(relative):
+        relative = math.inf
     report = update.report
     left = report.error if report else 0.0
     return Error(relative + left, relative + (left if report and report.curable else 0.0))

@@ -193,18 +193,42 @@ def _solved(
             system = replace(system, space=vectors(lin))
             return _solved(system, conjugate_gradients, "cg", form)
         length = space.norm(system.residual(at.x, jx), None)
+    relative = length / lin.gradient_norm if lin.gradient_norm > 0 else 0.0
+    error = _left(at.gammas, status, lin.gamma_floor)
+    if status == "residual" and 0 < len(at.gammas) <= DELAY:
+        error = _of_few(system, at, relative)
     return Solved(
         cotangents=at.x if space.of_cotangents else None,
         vector=vector,
         solver=solver,
         iterations=len(at.gammas),
         converged=status in ("residual", "floor"),
-        relative_residual=length / lin.gradient_norm if lin.gradient_norm > 0 else 0.0,
+        relative_residual=relative,
         gammas=at.gammas,
         gamma_floor=lin.gamma_floor,
         status=status,
-        error=_left(at.gammas, status, lin.gamma_floor),
+        error=error,
     )
+
+
+def _of_few(system: System, at: Point, relative: float) -> float:
+    """Return an estimate of the error that CG leaves after too few steps to tell from their gains.
+
+    With a residual res, res^T A^-1 res of the depth D is missed, at most |res|^2 / mu for the
+    smallest eigenvalue mu: lambda or, with theta = |g|^2 / D, what rounding leaves of it. As in a
+    direct solve, a part m of D missed moves gamma by m / 2, and damping adds sqrt(m).
+
+    Args:
+        system: that was solved.
+        at: where CG ended.
+        relative: |res| / |g|.
+    """
+    lin, damping = system.lin, system.damping
+    to_floor = _left(at.gammas, "iteration limit", lin.gamma_floor)
+    if at.depth <= 0:
+        return to_floor
+    missed = relative**2 / max(damping * at.depth / lin.gradient_norm**2, lin.unit)
+    return min(to_floor, missed / 2 + (math.sqrt(missed) if damping else 0.0))
 
 
 def _left(gammas: Sequence[float], status: Status, gamma_floor: float) -> float:

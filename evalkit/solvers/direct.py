@@ -97,7 +97,8 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
     if best.depth * (along_g + damping * slope) < slope**2:
         return None
     error = _left(lin, damping, best, deepest, open_part)
-    above = 1 / (lin.gamma_floor * math.sqrt(best.depth)) - 1 if best.depth else 0.0
+    reached = lin.gamma_floor * math.sqrt(best.depth)
+    above = 0.0 if not best.depth else 1 / reached - 1 if reached > 0 else math.inf
     if damping == 0 and above > MARKED and not space.complete:
         error = max(error, above)  # a direction that rounding hides may lead down to the floor
     relative = best.length / lin.gradient_norm if lin.gradient_norm > 0 else 0.0

@@ -148,7 +148,7 @@ class Store:
         self.hold()
         said = " ".join(printable(reason).split())
         # The row says where: so that reasons of several batches are the same text.
-        line = Failure(said)
+        line = Failure(said.removeprefix(f"{unit.place}: "))
         row = {**table_of([unit.cell], Cell), **table_of([line], Failure)}
         append_failure(self._place, row)
         self._writer.stored(failed=True)

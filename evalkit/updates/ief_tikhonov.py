@@ -1,8 +1,12 @@
 """Improved empirical Fisher, with the Fisher matrix damped."""
 
+import math
+from dataclasses import replace
+
 from evalkit.linearization import Linearization
+from evalkit.rounding import saturated
 from evalkit.updates.registry import method
-from evalkit.updates.types import CotangentUpdate
+from evalkit.updates.types import CotangentUpdate, Rounding
 from evalkit.updates.weighted import tikhonov_sum
 
 
@@ -12,4 +16,7 @@ def ief_tikhonov(lin: Linearization, damping: float) -> CotangentUpdate:
 
     Undamped it is ``ief``.
     """
-    return tikhonov_sum(lin, "ief-tikhonov", lin.logit_gradient_norms, damping)
+    found = tikhonov_sum(lin, "ief-tikhonov", lin.logit_gradient_norms, damping)
+    if saturated(lin).any():  # G_n / |r_n| has a length however small r_n is: here nobody knows it
+        return replace(found, rounding=Rounding(math.inf, math.inf))
+    return found

@@ -1,9 +1,9 @@
 """How a study gains from ranks: two beside one measured, many simulated from measured costs.
 
 ``python -m tests.benchmarks.ranks`` prints both tables; with ``--write`` they take the place of
-those in docs/guides/processes.md, and with ``--only`` one is left as it is. Two ranks and one have one
-thread each and take turns; beside each start one follows that finds nothing left, which shows what
-a start costs. Run it when nothing else does.
+those in docs/guides/processes.md, and with ``--only`` one is left as it is. Two ranks and one have
+one thread each and take turns; beside each start one follows that finds nothing left, which shows
+what a start costs. Run it when nothing else does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What one batch costs when two ranks share its samples, beside one process.
 
 ``python -m tests.benchmarks.split_batch`` prints the table; with ``--write`` it takes the place of
-that in docs/processes.md. Both processes have one thread each and take turns: one alone, then both
+that in docs/guides/processes.md. Both processes have one thread each and take turns: one alone,
+then both
 together. Where a machine has other work too, time on processors says more than time on the clock:
 that of the busier rank is what a batch takes on cores of its own, but for waiting. Memory is what
 tensors hold at most, as torch counts it.
@@ -30,7 +31,7 @@ from tests.benchmarks.markdown import line, lines, machine, with_section
 from tests.benchmarks.problems import PROBLEMS, Problem
 from tests.support.ranks import together
 
-PAGE = Path(__file__).parents[2] / "docs" / "processes.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "processes.md"
 TITLE = "## One batch on two ranks\n"
 METHODS = ("sgd", "ef", "ief", "sf", "ngd:solver=cg:max_iterations=10")
 CHOSEN = ("MLP 10.5M", "CNN, GroupNorm", "transformer, full")

@@ -68,12 +68,16 @@ class Batch:
         residual: r_n by samples, N times C.
         sampled: the same for labels drawn from the model.
         curvature: v_n -> S_n v_n.
+        losses: l_n, where they are known.
+        floor_terms: r_n^T S_n^+ r_n, likewise.
     """
 
     kernel: arb_mat
     residual: Rows
     sampled: Rows
     curvature: Callable[[int, Sequence[arb]], list[arb]]
+    losses: Sequence[arb] = ()
+    floor_terms: Sequence[arb] = ()
 
     @property
     def samples(self) -> int:
@@ -133,13 +137,13 @@ def batch(model: nn.Sequential, x: Tensor, y: Tensor, likelihood: str, drawn: Te
         kernel[i, j] = entry + outer[n, m] + 1 if i % outputs == j % outputs else entry
     logits = [[z[n, c] for c in range(outputs)] for n in range(samples)]
     residual, curvature = LIKELIHOODS[likelihood](logits)
-    sampled = [[-a for a in row] for row in _rows(drawn)]
+    sampled = [[-a for a in row] for row in rows(drawn)]
     if likelihood != "gaussian":
         sampled = residual(drawn)
     return Batch(kernel, residual(y), sampled, curvature)
 
 
-def _rows(values: Tensor) -> Rows:
+def rows(values: Tensor) -> Rows:
     return [[arb(value) for value in row] for row in values.double().view(len(values), -1).tolist()]
 
 
@@ -172,13 +176,13 @@ def _bernoulli(z: Rows) -> Derivatives:
     p = [[1 / (1 + (-value).exp()) for value in row] for row in z]
 
     def residual(y: Tensor) -> Rows:
-        return _difference(p, _rows(y))
+        return _difference(p, rows(y))
 
     return residual, lambda n, v: [a * (1 - a) * b for a, b in zip(p[n], v, strict=True)]
 
 
 def _gaussian(z: Rows) -> Derivatives:
-    return lambda y: _difference(z, _rows(y)), lambda _, v: list(v)
+    return lambda y: _difference(z, rows(y)), lambda _, v: list(v)
 
 
 LIKELIHOODS = {"categorical": _categorical, "bernoulli": _bernoulli, "gaussian": _gaussian}
@@ -188,8 +192,8 @@ def gamma(one: Batch, c: Sequence[Sequence[arb]]) -> arb:
     """Return gamma of d = J^T c, c by samples."""
     pushed = _pushed(one, c)
     parts = [one.curvature(n, v) for n, v in enumerate(pushed)]
-    square = _dot(pushed, parts)
-    return square.sqrt() / abs(_dot(pushed, one.residual))
+    square = dot(pushed, parts)
+    return square.sqrt() / abs(dot(pushed, one.residual))
 
 
 def _pushed(one: Batch, c: Sequence[Sequence[arb]]) -> Rows:
@@ -199,7 +203,7 @@ def _pushed(one: Batch, c: Sequence[Sequence[arb]]) -> Rows:
     return [[column[n * outputs + k, 0] for k in range(outputs)] for n in range(len(c))]
 
 
-def _dot(one: Sequence[Sequence[arb]], other: Sequence[Sequence[arb]]) -> arb:
+def dot(one: Sequence[Sequence[arb]], other: Sequence[Sequence[arb]]) -> arb:
     pairs = zip(itertools.chain(*one), itertools.chain(*other), strict=True)
     return sum((a * b for a, b in pairs), arb(0))
 
@@ -233,7 +237,7 @@ def _scaled(rows: Sequence[Sequence[arb]], weights: Sequence[arb]) -> Rows:
 def cotangents(one: Batch, method: str, damping: arb) -> Rows:
     """Return c of a method; the sampled Fisher has one label for each sample."""
     r, drawn, samples = one.residual, one.sampled, one.samples
-    squares = [_dot([row], [row]) for row in r]
+    squares = [dot([row], [row]) for row in r]
     same = [damping] * samples
     if method == "sgd":
         return r
@@ -242,13 +246,25 @@ def cotangents(one: Batch, method: str, damping: arb) -> Rows:
     if method == "ief":
         return _scaled(r, _weights(one, r, squares, same))
     if method == "ief-tikhonov":
-        return _scaled(r, _weights(one, r, squares, [damping * s for s in squares]))
+        return _scaled(r, _tikhonov(one, squares, damping))
+    if method == "fgn":
+        return _scaled(r, _weights(one, r, one.floor_terms, same))
+    if method == "fgn-tikhonov":
+        return _scaled(r, _tikhonov(one, one.floor_terms, damping))
+    if method == "polyak":
+        return _scaled(r, _weights(one, r, one.losses, same))
     if method == "sf":
-        along = [_dot([a], [b]) for a, b in zip(_pushed(one, r), drawn, strict=True)]
+        along = [dot([a], [b]) for a, b in zip(_pushed(one, r), drawn, strict=True)]
         taken = _scaled(drawn, _weights(one, drawn, along, same))
         return _difference(r, taken)
     assert method == "ngd"
     return _natural(one, damping)
+
+
+def _tikhonov(one: Batch, scales: Sequence[arb], damping: arb) -> list[arb]:
+    """Return (A + lambda diag(h))^-1 h; samples without a gradient take no part."""
+    ridge = [damping * (arb(1) if h == 0 else h) for h in scales]
+    return _weights(one, one.residual, scales, ridge)
 
 
 def _natural(one: Batch, damping: arb) -> Rows:
@@ -277,13 +293,27 @@ def exact_gamma(make: Callable[[int], Batch], method: str, damping: float) -> fl
     """
     if damping or method == "sgd":
         return _known(make, method, lambda: arb(damping))
-    power, before = SMALLEST, 0.0
+    power, before = SMALLEST + _smallness(make), 0.0
     while power < MOST_BITS:
         found = _known(make, method, partial(_power_of_two, -power))
         if abs(found - before) <= CERTAIN * found:
             return found
         before, power = found, 2 * power
     raise Unknown(f"gamma of {method} has no limit at damping 0 that {MOST_BITS} bits show")
+
+
+def _smallness(make: Callable[[int], Batch]) -> int:
+    """Return how many powers of two lie between one and the smallest squared gradient."""
+    with bits(FEWEST_BITS):
+        one = make(FEWEST_BITS)
+        r = one.residual
+        outputs, least = len(r[0]), 0
+        for n, row in enumerate(r):
+            block = range(n * outputs, (n + 1) * outputs)
+            size = sum((abs(one.kernel[i, i]) for i in block), arb(0)) * dot([row], [row])
+            if size > 0:
+                least = max(least, -int(float((size.log() / arb(2).log()).mid())))
+    return least
 
 
 def _power_of_two(power: int) -> arb:

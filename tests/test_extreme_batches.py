@@ -1,0 +1,144 @@
+"""Batches at the ends of the number range: right numbers, or errors that say that none is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import evalkit
+from evalkit.doubts import MARKED
+from evalkit.scoring.metrics import imbalance
+from tests.support.strategies import Plan
+
+UNDAMPED = ("sgd", "ef", "ief", "polyak", "sf", "ngd")
+
+
+class Table(nn.Module):
+    """Logits are the parameters, times a constant."""
+
+    def __init__(self, logits: list[list[float]], factor: float = 1.0) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits).double())
+        self.factor = factor
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.factor * self.logits[rows]
+
+
+def table(model: nn.Module, targets: torch.Tensor, likelihood: str = "categorical"):
+    return model, torch.arange(len(targets)), targets, likelihood
+
+
+def test_jacobians_whose_squares_underflow_in_float32_are_found_in_float64() -> None:
+    model = Table([[1.0], [2.0]], factor=2.0**-100).float()
+    batch = table(model, torch.zeros(2, 1), "gaussian")
+    rows = evalkit.score(*batch, methods=UNDAMPED, damping=0.0)
+    floor = 1 / (math.sqrt(5.0) * 2.0**-100)
+    assert rows["dtype"].tolist() == ["float64"] * len(UNDAMPED)
+    assert rows["gamma"][0] == pytest.approx(floor, rel=1e-12)
+    assert rows["gamma"][5] == pytest.approx(floor, rel=1e-12)
+    rows = evalkit.score(*batch, methods=UNDAMPED, damping=0.0, dtype="float32")
+    assert (rows["error"] == math.inf).all()
+
+
+def test_a_batch_that_is_fitted_beyond_the_smallest_number_has_no_known_gamma() -> None:
+    model = Table([[0.0, 800.0], [0.0, 900.0]])
+    rows = evalkit.score(*table(model, torch.ones(2).long()), methods=("sgd", "ef"), damping=0.0)
+    assert (rows["gamma"] == math.inf).all()
+    assert (rows["error"] == math.inf).all()
+
+
+def test_a_batch_without_any_gradient_has_a_gamma_that_is_known_to_be_infinite() -> None:
+    model = Table([[1.0], [2.0]])
+    batch = table(model, model.logits.detach().clone(), "gaussian")
+    rows = evalkit.score(*batch, methods=("sgd", "ef"), damping=1.0)
+    assert (rows["gamma"] == math.inf).all()
+    assert (rows["error"] == 0).all()
+
+
+def test_samples_fitted_to_1e_170_keep_their_gamma_floor_and_imbalance() -> None:
+    model = Table([[0.0, 400.0], [0.0, 1.0]])
+    lin = evalkit.linearize(*table(model, torch.ones(2).long()))
+    small, large = math.exp(-400.0), 1 / (1 + math.exp(1.0))
+    assert imbalance(lin.logit_gradient_norms) == pytest.approx(large / small, rel=1e-12)
+    assert imbalance(lin.gradient_norms) == pytest.approx(large / small, rel=1e-12)
+    alone = evalkit.score(*table(Table([[0.0, 300.0]]), torch.ones(1).long()), methods="sgd")
+    assert alone["gamma"][0] == pytest.approx(math.exp(150.0), rel=1e-10)
+
+
+@pytest.mark.parametrize("solver", ["direct", "cg", "auto"])
+def test_a_loss_whose_exponential_overflows(solver: str) -> None:
+    """e^755 is no float64, the floor e^(-755/2) is one."""
+    model = Table([[0.0, 755.0], [0.0, 1.0]])
+    batch = table(model, torch.zeros(2).long())
+    assert evalkit.linearize(*batch).gamma_floor == pytest.approx(math.exp(-377.5), rel=1e-9)
+    rows = evalkit.score(*batch, methods=f"ngd:solver={solver}", damping=1e-3)
+    assert rows["gamma"][0] >= math.exp(-377.5)
+
+
+def test_targets_of_one_half_keep_the_digits_of_small_logits() -> None:
+    model = Table([[2.0**-20], [-(2.0**-30)]])
+    lin = evalkit.linearize(*table(model, torch.full((2, 1), 0.5).double(), "bernoulli"))
+    z = model.logits.detach()
+    torch.testing.assert_close(lin.logit_gradients, (z / 2).tanh() / 2, rtol=1e-14, atol=0)
+    floor = float((z / 2).sinh().square().sum()) ** -0.5
+    assert lin.gamma_floor == pytest.approx(floor, rel=1e-12)
+
+
+def test_undamped_weights_of_a_gradient_that_the_decomposition_hides() -> None:
+    """A sample of gradient 1e-57 decides EF's direction, and no singular value shows it."""
+    plan = Plan(
+        inputs="images",
+        blocks=("square",),
+        samples=4,
+        width=1,
+        classes=4,
+        power=6,
+        head_bias=False,
+        dtype="float64",
+        seed=4,
+    )
+    rows = evalkit.score(*plan.make(), methods=("ef", "ief", "polyak"), damping=0.0)
+    assert (rows["error"] > MARKED).all()
+
+
+def test_tikhonov_ief_of_a_sample_whose_gradient_is_rounded_to_zero() -> None:
+    """G_n / |r_n| has a length however small r_n is."""
+    model = nn.Linear(1, 2, bias=False).double()
+    nn.init.constant_(model.weight, 0.0)
+    with torch.no_grad():
+        model.weight[1] = 1.0
+    inputs = torch.tensor([[1.0], [900.0]]).double()
+    rows = evalkit.score(model, inputs, torch.ones(2).long(), methods="ief-tikhonov", damping=1.0)
+    assert rows["error"][0] == math.inf
+
+
+def test_sampled_fisher_of_repeated_samples_is_not_a_direction_without_a_gradient() -> None:
+    plan = Plan(
+        inputs="features",
+        blocks=("matrix", "frozen"),
+        likelihood="gaussian",
+        samples=2,
+        classes=2,
+        power=-20,
+        same="two",
+        head_bias=False,
+        dtype="float32",
+        seed=850,
+    )
+    rows = evalkit.score(*plan.make(), methods="sf", damping=0.0)
+    assert rows["gamma"][0] > 0
+    assert rows["error"][0] > MARKED
+
+
+def test_conjugate_gradients_that_end_at_once_leave_what_the_floor_shows() -> None:
+    """Two samples that are nearly one: g has nearly no part of what parts them."""
+    plan = Plan(
+        inputs="positions", blocks=(), samples=2, width=2, classes=2, power=6, fitted="all",
+        same="nearly two", head_bias=False, seed=0,
+    )  # fmt: skip
+    rows = evalkit.score(*plan.make(), methods="ngd:solver=cg", damping=0.0)
+    assert rows["gamma"][0] * rows["efficiency"][0] * (1 + rows["error"][0]) >= rows["gamma"][0]
