@@ -104,6 +104,7 @@ def test_other_commands_name_what_exists(path: str) -> None:
 OTHERS = {
     *("--data", "--device", "--help", "--only", "--problem", "--version", "--write"),
     *("--debug", "--nproc-per-node", "--numprocesses", "--tag", "--constraint", "--epochs"),
+    *("--alone", "--boundaries", "--inputs", "--max-restarts", "--ranks", "--shards"),
     *("--logdir", "--backend-store-uri"),
 }
 """Options of pytest, torchrun, pip, TensorBoard, MLflow, the benchmarks and the studies."""

@@ -21,7 +21,7 @@ from evalkit.study.faults import Failure, Outcome, settled
 from evalkit.study.plan import Unit
 from evalkit.study.running import Progress
 from evalkit.tasks import Task
-from tests.support.small_studies import SMALL, save_checkpoint, study, tensors
+from tests.support.small_studies import MINE, SMALL, save_checkpoint, study, tensors
 
 STEPS = (1, 2, 3)
 UNITS = tuple(
@@ -215,17 +215,6 @@ def test_the_start_is_told_once_though_the_batch_is_evaluated_again(tmp_path: Pa
     crowded = Task(model=lambda: Crowded(8, 3), data=tensors, name="small")
     study(tmp_path, task=crowded, on_note=[].append, on_start=starts.append)
     assert [start.cells for start in starts] == [4]
-
-
-MINE = """
-import evalkit
-from tests.support.small_studies import model, tensors
-
-def build():
-    return model()
-
-task = evalkit.Task(model=build, data=tensors, name="small")
-"""
 
 
 def test_the_command_counts_what_failed_and_ends_with_status_1(

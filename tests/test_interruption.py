@@ -22,9 +22,8 @@ from evalkit.study import execution, store
 from evalkit.study.execute import Rows
 from evalkit.study.plan import Unit
 from evalkit.study.processes import executed
-from tests.support.small_studies import save_checkpoint
-from tests.test_faults import MINE
-from tests.test_processes import UNITS, rows_of, takes_gradients
+from tests.support.small_studies import MINE, save_checkpoint
+from tests.support.units import UNITS, rows_of, takes_gradients
 
 SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 

@@ -17,8 +17,7 @@ from evalkit.cli import main
 from evalkit.storage import locks
 from evalkit.storage.run_folder import read_provenance
 from tests.kills.boundaries import check_errors, check_kills, finish, halves, whole_tables
-from tests.support.small_studies import save_checkpoint
-from tests.test_faults import MINE
+from tests.support.small_studies import MINE, save_checkpoint
 
 
 @pytest.fixture(autouse=True)

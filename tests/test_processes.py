@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -18,22 +17,12 @@ from evalkit.cli import main
 from evalkit.errors import EvalkitError
 from evalkit.linearization import linearize
 from evalkit.settings import Settings
-from evalkit.storage.rows import Cell
 from evalkit.study.execute import Rows
 from evalkit.study.plan import Unit
 from evalkit.study.processes import executed, is_small, shared_by
 from evalkit.tasks import Samples
 from evalkit.work import product_work
-
-UNITS = tuple(Unit(Cell("one", 0, 0.0, batch), frozenset()) for batch in range(9))
-
-
-def rows_of(unit: Unit, shown: bool) -> Rows:
-    """Rows that name the process."""
-    batch = unit.cell.batch
-    if batch == 5:
-        warnings.warn("of unit 5", stacklevel=2)
-    return Rows({"process": [os.getpid()], "shown": [shown]}, {"batch": [batch]})
+from tests.support.units import UNITS, rows_of, takes_gradients
 
 
 def refusing(unit: Unit, shown: bool) -> Rows:
@@ -46,10 +35,6 @@ def ending(unit: Unit, shown: bool) -> Rows:
     if unit.cell.batch == 3:
         os._exit(1)
     return rows_of(unit, shown)
-
-
-def takes_gradients() -> bool:
-    return True
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +149,7 @@ def test_tables_are_the_same_to_the_last_byte(tmp_path: Path) -> None:
 
 ORPHANED = """
 import os, signal, sys
-from tests.test_processes import UNITS, rows_of
+from tests.support.units import UNITS, rows_of
 from evalkit.study.processes import executed
 
 def told(unit, shown):

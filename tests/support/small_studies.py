@@ -63,3 +63,15 @@ def tables(folder: Path) -> tuple[bytes, bytes]:
     """Return the files of the tables, in the form that they have."""
     scores, batches = (own_path(folder / "run" / name) for name in ("scores.csv", "batches.csv"))
     return scores.read_bytes(), batches.read_bytes()
+
+
+MINE = """
+import evalkit
+from tests.support.small_studies import model, tensors
+
+def build():
+    return model()
+
+task = evalkit.Task(model=build, data=tensors, name="small")
+"""
+"""A task of one's own, as a file."""
