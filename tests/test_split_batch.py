@@ -182,24 +182,25 @@ class Failing(nn.Module):
         raise ValueError("no backward here")
 
 
-@evalkit.method("test-raises")
 def raises(lin: evalkit.Linearization, damping: float) -> Tensor:
     """Fail after a product."""
     raise EvalkitError(f"expected nothing of {len(lin.gradient)} numbers; leave it out")
 
 
-@evalkit.method("test-takes-module")
 def takes_module(lin: evalkit.Linearization, damping: float) -> Tensor:
     """Run the model alone."""
     lin.module_and_batch()
     return lin.gradient
 
 
-@evalkit.method("test-takes-rows")
 def takes_rows(lin: evalkit.Linearization, damping: float) -> Tensor:
     """Take rows as layers have them."""
     lin.gradient_rows(lin.logit_gradients.unsqueeze(0))
     return lin.gradient
+
+
+METHODS = {"test-raises": raises, "test-takes-module": takes_module, "test-takes-rows": takes_rows}
+"""Registered in the processes that are started, and not where other tests go on."""
 
 
 def failing(split: Split, model: nn.Module, inputs: Tensor, unusable: bool = False) -> str:
@@ -259,6 +260,8 @@ def work(rank: int) -> dict[Any, Any]:
     """Everything that a test looks at, in one order."""
     warnings.simplefilter("ignore")  # of forwards whose samples are not on axis 0
     torch.manual_seed(rank)
+    for name, function in METHODS.items():
+        evalkit.method(name)(function)
     split, found = Split(Group()), {}
     with tempfile.TemporaryDirectory() as folder:
         found["no study"] = no_study(split, Path(folder) / "none")
@@ -274,7 +277,7 @@ def work(rank: int) -> dict[Any, Any]:
         found[where] = failing(split, model, inputs)
     found["unusable"] = failing(split, Failing(""), inputs, unusable=rank == 1)
     found["in a row"] = failing(split, nn.Sequential(nn.Linear(6, 4), InARow()), inputs)
-    for name in ("test-raises", "test-takes-module", "test-takes-rows"):
+    for name in METHODS:
         found[name] = refused(split, name)
     found["after"] = scored(SCORED[1], split)
     return found

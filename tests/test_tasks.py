@@ -243,8 +243,8 @@ def test_wrong_arguments_of_a_task(changes: dict, expected: str) -> None:
         ({"schedule": "step:factor=-1"}, "a factor of at least 0 in schedule 'step', found -1"),
         ({"damping": 1e-3}, "expected no damping for the optimizer 'adamw', which has none"),
         ({"optimizer": "adam", "momentum": 0.9}, "choose one that has it: sgd, muon"),
-        ({"optimizer": "sgd", "momentum": 1.0}, "a momentum from 0 to below 1, found 1.0"),
-        ({"optimizer": "sgd", "momentum": "0.9"}, "a momentum from 0 to below 1, found '0.9'"),
+        ({"optimizer": "sgd", "momentum": 1.0}, "`momentum` from 0 to below 1, found 1.0"),
+        ({"optimizer": "sgd", "momentum": "0.9"}, "`momentum` from 0 to below 1, found '0.9'"),
     ],
 )
 def test_wrong_values_of_a_recipe(changes: dict, expected: str) -> None:

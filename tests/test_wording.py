@@ -20,7 +20,7 @@ from tests.support.folders import BUNDLED
 PACKAGE = Path(evalkit.__file__).parent
 LIBRARY = [path for path in sorted(PACKAGE.rglob("*.py")) if "cli" not in path.parts]
 # Of a script of DeepSpeed.
-OTHERS = {"checkpoints/sharded.py": {"--tag"}}
+OTHERS = {"checkpoints/sharded.py": {"--tag"}, "doctor/finding.py": {"--debug"}}
 
 
 def texts(path: Path) -> list[str]:

@@ -30,6 +30,9 @@ from evalkit.names import task_name
 from evalkit.tasks import Task, load_task, setting_names, task_names
 from evalkit.tasks.task import Setting
 
+_LONGEST_PATH = 4096
+"""Characters, as operating systems have them."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -295,9 +298,11 @@ def trajectory_task(
     if spec is None:
         said = shortened(trajectory.task or "")
         found = "no task" if trajectory.task is None else f"'{said}', which is not one"
+        # To be copied, so it is whole where it can be a path.
+        given = shortened(trajectory.task or "file.py:attribute", _LONGEST_PATH)
         raise EvalkitError(
             f"expected the name of a registered task in '{trajectory.folder / MANIFEST_NAME}', "
-            f"found {found}; pass `task={said or 'file.py:attribute'}`"
+            f"found {found}; pass `task={given}`"
         )
     merged: dict[str, Setting] = {}
     if trajectory.base_model is not None and "model" in setting_names(spec):

@@ -70,5 +70,5 @@ class Execution:
 
     def _starting(self, lin: Linearization, left_out: tuple[str, ...]) -> None:
         if not self._begun:  # else the batch is evaluated again, in parts
+            self._begin(lin, left_out)  # what it refuses, it refuses of the next unit too
             self._begun = True
-            self._begin(lin, left_out)
