@@ -36,6 +36,7 @@ _OPTIONS = {
     "schedule": "--schedule",
     "seed": "--seed",
     "tables": "--tables",
+    "to": "--to",
     "task": "--task",
     "update_baseline": "--update-baseline",
     "weight_decay": "--weight-decay",

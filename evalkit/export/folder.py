@@ -20,7 +20,7 @@ from evalkit.storage.files import check_writable, make_folder, write_atomically
 from evalkit.storage.json_files import printable, read_object
 
 MARKER = "evalkit-export.json"
-_ADVICE = "name another folder with --out"
+_ADVICE = "name another folder as `out`"
 _LINK = "link"
 
 

@@ -241,5 +241,5 @@ def _check_steps(floors: pd.DataFrame) -> None:
         first, second = twice.sort_values("step", kind="stable")["checkpoint"].tolist()[:2]
         raise EvalkitError(
             f"expected checkpoints with a step each, found '{first}' and '{second}' at one step; "
-            "export the tables, which need none, with --to parquet"
+            "export the tables, which need none, with `to=parquet`"
         )
