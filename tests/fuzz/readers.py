@@ -170,11 +170,14 @@ def adapters(folder: Path) -> None:
 
 def model_folders(folder: Path) -> None:
     from evalkit.tasks.pretrained import load_configuration, load_model, load_tokenizer
+    from evalkit.tasks.user_code import user_code
 
     place = str(folder / "model")
     load_configuration(place)
     load_model("AutoModelForSequenceClassification", place, num_labels=2)
-    load_tokenizer(place)("some words", truncation=True, max_length=8)
+    tokenizer = load_tokenizer(place)
+    with user_code("the data of the task"):  # as tasks call it
+        tokenizer("some words", truncation=True, max_length=8)
 
 
 @contextmanager
