@@ -71,7 +71,7 @@ def follow_study(opened: Opened, split: Split) -> None:
 
 @contextmanager
 def leading(split: Split | None) -> Iterator[None]:
-    """Tell the other processes at the end of the block, however it is reached, that all is done."""
+    """Tell the other processes at the end of the block, or after an error, that all is done."""
     try:
         yield
     except Exception:
