@@ -14,6 +14,8 @@ from evalkit.errors import EvalkitError
 from evalkit.storage.run_folder import finished_cells, read_provenance
 from tests.support.small_studies import save_checkpoint
 
+ROOT = Path(__file__).parents[2]
+"""Where the task of a study finds the tests' own models, whatever folder a start is made in."""
 CHECKPOINTS, BATCHES = 4, 6
 TABLES = ("scores.csv", "batches.csv")
 TASK = """
@@ -82,7 +84,9 @@ class Starts:
     def _start(
         self, command: list[str], threads: int, more: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | dict(more or {})
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+        environment |= dict(more or {})
         log = (self.folder / "log").open("a")
         return subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, text=True, start_new_session=True
@@ -115,10 +119,15 @@ class Starts:
         for name in TABLES:
             if (whole / name).read_bytes() != (found / name).read_bytes():
                 return f"{run}/{name} differs"
-        left = sorted(
-            {path.name for path in found.iterdir()} - {path.name for path in whole.iterdir()}
-        )
+        left = self.left(run)
         return f"{run} has {', '.join(left)} left" if left else ""
+
+    def left(self, run: str) -> list[str]:
+        """Return the names of what a run without an interruption does not have."""
+        whole, found = (
+            {path.name for path in (self.folder / name).iterdir()} for name in ("whole", run)
+        )
+        return sorted(found - whole)
 
 
 def free_port() -> int:
