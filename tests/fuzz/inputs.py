@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from evalkit.checkpoints.tensors import read_tensor_file
+from evalkit.storage.run_folder import append_failure
 from evalkit.tasks import Recipe, Task
 from evalkit.tasks.families import register
 from evalkit.training import train
@@ -172,6 +173,14 @@ def trainings(folder: Path) -> None:
 
 
 def runs(folder: Path) -> None:
+    """A run of which a later start is to score a cell that failed."""
+    _run(folder, batches=4)
+    row = {"checkpoint": ["last"], "step": [5], "progress": [1.0], "batch": [3]}
+    append_failure(folder / "run", {**row, "reason": ["expected memory, found none; buy some"]})
+
+
+def _run(folder: Path, batches: int) -> None:
+    """A run with three batches at each of two checkpoints, of so many that are asked for."""
     rows = [written_runs.score_row("sgd", 1.0), written_runs.score_row("ief", 0.5)]
     rows.append(written_runs.ngd_row(0.3, solver="cg", error=1e-5, dtype="float32"))
     cells = [
@@ -180,7 +189,12 @@ def runs(folder: Path) -> None:
         for batch in range(3)
     ]
     listed = [{"name": name, "sha256": "ab" * 32, "step": 0} for name in ("first", "last")]
-    settings = {"methods": ["sgd", "ief", "ngd"], "dampings": [1e-12], "seed": 0, "batches": 3}
+    settings = {
+        "methods": ["sgd", "ief", "ngd"],
+        "dampings": [1e-12],
+        "seed": 0,
+        "batches": batches,
+    }
     settings |= {"batch_size": 8, "likelihood": "categorical", "dtype": "float32"}
     written_runs.write_run(
         folder / "run",
@@ -211,7 +225,7 @@ def baselines(folder: Path) -> None:
     from evalkit.gate.baseline import update_baseline
     from evalkit.storage.run_folder import read_run
 
-    runs(folder)
+    _run(folder, batches=3)
     update_baseline(folder / "baseline.csv", read_run(folder / "run"))
 
 
