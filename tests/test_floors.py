@@ -37,7 +37,7 @@ linearization.graph_ends
 linearization.recording
 linearization.adjoint linearization.sample_axis linearization.by_parameter
 linearization.ruled_rows linearization.per_sample
-linearization.weighted_outputs
+linearization.weighted_outputs linearization.through_outputs
 linearization.tangents
 linearization.micro_batches
 linearization.callers_forward
@@ -46,7 +46,7 @@ linearization.kept
 linearization.linear_maps linearization.factors linearization.split
 linearization.shares
 linearization.gram_strips
-linearization.split_gram
+linearization.split_gram linearization.split_kernel
 linearization.loss_terms
 linearization.sample_gradients
 linearization.linearized

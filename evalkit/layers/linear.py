@@ -94,16 +94,25 @@ class LinearCalls(WeightCalls):
         super().__init__(layers)
         self._inputs = [layer.inputs for layer in layers]
 
+    @property
+    def input_rows(self) -> Tensor:
+        """The inputs at all positions."""
+        return _rows(self._inputs)
+
+    def output_rows(self, d: Sequence[Tensor]) -> Tensor:
+        """Return the output gradients at all positions."""
+        return _rows(d)
+
     def write_gradient(self, d: Sequence[Tensor], scale: Tensor, out: Tensor) -> None:
         """Multiply D^T A straight into the result.
 
         Fresh memory for 10 million numbers costs more than a matrix product, and is taken once.
         """
-        torch.mm((_rows(d) * scale).T, _rows(self._inputs), out=out)
+        torch.mm((_rows(d) * scale).T, self.input_rows, out=out)
 
     def through(self, d: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return A (A^T D) or (A A^T) D, whichever takes fewer multiplications."""
-        a, rows = _rows(self._inputs), _rows(d)
+        a, rows = self.input_rows, _rows(d)
         (count, inside), outside = a.shape, rows.shape[-1]
         # n^2 (in + out) multiplications with A A^T, n its rows, and 2 n in out the other way.
         if count * (inside + outside) > 2 * inside * outside:
@@ -115,7 +124,7 @@ class LinearCalls(WeightCalls):
 
     @cached_property
     def _inner_products(self) -> Tensor:
-        a = _rows(self._inputs)
+        a = self.input_rows
         return a @ a.T
 
 

@@ -7,7 +7,7 @@ cotangents w_n c_n are w_n d_n, so that J J^T (w c) takes the layers' own parts 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,11 +87,14 @@ class KeptGradients:
         parts, scale = known
         return self._tangents.weighted_product(parts).double() * scale
 
-    def gradients(self, terms: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor] | None:
+    def gradients(
+        self, terms: Sequence[tuple[Tensor, Tensor]], but: Collection[str] = ()
+    ) -> dict[str, Tensor] | None:
         """Return J^T c for c = the sum of w_n c_n over some terms, by parameter's name.
 
         Args:
             terms: as for :meth:`product`.
+            but: names of parameters whose gradients are not asked for.
 
         Returns:
             In the shapes of the parameters, without those that the logits do not depend on; None
@@ -101,8 +104,27 @@ class KeptGradients:
         if self._tangents is None or known is None:
             return None
         parts, scale = known
-        found = self._tangents.weighted_gradients(parts)
+        found = self._tangents.weighted_gradients(parts, but)
         return {name: value.mul_(scale) for name, value in found.items()}
+
+    def rows(
+        self, terms: Sequence[tuple[Tensor, Tensor]], weights: Collection[str]
+    ) -> dict[str, Tensor] | None:
+        """Return the rows D of weights of which D^T A is their part in :meth:`gradients`.
+
+        Args:
+            terms: as for :meth:`product`.
+            weights: names, of :attr:`evalkit.linearization.tangents.Tangents.input_rows`.
+
+        Returns:
+            (rows, out) by weight; None where the output gradients of a term have not been kept.
+        """
+        known = self._parts(terms)
+        if self._tangents is None or known is None:
+            return None
+        parts, scale = known
+        found = self._tangents.weighted_rows(parts, weights)
+        return {name: value * scale for name, value in found.items()}
 
     def _parts(
         self, terms: Sequence[tuple[Tensor, Tensor]]

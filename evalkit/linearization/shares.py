@@ -18,12 +18,11 @@ from evalkit.layers.budget import Budget
 from evalkit.layers.low_rank import LowRank
 from evalkit.linearization.factors import FormedRows, LayerFactors, layer_factors
 from evalkit.linearization.gram import Side
-from evalkit.linearization.kept import KeptGradients, summed_terms
+from evalkit.linearization.kept import KeptGradients
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.per_sample import PerSample
 from evalkit.linearization.sample_axis import ROUNDING, part_of, split_leaves
 from evalkit.linearization.split import Given, Split
-from evalkit.reductions import power_of_two
 
 T = TypeVar("T")
 
@@ -61,6 +60,7 @@ class Share:
         dtype: of the logits.
         kept: output gradients of them that are kept.
         sides: per-sample gradients of them that several matrices have as columns, by a key.
+        inputs: inputs of layers of all processes, once a product J J^T c needs them.
     """
 
     batches: MicroBatches | None
@@ -71,6 +71,7 @@ class Share:
     dtype: torch.dtype
     kept: KeptGradients
     sides: dict[str, Side]
+    inputs: list[dict[str, Tensor]]
 
     @property
     def num_params(self) -> int:
@@ -100,26 +101,6 @@ class Share:
             return None
         values = self.batches.split(vector) if isinstance(vector, Tensor) else vector
         return self.batches.jvp(values)
-
-    def summed(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Return the sum of w_n J_n^T c_n over these samples and some terms (c, w): (P,).
-
-        Output gradients that are kept make it without a backward.
-        """
-        batches = self.batches
-        if batches is None:
-            return terms[0][0].new_zeros(self.num_params, dtype=self.dtype)
-        own = [(c[self.here], w[self.here]) for c, w in terms]
-        known = self.kept.gradients(own)
-        if known is None:
-            total = summed_terms(own)
-            scale = power_of_two(total)
-            return batches.vjp((total / scale).to(self.dtype), scale)
-        parts = (
-            known[name].flatten() if name in known else value.new_zeros(value.numel())
-            for name, value in batches.parameters.items()
-        )
-        return torch.cat([part.to(self.dtype) for part in parts])
 
 
 def shares_of(samples: int, size: int) -> tuple[slice, ...]:
@@ -154,6 +135,7 @@ def _open(split: Split, given: Given, how: How) -> Share:
         evaluated.precision if batches is None else batches.dtype,
         KeptGradients(batches),
         {},
+        [],
     )
 
 
@@ -185,30 +167,17 @@ def opened(split: Split, key: int, how: How) -> Tensor:
         split.keep(key, share)
         return None if share.batches is None else share.batches.logits
 
-    return _joined(split.collected(compute))
+    return joined(split.collected(compute))
 
 
 def pushed(split: Split, key: int, vector: Vector) -> Tensor:
     """Return J v in rank 0: like logits."""
-    return _joined(split.collected(lambda: split.kept(key).pushed(vector)))
+    return joined(split.collected(lambda: split.kept(key).pushed(vector)))
 
 
 def pulled(split: Split, key: int, cotangents: Tensor, scale: Tensor) -> Tensor:
     """Return J^T c times a scale: (P,)."""
     return split.summed(lambda: split.kept(key).pulled(cotangents, scale))
-
-
-def kernel(split: Split, key: int, cotangents: Tensor) -> Tensor:
-    """Return J J^T c in rank 0: like logits."""
-    one = torch.ones((), device=cotangents.device)
-    vector = split.summed(lambda: split.kept(key).pulled(cotangents, one))
-    return _joined(split.collected(lambda: split.kept(key).pushed(vector)))
-
-
-def weighted(split: Split, key: int, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return J d for d = sum_n J_n^T w_n c_n over terms (c, w), in rank 0: like logits."""
-    vector = split.summed(lambda: split.kept(key).summed(terms))
-    return _joined(split.collected(lambda: split.kept(key).pushed(vector)))
 
 
 def forget(split: Split, key: int) -> None:
@@ -259,7 +228,7 @@ def _parts(
             yield replace(part, samples=here)
 
 
-def _joined(parts: Sequence[Tensor | None]) -> Tensor:
+def joined(parts: Sequence[Tensor | None]) -> Tensor:
     """Return the values of all samples in rank 0, and none elsewhere."""
     found = [part for part in parts if part is not None]
     return torch.cat(found) if found else torch.empty(0)

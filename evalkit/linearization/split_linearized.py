@@ -25,6 +25,7 @@ from evalkit.linearization.per_sample import PerSample
 from evalkit.linearization.shares import How, Share
 from evalkit.linearization.split import Split
 from evalkit.linearization.split_gram import inner_products
+from evalkit.linearization.split_kernel import kernel, weighted
 from evalkit.reductions import power_of_two
 
 T = TypeVar("T")
@@ -101,7 +102,7 @@ class SplitBatches(MicroBatches):
 
     def kernel_product(self, cotangents: Tensor) -> Tensor:
         """Return J J^T c: like logits."""
-        return self.call(shares.kernel, cotangents)
+        return self.call(kernel, cotangents)
 
 
 class SplitLinearization(Linearization):
@@ -193,7 +194,7 @@ class SplitLinearization(Linearization):
         """Return J d for d = sum_n J_n^T w_n c_n over terms (c, w): like logits, float64."""
         scale = power_of_two(torch.stack([weights for _, weights in terms]))
         scaled = [(c, weights / scale) for c, weights in terms]
-        return self._batches.call(shares.weighted, scaled).double() * scale
+        return self._batches.call(weighted, scaled).double() * scale
 
     @full_precision()
     def weighted_gradients(self, terms: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -13,10 +13,9 @@ weight gradients.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +24,13 @@ from evalkit.layers import MovedLayer, weight_calls
 from evalkit.layers.base import WeightCalls
 from evalkit.layers.low_rank import LowRank
 from evalkit.linearization.adjoint import compare, differentiating, refuse_opaque_backward
-from evalkit.linearization.broadcasts import Broadcast
-from evalkit.linearization.recorder import LayerUse
 from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import OutputGradients
+from evalkit.linearization.through_outputs import through_outputs
 from evalkit.linearization.weighted_outputs import (
     WeightedGradients,
     gradients_of_calls,
+    gradients_of_copies,
     of_call,
     weighted_sum,
 )
@@ -50,7 +49,7 @@ class Tangents:
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         # Apart, since a bias may be shared by other calls than its weight is.
-        weights, biases = (_through_outputs(recording, role) for role in ("weight", "bias"))
+        weights, biases = (through_outputs(recording, role) for role in ("weight", "bias"))
         named = [u for u in recording.uses if u.weight in weights or u.bias in biases]
         self._uses = [(use, layer) for use in named if (layer := use.layer.through_outputs)]
         places = {use: place for place, (use, _) in enumerate(self._uses)}
@@ -108,10 +107,34 @@ class Tangents:
             scale: a number.
         """
         joined = cotangents.new_empty(self._recording.num_params)
-        parts = dict(zip(self._recording.parameters, self.split(joined), strict=True))
+        self.pull_into(
+            dict(zip(self._recording.parameters, self.split(joined), strict=True)),
+            cotangents,
+            scale,
+        )
+        return joined
+
+    def pull_into(
+        self, parts: Mapping[str, Tensor], cotangents: Tensor, scale: Tensor
+    ) -> dict[str, Tensor]:
+        """Write J^T c times a scale into parts in the shapes of the parameters, by name.
+
+        Args:
+            parts: where to write; weights of :attr:`input_rows` may be left out.
+            cotangents: as for :meth:`pull`.
+            scale: as for :meth:`pull`.
+
+        Returns:
+            Of each weight that is left out the rows D, (rows, out), of which D^T A is its part.
+        """
         d, others = self._gradients(cotangents)
+        rows = {}
         for name, calls in self._weights.items():
-            self._calls[name].write_gradient([d[place] for place, _ in calls], scale, parts[name])
+            own = [d[place] for place, _ in calls]
+            if name in parts:
+                self._calls[name].write_gradient(own, scale, parts[name])
+            else:
+                rows[name] = self._calls[name].output_rows(own) * scale
         for name, calls in self._biases.items():
             torch.mul(_bias_gradient(calls, d), scale, out=parts[name])
         for name, value in zip(self._others, others, strict=True):
@@ -119,7 +142,13 @@ class Tangents:
                 parts[name].zero_()
             else:
                 torch.mul(value, scale, out=parts[name])
-        return joined
+        return rows
+
+    @property
+    def input_rows(self) -> dict[str, Tensor]:
+        """By weight, A, (rows, in): where its part of J^T c is D^T A (:meth:`pull_into`)."""
+        found = ((name, calls.input_rows) for name, calls in self._calls.items())
+        return {name: rows for name, rows in found if rows is not None}
 
     def _gradients(self, cotangents: Tensor) -> tuple[list[Tensor], Sequence[Tensor | None]]:
         """Return the gradients in the outputs of ``_uses``, and those of the other parameters."""
@@ -213,27 +242,50 @@ class Tangents:
             parts: output gradients that cover every parameter, where samples do not influence each
                 other; which of their cotangents is meant; and w, (N,) float64.
         """
-        pulled = parts[0][0]
         others = self._parameter_gradients(parts, frozenset(self._others))
-        places = {use: place for place, use in enumerate(pulled.uses)}
+        d = self._weighted_outputs(parts)
+        return self._through(d, [others.get(name) for name in self._others])
+
+    def _weighted_outputs(self, parts: Sequence[WeightedGradients]) -> Callable[[int], Tensor]:
+        """Return what returns the gradients in the outputs at a place of ``_uses``."""
+        places = {use: place for place, use in enumerate(parts[0][0].uses)}
 
         def d(place: int) -> Tensor:
             use = self._uses[place][0]
             found = of_call(parts, places[use])
             return self._recording.logits.new_zeros(use.shape) if found is None else found
 
-        return self._through(d, [others.get(name) for name in self._others])
+        return d
 
-    def weighted_gradients(self, parts: Sequence[WeightedGradients]) -> dict[str, Tensor]:
+    def weighted_rows(
+        self, parts: Sequence[WeightedGradients], weights: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Return the rows D of some weights of :attr:`input_rows`, (rows, out).
+
+        Args:
+            parts: as for :meth:`weighted_product`.
+            weights: their names.
+        """
+        d = self._weighted_outputs(parts)
+        return {
+            name: self._calls[name].output_rows([d(place) for place, _ in self._weights[name]])
+            for name in weights
+        }
+
+    def weighted_gradients(
+        self, parts: Sequence[WeightedGradients], but: Collection[str] = ()
+    ) -> dict[str, Tensor]:
         """Return J^T c for c_n the sum of w_n c_kn, from the output gradients of c_kn alone.
 
         Args:
             parts: as for :meth:`weighted_product`.
+            but: names of parameters whose gradients are not asked for.
 
         Returns:
             By parameter's name, in its shape; one that the logits do not depend on is left out.
         """
-        return self._parameter_gradients(parts, frozenset(self._recording.parameters))
+        wanted = frozenset(self._recording.parameters) - frozenset(but)
+        return self._parameter_gradients(parts, wanted)
 
     def _parameter_gradients(
         self, parts: Sequence[WeightedGradients], wanted: frozenset[str]
@@ -247,21 +299,7 @@ class Tangents:
             is not None
         ]
         of_calls = gradients_of_calls(pulled.uses, lambda place: of_call(parts, place), wanted)
-        return of_calls | self._gradients_of_copies(copies)
-
-    def _gradients_of_copies(self, copies: Sequence[tuple[Broadcast, Tensor]]) -> dict[str, Tensor]:
-        """Return the gradients of parameters behind values that every sample gets alike."""
-        if not copies:
-            return {}
-        behind = self._recording.broadcast_parameters
-        parameters = [self._recording.parameters[name] for name in behind]
-        values: list[Any] = [broadcast.value for broadcast, _ in copies]
-        with differentiating(self._recording, False):
-            found = torch.autograd.grad(
-                values, parameters, [d for _, d in copies], retain_graph=True, allow_unused=True
-            )
-        pairs = zip(behind, found, strict=True)
-        return {name: value.detach() for name, value in pairs if value is not None}
+        return of_calls | gradients_of_copies(self._recording, copies)
 
     def _through(self, d: Callable[[int], Tensor], others: Sequence[Tensor | None]) -> Tensor:
         """Return J J^T c for what c pulled back to.
@@ -291,28 +329,6 @@ class Tangents:
 
 def _formed(value: Tensor | LowRank) -> Tensor:
     return value.formed() if isinstance(value, LowRank) else value
-
-
-Calls = dict[str, list[tuple[LayerUse, MovedLayer]]]
-
-
-def _through_outputs(recording: Recording, role: Literal["weight", "bias"]) -> Calls:
-    """Return the calls of each parameter that is reached through its calls' outputs alone.
-
-    Args:
-        recording: the forward pass.
-        role: the role of the parameters.
-    """
-    found: dict[str, list[tuple[LayerUse, MovedLayer | None]]] = defaultdict(list)
-    for use in recording.uses:
-        name = use.weight if role == "weight" else use.bias
-        if name in recording.ruled:
-            found[name].append((use, use.layer.through_outputs))
-    return {
-        name: [(use, layer) for use, layer in calls if layer is not None]
-        for name, calls in found.items()
-        if all(layer is not None for _, layer in calls)
-    }
 
 
 def _bias_gradient(calls: Sequence[tuple[int, MovedLayer]], d: Sequence[Tensor]) -> Tensor:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from evalkit.linearization.adjoint import differentiating
+from evalkit.linearization.broadcasts import Broadcast
 from evalkit.linearization.recorder import LayerUse
+from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import OutputGradients
 
 WeightedGradients = tuple[OutputGradients, int, Tensor]
@@ -52,3 +57,20 @@ def weighted_sum(parts: Sequence[tuple[Tensor | None, int, Tensor]]) -> Tensor |
         scaled = one * weights.to(one.dtype).view(-1, *[1] * (one.dim() - 1))
         total = scaled if total is None else total.add_(scaled)
     return total
+
+
+def gradients_of_copies(
+    recording: Recording, copies: Sequence[tuple[Broadcast, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the gradients of parameters behind values that every sample gets alike."""
+    if not copies:
+        return {}
+    behind = recording.broadcast_parameters
+    parameters = [recording.parameters[name] for name in behind]
+    values: list[Any] = [broadcast.value for broadcast, _ in copies]
+    with differentiating(recording, False):
+        found = torch.autograd.grad(
+            values, parameters, [d for _, d in copies], retain_graph=True, allow_unused=True
+        )
+    pairs = zip(behind, found, strict=True)
+    return {name: value.detach() for name, value in pairs if value is not None}
