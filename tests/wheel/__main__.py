@@ -27,11 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         environment = empty_environment(Path(folder).resolve(), given.python)
         environment.install(str(wheel.resolve()))
-        faults = list(walk(environment))
-    for fault in faults:
-        print(f"fault: {fault}", file=sys.stderr)
-    print(f"{wheel}: {len(faults)} faults")
-    return int(bool(faults))
+        faults = 0
+        for fault in walk(environment):
+            faults += 1
+            print(f"fault: {fault}", flush=True)
+    print(f"{wheel}: {faults} faults")
+    return int(faults > 0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CONSTRAINTS = ROOT / "constraints.txt"
+CONSTRAINTS = "constraints.txt"
 _WATCH = """
 import os, sys
 
@@ -66,26 +67,27 @@ class Environment:
 
     def install(self, *asked: str) -> None:
         """Install packages, in the versions that are tested together."""
-        quiet = ("--quiet", "--disable-pip-version-check", "--constraint", str(CONSTRAINTS))
-        done = self.run(("python", "-m", "pip", "install", *quiet, *asked))
+        options = ("--quiet", "--disable-pip-version-check")
+        pinned = ("--constraint", str(self.folder / CONSTRAINTS))
+        done = self.run(("python", "-m", "pip", "install", *options, *pinned, *asked))
         if done.returncode:
             raise SystemExit(f"expected to install {' '.join(asked)}, found\n{done.stderr}")
 
     def reads(self) -> list[str]:
         """Return the files and folders of the repository that were read."""
-        return sorted(set(self.log.read_text(encoding="utf-8").splitlines()))
+        noted = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+        return sorted(set(noted.splitlines()))
 
 
-def build_wheel(folder: Path, *options: str) -> Path:
+def build_wheel(folder: Path) -> Path:
     """Build the source distribution, and from it the wheel, and return where that lies.
 
     Args:
-        folder: of both, emptied of other wheels before.
-        options: passed on to ``build``.
+        folder: of both, where those of before are removed.
     """
     for old in folder.glob("evalkit_fisher-*"):
         old.unlink()
-    command = [sys.executable, "-m", "build", *options, "--outdir", str(folder), str(ROOT)]
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"expected to build a wheel, found\n{done.stdout}{done.stderr}")
@@ -97,6 +99,7 @@ def empty_environment(folder: Path, python: str) -> Environment:
     """Return an environment that holds pip alone, and watches what is read of the repository."""
     made = Environment(folder)
     made.working.mkdir()
+    shutil.copy(ROOT / CONSTRAINTS, folder)
     subprocess.run([python, "-m", "venv", str(folder / "venv")], check=True)
     (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
     watch = _WATCH.format(log=str(made.log), root=str(ROOT))

@@ -36,7 +36,7 @@ ALONE = (
         "evalkit train digits-mlp --epochs 4 --checkpoint-every 2 --out checkpoints",
         writes="checkpoints/trajectory.json",
     ),
-    Step("evalkit doctor checkpoints --batch-size 16", says="deterministic"),
+    Step("evalkit doctor checkpoints --batch-size 16", says="nothing has to be changed"),
     Step(
         "evalkit score checkpoints --batches 2 --batch-size 16 --out run",
         says="iEF",
