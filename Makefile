@@ -10,7 +10,7 @@ ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 STUDIES := study-figure5 study-dampings study-steps study-targets study-kronecker study-others
-.PHONY: help install demo example finetune studies $(STUDIES) study-e2 study-cifar10 study-finetune test tests gate lint format types bench gpu accuracy site clean
+.PHONY: help install demo example finetune studies $(STUDIES) study-e2 study-cifar10 study-finetune test tests gate lint format types bench gpu accuracy site wheel minimum clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ install: $(INSTALLED) ## Create .venv and install the pinned dependencies
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,hf,export,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,hf,export,lightning,docs]'
 	@touch $@
 
 demo: $(INSTALLED) ## Score the bundled trajectory and write the report
@@ -230,6 +230,23 @@ accuracy: $(INSTALLED) ## Compare scores with exact arithmetic: reports/accuracy
 # Read from disk: runs/site/index.html. Nothing is fetched when it is built or read.
 site: $(INSTALLED) ## Build the documentation, warnings as errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# The Python of the environment that it is installed into; the wheel lies in runs/dist.
+WHEEL_PYTHON ?= $(BIN)/python
+wheel: $(INSTALLED) ## Build the wheel, install it alone into an empty environment, and use it there
+	$(ONE_THREAD) $(BIN)/python -m tests.wheel --python $(WHEEL_PYTHON) --out runs/dist
+
+# Of Python and of every package the lowest version that setup.cfg allows: each line `name>=version` is pinned to it.
+MINIMUM := runs/minimum
+MINIMUM_PYTHON ?= $(shell sed -n 's/^python_requires = >=/python/p' setup.cfg)
+TESTS ?= tests
+minimum: ## Run TESTS with the lowest versions that setup.cfg allows
+	$(MINIMUM_PYTHON) -m venv --clear $(MINIMUM)
+	sed -n 's/^ *\([a-z0-9-]*\)>=\([0-9.]*\)$$/\1==\2/p' setup.cfg > $(MINIMUM)/versions.txt
+	$(MINIMUM)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(MINIMUM)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(MINIMUM)/versions.txt \
+		--editable '.[dev,hf,export,lightning]'
+	$(ONE_THREAD) $(MINIMUM)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(TESTS)
 
 clean: ## Remove the environment and all runs
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -7,8 +7,8 @@ from types import ModuleType
 
 from evalkit.errors import EvalkitError
 
-INSTALL = "pip install '.[{extra}]'"
-"""What installs them, in the clone: the index has another project of the name evalkit."""
+INSTALL = "pip install 'evalkit-fisher[{extra}]'"
+"""What installs them beside an installed evalkit, from wherever that came."""
 
 
 def required(name: str, purpose: str, extra: str = "hf") -> ModuleType:
@@ -33,5 +33,5 @@ def missing(package: str, purpose: str, error: ImportError, extra: str = "hf") -
     said = " ".join(str(error).split()).rstrip(" .:;")
     return EvalkitError(
         f"expected {package} for {purpose}, found that it cannot be imported ({said}); "
-        f"run {INSTALL.format(extra=extra)} in the clone of evalkit"
+        f"run {INSTALL.format(extra=extra)}"
     )

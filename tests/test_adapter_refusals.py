@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from evalkit.checkpoints import load_into, open_trajectory, verify_trajectory
+from evalkit.extras import INSTALL
 from evalkit.tasks import Task
 from tests.support.adapters import (
     T5_TASK,
@@ -260,7 +261,7 @@ def test_damaged_weights_change_nothing(tmp_path: Path) -> None:
 def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_adapter(tmp_path / "step-1", lora())
     monkeypatch.setitem(sys.modules, "peft", None)  # what an absent package looks like to import
-    assert "pip install '.[hf]' in the clone of evalkit" in refused(tmp_path)
+    assert INSTALL.format(extra="hf") in refused(tmp_path)
 
 
 def test_adapters_need_a_model_that_carries_one(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from evalkit.errors import EvalkitError
 from evalkit.export.folder import MARKER, export_folder
 from evalkit.export.series import curve_names
 from evalkit.export.tools import TOOLS
+from evalkit.extras import INSTALL
 from tests.support.exported_runs import (
     DAMPINGS,
     KFAC,
@@ -167,7 +168,7 @@ def test_a_missing_library_is_a_sentence(
     monkeypatch.setitem(sys.modules, hidden, None)
     out = tmp_path / "out"
     assert main(["export", str(run), "--to", tool, "--out", str(out)]) == 2
-    assert "pip install '.[export]'" in capsys.readouterr().err
+    assert INSTALL.format(extra="export") in capsys.readouterr().err
     assert not out.exists()
 
 

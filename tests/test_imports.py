@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from evalkit.extras import INSTALL
 from tests.support.folders import BUNDLED
 
 WITHOUT_TORCH = (
@@ -155,4 +156,4 @@ def test_the_helper_of_tests_does_not_import_pytest() -> None:
 
 
 def test_transformers_is_asked_for_in_a_sentence_and_only_by_the_callback() -> None:
-    assert "pip install '.[hf]' in the clone of evalkit" in heavy()["sentence"]
+    assert INSTALL.format(extra="hf") in heavy()["sentence"]

@@ -18,6 +18,7 @@ pytest.importorskip("peft")
 pytest.importorskip("datasets")
 
 from evalkit.cli import main
+from evalkit.extras import INSTALL
 from evalkit.tasks import load_task
 from tests.support import hub
 from tests.support.folders import sentence
@@ -208,4 +209,4 @@ def test_a_missing_library(
     monkeypatch.setitem(sys.modules, library, None)
     text = refused(capsys, tmp_path, *of(bert, cola))
     assert f"expected the package {library}" in text
-    assert "pip install '.[hf]' in the clone of evalkit" in text
+    assert INSTALL.format(extra="hf") in text

@@ -45,7 +45,7 @@ def _callback_class() -> Any:
             return importlib.import_module("pytorch_lightning").Callback
         except ImportError:
             purpose = "evalkit.callback.LightningScoreCallback"
-            raise missing("the package lightning", purpose, error, "dev") from error
+            raise missing("the package lightning", purpose, error, "lightning") from error
 
 
 _Callback: Any = _callback_class()

@@ -65,10 +65,10 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
-  evalkit score checkpoints/digits-mlp --methods sgd,ef,ief,sf,ngd --out runs/digits-mlp
-  evalkit report runs/digits-mlp
   evalkit train digits-mlp --out my-checkpoints
-  evalkit score my-checkpoints --task my_task.py:task --batches 20
+  evalkit score my-checkpoints --methods sgd,ef,ief,sf,ngd --batches 20 --out runs/mine
+  evalkit report runs/mine
+  evalkit doctor my_task.py:task
 """,
 )
 @click.version_option(__version__, prog_name="evalkit")

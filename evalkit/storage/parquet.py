@@ -93,7 +93,7 @@ def table_bytes(name: str, frame: pd.DataFrame | None = None, parquet: bool = Fa
 
 
 def _pyarrow(name: str) -> Any:
-    return required(name, "tables as Parquet")
+    return required(name, "tables as Parquet", "export")
 
 
 def _array(pa: Any, values: pd.Series, column: Column) -> Any:

@@ -61,7 +61,7 @@ def open_store(
     if tables not in (None, "csv", "parquet"):
         raise EvalkitError(f"expected tables as csv or parquet, found '{tables}'; set `tables`")
     if tables == "parquet":
-        required("pyarrow", "tables as Parquet")
+        required("pyarrow", "tables as Parquet", "export")
         provenance["tables"] = tables
     join = partial(_join, folder, provenance, task, settings, tables)
     store = Store(folder, provenance, writer, join)

@@ -84,6 +84,10 @@ IMAGES = {"image_size": 8, "patch_size": 4, "num_channels": 2, "num_labels": 4}
 ENCODER = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
+PROJECTIONS = ("q_proj", "v_proj", "query", "value")
+"""Of models of pictures, as the present transformers calls them and as earlier ones do."""
+
+
 def vit() -> nn.Module:
     return ViTForImageClassification(ViTConfig(**IMAGES, **ENCODER, intermediate_size=12))
 
@@ -286,7 +290,7 @@ def vit_full(draw):
 
 @transformer
 def vit_lora_with_biases_and_classifier(draw):
-    model = lora(vit(), "q_proj", "v_proj", bias="lora_only", modules_to_save=["classifier"])
+    model = lora(vit(), *PROJECTIONS, bias="lora_only", modules_to_save=["classifier"])
     return model, *pictures(draw)
 
 
@@ -297,4 +301,4 @@ def dinov2_full(draw):
 
 @transformer
 def dinov2_lora(draw):
-    return lora(dinov2(), "q_proj", "v_proj"), *pictures(draw)
+    return lora(dinov2(), *PROJECTIONS), *pictures(draw)

@@ -1,0 +1,1 @@
+"""The wheel, installed alone and used: ``python -m tests.wheel``."""
