@@ -10,8 +10,9 @@ import pytest
 
 from evalkit.cli import main
 from evalkit.doctor import memory
-from tests.support.doctor_cases import HEALTHY, PLANTED, written
+from tests.support.doctor_cases import HEALTHY, PLANTED
 from tests.support.folders import BUNDLED
+from tests.support.planted import written
 
 SMALL = ["--batch-size", "8", "--batches", "3", "--methods", "sgd,ief"]
 

@@ -13,10 +13,11 @@ from evalkit.cli import main
 from evalkit.doctor import Finding, Report, memory
 from evalkit.doctor.finding import looked_at
 from evalkit.errors import EvalkitError
-from tests.support.doctor_cases import HEALTHY, PLANTED, written
+from tests.support.doctor_cases import HEALTHY, PLANTED
 from tests.support.documents import document, python_files
 from tests.support.folders import BUNDLED
 from tests.support.hub import save_bert, save_glue
+from tests.support.planted import written
 
 SMALL = ["--batch-size", "8", "--batches", "3", "--methods", "sgd,ief"]
 

@@ -17,7 +17,7 @@ from evalkit.doctor.memory import Peaks
 from evalkit.doctor.trial import trial
 from evalkit.settings import Settings
 from evalkit.tasks import load_task
-from tests.support.doctor_cases import written
+from tests.support.planted import written
 
 PICTURES = """
 def model():

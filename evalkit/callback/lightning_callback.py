@@ -17,19 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from evalkit import likelihoods
-from evalkit.callback.running import RunningScores, device_of, parameters_hash
+from evalkit.callback.running import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_BATCHES,
+    RunningScores,
+    device_of,
+    parameters_hash,
+)
 from evalkit.callback.trainer_batches import LABELS, Supervised, TrainerBatches, check_enough
 from evalkit.checkpoints import Checkpoint
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.devices import on_device
 from evalkit.evaluation.wrapped import evaluated_module
 from evalkit.extras import missing
-from evalkit.names import base_name
-from evalkit.scoring import check_request
-from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Others, Settings
-from evalkit.study.provenance import describe_run
-from evalkit.updates.optimizer_step import unwrapped
-from evalkit.updates.registry import takes_optimizer
+from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Others
 
 
 def _callback_class() -> Any:
@@ -92,8 +93,8 @@ class LightningScoreCallback(_Callback):
         folder: str | Path,
         methods: Sequence[str] | str = DEFAULT_METHODS,
         damping: float | Sequence[float] = DEFAULT_DAMPING,
-        batches: int = 4,
-        batch_size: int = 32,
+        batches: int = DEFAULT_BATCHES,
+        batch_size: int = DEFAULT_BATCH_SIZE,
         seed: int = 0,
         dtype: str | None = None,
         micro_batch_size: int | None = None,
@@ -104,15 +105,14 @@ class LightningScoreCallback(_Callback):
         model: str | None = None,
         pair: Callable[[Any], tuple[Any, Tensor]] | None = None,
     ) -> None:
-        names, dampings = check_request(methods, damping, optimizer=True)
-        likelihoods.get(likelihood)
-        self.folder = Path(folder)
-        self.settings = Settings(
-            names, dampings, batches, batch_size, seed, dtype, micro_batch_size, others=others
+        sizes = batches, batch_size, seed
+        self._run = RunningScores.of(
+            folder, methods, damping, *sizes, dtype, micro_batch_size, others
         )
+        likelihoods.get(likelihood)
+        self.folder, self.settings = self._run.folder, self._run.settings
         self.initial, self.task, self.likelihood = initial, task, likelihood
         self.model, self.pair = model, pair
-        self._run = RunningScores(self.folder, self.settings)
         self._batches: TrainerBatches | None = None
         self._steps = 0
 
@@ -132,15 +132,9 @@ class LightningScoreCallback(_Callback):
         check_enough(self._batches, self.settings.batch_size)
         with torch.inference_mode(False):
             self._draw(model, 0)
-        described = describe_run(
-            model,
-            self.task or type(model).__name__,
-            self.likelihood,
-            self.settings,
-            trainer.default_root_dir,
-            (),
-        )
-        self._run.begin({**described, "training_steps": self._steps}, trainer.global_step)
+        task, place = self.task or type(model).__name__, trainer.default_root_dir
+        described = self._run.described(model, task, self.likelihood, place, self._steps)
+        self._run.begin(described, trainer.global_step)
         if trainer.global_step > 0 or self.initial:
             self._score(trainer, pl_module)
 
@@ -197,14 +191,14 @@ class LightningScoreCallback(_Callback):
         Raises:
             EvalkitError: there are several, or it cannot be told its step.
         """
-        if not any(takes_optimizer(base_name(name)) for name in self.settings.methods):
+        if not self._run.takes_optimizer:
             return None
         if len(trainer.optimizers) != 1:
             raise EvalkitError(
                 "expected one optimizer for the method 'optimizer', found "
                 f"{len(trainer.optimizers)}; score other methods"
             )
-        unwrapped(trainer.optimizers[0])
+        self._run.check_optimizer(trainer.optimizers[0])
         return trainer.optimizers[0]
 
     def _draw(self, model: nn.Module, batch: int) -> Supervised:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,9 @@ from evalkit.checkpoints import Checkpoint
 from evalkit.errors import EvalkitError
 from evalkit.export.series import curves_of
 from evalkit.linearization import Linearization
-from evalkit.settings import Settings
+from evalkit.names import base_name
+from evalkit.scoring import check_request
+from evalkit.settings import Others, Settings
 from evalkit.storage.run_folder import (
     PROVENANCE_FILE,
     drop_after,
@@ -38,9 +40,15 @@ from evalkit.study.faults import attempted, is_proven, settled
 from evalkit.study.identity import check_same_request, check_same_run
 from evalkit.study.keeping import Keeper
 from evalkit.study.plan import Unit, cells_of, plan
-from evalkit.study.provenance import checkpoint_entry, now, without_factors
+from evalkit.study.provenance import checkpoint_entry, describe_run, now, without_factors
 from evalkit.study.store import Store
 from evalkit.tasks.task import user_code
+from evalkit.updates.optimizer_step import unwrapped
+from evalkit.updates.registry import takes_optimizer
+
+DEFAULT_BATCHES = 4
+DEFAULT_BATCH_SIZE = 32
+"""Of a callback: fewer and smaller than those of a study, as training waits for them."""
 
 
 class RunningScores:
@@ -55,6 +63,58 @@ class RunningScores:
         self.folder, self.settings = folder, settings
         self._store: Store | None = None
         self._seconds = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        folder: str | Path,
+        methods: Sequence[str] | str,
+        damping: float | Sequence[float],
+        batches: int,
+        batch_size: int,
+        seed: int,
+        dtype: str | None,
+        micro_batch_size: int | None,
+        others: Others,
+    ) -> RunningScores:
+        """Return the run that a callback is asked for, by the arguments of the callbacks.
+
+        Raises:
+            EvalkitError: a method is unknown, or a number is out of range.
+        """
+        names, dampings = check_request(methods, damping, optimizer=True)
+        sizes = batches, batch_size, seed
+        settings = Settings(names, dampings, *sizes, dtype, micro_batch_size, others=others)
+        return cls(Path(folder), settings)
+
+    @property
+    def takes_optimizer(self) -> bool:
+        """Whether a method has the optimizer of the training as an input."""
+        return any(takes_optimizer(base_name(name)) for name in self.settings.methods)
+
+    def check_optimizer(self, optimizer: Any) -> None:
+        """Refuse an optimizer that a method has as an input and that cannot be told its step.
+
+        Raises:
+            EvalkitError: it cannot.
+        """
+        if self.takes_optimizer:
+            unwrapped(optimizer)
+
+    def described(
+        self, model: nn.Module, task: str, likelihood: str, place: str | Path, steps: int
+    ) -> dict[str, Any]:
+        """Return what ``run.json`` says of a training, checkpoints aside.
+
+        Args:
+            model: that is trained.
+            task: what the run calls it.
+            likelihood: what its outputs mean.
+            place: where the training saves its checkpoints.
+            steps: of the whole training.
+        """
+        described = describe_run(model, task, likelihood, self.settings, place, ())
+        return {**described, "training_steps": steps}
 
     @property
     def is_open(self) -> bool:

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from evalkit.callback.running import RunningScores, device_of, parameters_hash
+from evalkit.callback.running import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_BATCHES,
+    RunningScores,
+    device_of,
+    parameters_hash,
+)
 from evalkit.callback.trainer_batches import (
     Supervised,
     TrainerBatches,
@@ -30,13 +36,8 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.devices import on_device
 from evalkit.evaluation.wrapped import evaluated_module
 from evalkit.extras import missing
-from evalkit.names import base_name
 from evalkit.next_token import base_model, check_shift
-from evalkit.scoring import check_request
-from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Others, Settings
-from evalkit.study.provenance import describe_run
-from evalkit.updates.optimizer_step import unwrapped
-from evalkit.updates.registry import takes_optimizer
+from evalkit.settings import DEFAULT_DAMPING, DEFAULT_METHODS, Others
 
 try:
     from transformers import TrainerCallback
@@ -83,8 +84,8 @@ class ScoreCallback(TrainerCallback):
         folder: str | Path,
         methods: Sequence[str] | str = DEFAULT_METHODS,
         damping: float | Sequence[float] = DEFAULT_DAMPING,
-        batches: int = 4,
-        batch_size: int = 32,
+        batches: int = DEFAULT_BATCHES,
+        batch_size: int = DEFAULT_BATCH_SIZE,
         seed: int = 0,
         dtype: str | None = None,
         micro_batch_size: int | None = None,
@@ -93,17 +94,15 @@ class ScoreCallback(TrainerCallback):
         shift_labels: bool | None = None,
         others: Others = "block",
     ) -> None:
-        self.folder = Path(folder)
-        names, dampings = check_request(methods, damping, optimizer=True)
-        self.settings = Settings(
-            names, dampings, batches, batch_size, seed, dtype, micro_batch_size, others=others
+        sizes = batches, batch_size, seed
+        self._run = RunningScores.of(
+            folder, methods, damping, *sizes, dtype, micro_batch_size, others
         )
-        self.initial = initial
-        self.task = task
+        self.folder, self.settings = self._run.folder, self._run.settings
+        self.initial, self.task = initial, task
         check_shift(shift_labels)
         self.shift_labels = shift_labels
         self._batches: TrainerBatches | None = None
-        self._run = RunningScores(self.folder, self.settings)
         self._trainer: Any = None
         self._unlogged: dict[str, float] = {}
         self._shifts = False
@@ -118,7 +117,8 @@ class ScoreCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         model, loader = evaluated_module(kwargs["model"]), kwargs["train_dataloader"]
-        self._take(kwargs.get("optimizer"))
+        self._optimizer = kwargs.get("optimizer")
+        self._run.check_optimizer(self._optimizer)
         _refuse_sharded(args)
         _refuse_smoothing(args)
         self._batches = TrainerBatches(loader.dataset, loader.collate_fn)
@@ -152,16 +152,6 @@ class ScoreCallback(TrainerCallback):
         if means and self._trainer is not None:
             self._trainer.log(dict(means))
 
-    def _take(self, optimizer: Any) -> None:
-        """Keep the Trainer's optimizer, for methods that have it as an input.
-
-        Raises:
-            EvalkitError: one of them cannot be told its step.
-        """
-        if any(takes_optimizer(base_name(name)) for name in self.settings.methods):
-            unwrapped(optimizer)
-        self._optimizer = optimizer
-
     def _described(self, args: Any, state: Any, model: nn.Module) -> dict[str, Any]:
         """Return what ``run.json`` says of this training, checkpoints aside."""
         assert self._batches is not None
@@ -172,12 +162,9 @@ class ScoreCallback(TrainerCallback):
             self._shifts = self.shift_labels
         likelihood = supervised(model, batch, self._shifts).likelihood
         task = self.task or type(base_model(model)).__name__
-        described = describe_run(model, task, likelihood, self.settings, args.output_dir, ())
-        return {
-            **described,
-            "training_steps": state.max_steps,
-            **({"shift_labels": True} if self._shifts else {}),
-        }
+        place, steps = args.output_dir, state.max_steps
+        described = self._run.described(model, task, likelihood, place, steps)
+        return {**described, **({"shift_labels": True} if self._shifts else {})}
 
     def _score(self, args: Any, state: Any, model: nn.Module) -> dict[str, float]:
         """Score what this checkpoint lacks; return its means over batches."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from evalkit.cli.console import remark_gaps, say, say_wrapped
-from evalkit.cli.options import Number
+from evalkit.cli.option_types import Number
+from evalkit.cli.options import RUN, path_option
 from evalkit.cli.wording import in_options
 from evalkit.errors import EvalkitError
 from evalkit.settings import DEFAULT_TOLERANCE
@@ -28,13 +29,13 @@ Examples:
   evalkit check runs/mine --baseline mine.csv --tolerance 0.02 --junit gate.xml --markdown gate.md
 """,
 )
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-@click.option(
+@RUN
+@path_option(
     "--baseline",
+    "baseline",
+    "FILE",
+    "What scores are compared with; only --update-baseline writes it.",
     required=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="What scores are compared with; only --update-baseline writes it.",
 )
 @click.option(
     "--tolerance",
@@ -49,24 +50,13 @@ Examples:
     is_flag=True,
     help="Write the scores of RUN as the baseline and print the diff; nothing is checked.",
 )
-@click.option(
-    "--junit",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write JUnit XML: a test case per comparison.",
-)
-@click.option(
-    "--markdown",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write Markdown, as for a GitHub step summary.",
-)
-@click.option(
+@path_option("--junit", "junit", "FILE", "Write JUnit XML: a test case per comparison.")
+@path_option("--markdown", "markdown", "FILE", "Write Markdown, as for a GitHub step summary.")
+@path_option(
     "--figure",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Figure of the differences, as PNG and SVG under this name; default: "
-    "RUN/figures/differences.",
+    "figure",
+    "FILE",
+    "Figure of the differences, as PNG and SVG under this name; default: RUN/figures/differences.",
 )
 def command(
     run: Path,

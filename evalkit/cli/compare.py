@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from evalkit.cli.console import print_frame, remark_gaps, say, say_wrapped
-from evalkit.cli.options import STYLE
+from evalkit.cli.options import RUNS, STYLE, out, path_option
 
 
 @click.command(
@@ -19,21 +19,15 @@ Examples:
   evalkit compare trainings/* --reference runs/adamw-all-methods --out runs/compared
 """,
 )
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
+@RUNS
+@path_option(
     "--reference",
-    metavar="RUN",
-    type=click.Path(path_type=Path),
-    help="Scores of many methods on one trajectory, to rank all optimizers by.",
+    "reference",
+    "RUN",
+    "Scores of many methods on one trajectory, to rank all optimizers by.",
 )
 @STYLE
-@click.option(
-    "--out",
-    "folder",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Write figures and tables here.",
-)
+@out("Write figures and tables here.")
 def command(
     runs: tuple[Path, ...], reference: Path | None, style: str, folder: Path | None
 ) -> None:

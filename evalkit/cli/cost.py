@@ -9,6 +9,7 @@ import click
 
 from evalkit.cli.console import say
 from evalkit.cli.early import check_names
+from evalkit.cli.option_types import Number
 from evalkit.cli.options import (
     BATCH_SIZE,
     DEVICE,
@@ -17,8 +18,9 @@ from evalkit.cli.options import (
     MICRO_BATCH_SIZE,
     OTHERS,
     SET,
-    CommaSeparated,
-    Number,
+    TASK_NAME,
+    method_names,
+    out,
 )
 from evalkit.settings import Others, Settings
 
@@ -36,14 +38,13 @@ Examples:
   evalkit cost my_task.py:task --micro-batch-size 20 --device cuda
 """,
 )
-@click.argument("task", metavar="TASK")
+@TASK_NAME
 @SET
 @LOAD
-@click.option(
-    "--methods",
-    type=CommaSeparated(str, "a,b"),
-    help="Methods, with settings if wanted; default: all that 'evalkit list' shows but "
+@method_names(
+    "Methods, with settings if wanted; default: all that 'evalkit list' shows but "
     "fopng, which needs past tasks, and optimizer, which needs one.",
+    None,
 )
 @BATCH_SIZE
 @click.option(
@@ -57,13 +58,7 @@ Examples:
 @DTYPE
 @DEVICE
 @OTHERS
-@click.option(
-    "--out",
-    "folder",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Write cost.csv and cost.json here.",
-)
+@out("Write cost.csv and cost.json here.")
 def command(
     task: str,
     task_settings: tuple[tuple[str, str], ...],

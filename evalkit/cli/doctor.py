@@ -27,8 +27,9 @@ from evalkit.cli.options import (
     SEED,
     SET,
     TASK,
-    CommaSeparated,
-    Number,
+    batch_count,
+    json_flag,
+    method_names,
 )
 from evalkit.cli.wording import in_options
 from evalkit.errors import EvalkitError
@@ -66,21 +67,9 @@ Examples:
 )
 @SET
 @LOAD
-@click.option(
-    "--methods",
-    type=CommaSeparated(str, "a,b"),
-    default=",".join(Settings.methods),
-    show_default=True,
-    help="Methods of the study that is planned, with settings if wanted.",
-)
+@method_names("Methods of the study that is planned, with settings if wanted.")
 @DAMPINGS
-@click.option(
-    "--batches",
-    type=Number(int),
-    default=Settings.batches,
-    show_default=True,
-    help="Batches per checkpoint of the study that is planned; one is tried.",
-)
+@batch_count("Batches per checkpoint of the study that is planned; one is tried.")
 @BATCH_SIZE
 @SEED
 @ORDER
@@ -89,7 +78,7 @@ Examples:
 @MICRO_BATCH_SIZE
 @DEVICE
 @OTHERS
-@click.option("--json", "as_json", is_flag=True, help="Print findings with their numbers as JSON.")
+@json_flag("Print findings with their numbers as JSON.")
 def command(
     target: str,
     task: str | None,

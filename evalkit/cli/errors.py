@@ -9,8 +9,10 @@ import click
 
 from evalkit.cli.console import print_frame, say, say_wrapped
 from evalkit.cli.early import check_names, check_there
+from evalkit.cli.option_types import Number
 from evalkit.cli.options import (
     BATCH_SIZE,
+    CHECKPOINTS,
     DAMPINGS,
     DEVICE,
     KEY,
@@ -21,8 +23,9 @@ from evalkit.cli.options import (
     SEED,
     SET,
     TASK,
-    CommaSeparated,
-    Number,
+    batch_count,
+    method_names,
+    out,
 )
 from evalkit.settings import PROBES, Others, Settings
 
@@ -43,32 +46,16 @@ Examples:
   evalkit errors my-checkpoints --task my_task.py:task --batches 5 --batch-size 64
 """,
 )
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@CHECKPOINTS
 @TASK
 @SET
 @LOAD
-@click.option(
-    "--methods",
-    type=CommaSeparated(str, "a,b"),
-    default=",".join(METHODS),
-    show_default=True,
-    help="Methods whose matrix has a block for each layer, with settings if wanted.",
-)
-@click.option(
-    "--scales",
-    type=CommaSeparated(str, "a,b"),
-    default=",".join(SCALES),
-    show_default=True,
-    help="Further methods, of any kind, whose layer scales alone are found.",
+@method_names("Methods whose matrix has a block for each layer, with settings if wanted.", METHODS)
+@method_names(
+    "Further methods, of any kind, whose layer scales alone are found.", SCALES, "--scales"
 )
 @DAMPINGS
-@click.option(
-    "--batches",
-    type=Number(int),
-    default=2,
-    show_default=True,
-    help="Batches per checkpoint, the first of those that 'evalkit score' takes.",
-)
+@batch_count("Batches per checkpoint, the first of those that 'evalkit score' takes.", 2)
 @BATCH_SIZE
 @SEED
 @ORDER
@@ -90,13 +77,7 @@ Examples:
 @MICRO_BATCH_SIZE
 @DEVICE
 @OTHERS
-@click.option(
-    "--out",
-    "run",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Write errors.csv, scales.csv and errors.json here, after every batch.",
-)
+@out("Write errors.csv, scales.csv and errors.json here, after every batch.", "run")
 def command(
     folder: Path,
     task: str | None,

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from evalkit.cli.console import remark, say
+from evalkit.cli.options import RUN, out
 from evalkit.export.tools import TOOLS
 
 _LOOK = {
@@ -28,17 +29,11 @@ Examples:
   evalkit export runs/digits-mlp --to parquet
 """,
 )
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@RUN
 @click.option(
     "--to", "tool", required=True, type=click.Choice(TOOLS), help="What to write the run for."
 )
-@click.option(
-    "--out",
-    "folder",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="New, empty, or an earlier export to the same tool; without it RUN/exports/TOOL.",
-)
+@out("New, empty, or an earlier export to the same tool; without it RUN/exports/TOOL.")
 def command(run: Path, tool: str, folder: Path | None) -> None:
     """Write gamma, ratios and losses of RUN at the steps of its training, without a network.
 

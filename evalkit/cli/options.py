@@ -1,70 +1,19 @@
-"""Option types that several commands share."""
+"""Options that several commands share, each declared once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from evalkit.errors import EvalkitError, shortened
+from evalkit.cli.option_types import CommaSeparated, Number, PastText, SettingText
+from evalkit.errors import EvalkitError
 from evalkit.settings import PAST_BATCHES, Settings
 
-
-class CommaSeparated(click.ParamType):
-    """Values separated by commas, each of one type, as a tuple.
-
-    Args:
-        kind: converts one value (``str`` or ``float``).
-        name: how help and errors call the option's value.
-    """
-
-    def __init__(self, kind: type, name: str) -> None:
-        self.kind = kind
-        self.name = name
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",") if part.strip()]
-        try:
-            return tuple(self.kind(part) for part in parts)
-        except ValueError:
-            found = shortened(str(value))
-            self.fail(f"expected numbers separated by commas, found '{found}'", param, ctx)
-
-
-class Number(click.ParamType):
-    """One number; the error says what was found.
-
-    Args:
-        kind: ``int`` or ``float``.
-    """
-
-    name = "number"
-
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        try:
-            return self.kind(value)
-        except ValueError:
-            wanted = "a whole number" if self.kind is int else "a number"
-            self.fail(f"expected {wanted}, found '{shortened(str(value))}'", param, ctx)
-
-
-class SettingText(click.ParamType):
-    """``NAME=VALUE``, as a pair."""
-
-    name = "NAME=VALUE"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        name, equals, text = str(value).partition("=")
-        if not name.strip() or not equals:
-            self.fail(f"expected NAME=VALUE, found '{value}'", param, ctx)
-        return name.strip(), text.strip()
+Declared = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""What declares an option of a command, as a decorator."""
 
 
 def check_given_once(command: click.Command, context: click.Context, arguments: list[str]) -> None:
@@ -92,25 +41,73 @@ def check_given_once(command: click.Command, context: click.Context, arguments: 
             raise EvalkitError(f"expected {option.opts[0]} once, found it again; {advice}")
 
 
-class PastText(click.ParamType):
-    """``TASK=CHECKPOINT``, as a pair."""
+def method_names(
+    text: str, default: Sequence[str] | None = Settings.methods, option: str = "--methods"
+) -> Declared:
+    """Return the option of a list of methods.
 
-    name = "TASK=CHECKPOINT"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        task, _, path = str(value).partition("=")
-        if not task.strip() or not path.strip():
-            self.fail(
-                f"expected a past task with its checkpoint, TASK=CHECKPOINT, found "
-                f"'{shortened(str(value))}'",
-                param,
-                ctx,
-            )
-        return task.strip(), path.strip()
+    Args:
+        text: its help, which says what becomes of them.
+        default: methods without it; None where the help tells.
+        option: its name.
+    """
+    return click.option(
+        option,
+        type=CommaSeparated(str, "a,b"),
+        default=None if default is None else ",".join(default),
+        show_default=default is not None,
+        help=text,
+    )
 
 
+def batch_count(text: str, default: int = Settings.batches) -> Declared:
+    """Return the option of the number of batches.
+
+    Args:
+        text: its help.
+        default: without it.
+    """
+    return click.option(
+        "--batches", type=Number(int), default=default, show_default=True, help=text
+    )
+
+
+def path_option(
+    option: str, parameter: str, metavar: str, text: str, required: bool = False
+) -> Declared:
+    """Return an option that names a file or folder.
+
+    Args:
+        option: its name.
+        parameter: that of the command's function.
+        metavar: what help calls the path.
+        text: its help, which says what is there without it.
+        required: whether the command cannot do without.
+    """
+    kind = click.Path(path_type=Path)
+    return click.option(option, parameter, metavar=metavar, type=kind, required=required, help=text)
+
+
+def out(
+    text: str, parameter: str = "folder", metavar: str = "DIR", required: bool = False
+) -> Declared:
+    """Return the option of the folder that a command writes.
+
+    Args:
+        text: its help, which says what is written without it.
+        parameter: of the command's function.
+        metavar: what help calls the folder.
+        required: whether the command cannot do without.
+    """
+    return path_option("--out", parameter, metavar, text, required)
+
+
+RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+RUNS = click.argument(
+    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+CHECKPOINTS = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+TASK_NAME = click.argument("task", metavar="TASK")
 SET = click.option(
     "--set",
     "task_settings",
@@ -211,6 +208,13 @@ OPTIMIZER = click.option(
     help="Class of the saved optimizers, such as adamw, for the method 'optimizer', where their "
     "files do not tell.",
 )
+
+
+def json_flag(text: str) -> Declared:
+    """Return the flag that prints JSON, whose help says what is in it."""
+    return click.option("--json", "as_json", is_flag=True, help=text)
+
+
 STYLE = click.option(
     "--style",
     default="screen",

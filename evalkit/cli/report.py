@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from evalkit.cli.console import remark_gaps, say
-from evalkit.cli.options import STYLE, CommaSeparated
+from evalkit.cli.option_types import CommaSeparated
+from evalkit.cli.options import RUNS, STYLE, out
 from evalkit.cli.wording import in_options
 
 
@@ -21,7 +22,7 @@ Examples:
   evalkit report runs/cola runs/sst2 runs/rte --out runs/glue
 """,
 )
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@RUNS
 @click.option(
     "--pairs",
     type=CommaSeparated(str, "a/b,c/d"),
@@ -29,13 +30,7 @@ Examples:
     "ef/sgd,ief/sgd,sf/sgd.",
 )
 @STYLE
-@click.option(
-    "--out",
-    "folder",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Where figures and tables of several runs go; without it those of one go into its folder.",
-)
+@out("Where figures and tables of several runs go; without it those of one go into its folder.")
 def command(
     runs: tuple[Path, ...], pairs: tuple[str, ...] | None, style: str, folder: Path | None
 ) -> None:

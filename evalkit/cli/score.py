@@ -12,6 +12,7 @@ from evalkit.cli.console import say, say_wrapped
 from evalkit.cli.early import check_names, check_there
 from evalkit.cli.options import (
     BATCH_SIZE,
+    CHECKPOINTS,
     DAMPINGS,
     DEVICE,
     DTYPE,
@@ -27,8 +28,9 @@ from evalkit.cli.options import (
     SEED,
     SET,
     TASK,
-    CommaSeparated,
-    Number,
+    batch_count,
+    method_names,
+    out,
 )
 from evalkit.cli.ranks import SHARD, joined_ranks, launched_without, own_device, scored_cells
 from evalkit.cli.ratios import print_ratios
@@ -66,25 +68,13 @@ Examples:
   torchrun --nproc-per-node 8 -m evalkit score my-checkpoints --device cuda --split-batch
 """,
 )
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@CHECKPOINTS
 @TASK
 @SET
 @LOAD
-@click.option(
-    "--methods",
-    type=CommaSeparated(str, "a,b"),
-    default=",".join(Settings.methods),
-    show_default=True,
-    help="Methods, with settings if wanted: sf:labels_per_sample=4.",
-)
+@method_names("Methods, with settings if wanted: sf:labels_per_sample=4.")
 @DAMPINGS
-@click.option(
-    "--batches",
-    type=Number(int),
-    default=Settings.batches,
-    show_default=True,
-    help="Batches per checkpoint.",
-)
+@batch_count("Batches per checkpoint.")
 @BATCH_SIZE
 @SEED
 @ORDER
@@ -99,13 +89,7 @@ Examples:
 @PAST_LABELS
 @SHARD
 @SPLIT_BATCH
-@click.option(
-    "--out",
-    "run",
-    metavar="RUN",
-    type=click.Path(path_type=Path),
-    help="Folder of the tables; default: runs/<name of DIR>.",
-)
+@out("Folder of the tables; default: runs/<name of DIR>.", "run", "RUN")
 @click.option(
     "--tables",
     type=click.Choice(("csv", "parquet")),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from evalkit.cli.console import print_frame, say, say_wrapped
+from evalkit.cli.options import RUN, json_flag
 from evalkit.errors import shortened
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ Examples:
   evalkit status runs/digits-mlp --json
 """,
 )
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@RUN
+@json_flag("Print one JSON object.")
 def command(run: Path, as_json: bool) -> None:
     """Show what of RUN is done, running, left and failed, by process, and the time left.
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from evalkit.cli.console import say
-from evalkit.cli.options import STYLE, Number
+from evalkit.cli.option_types import Number
+from evalkit.cli.options import STYLE, out
 from evalkit.settings import DEFAULT_DAMPING
 
 
@@ -28,13 +29,7 @@ Examples:
     show_default=True,
     help="Absolute damping of every method.",
 )
-@click.option(
-    "--out",
-    "folder",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Folder of figure and tables; default: runs/toy-PROBLEM.",
-)
+@out("Folder of figure and tables; default: runs/toy-PROBLEM.")
 @STYLE
 def command(problem: str, damping: float, folder: Path | None, style: str) -> None:
     """Draw SGD, NGD, iEF and EF on PROBLEM: least-squares or logistic.

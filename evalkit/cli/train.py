@@ -9,7 +9,8 @@ import click
 
 from evalkit.cli.console import say
 from evalkit.cli.early import check_names
-from evalkit.cli.options import DEVICE, LOAD, SET, Number
+from evalkit.cli.option_types import Number
+from evalkit.cli.options import DEVICE, LOAD, SET, TASK_NAME, out
 
 
 @click.command(
@@ -25,16 +26,12 @@ Examples:
   evalkit train my_task.py:task --out my-checkpoints
 """,
 )
-@click.argument("task", metavar="TASK")
+@TASK_NAME
 @SET
 @LOAD
-@click.option(
-    "--out",
-    "folder",
+@out(
+    "Folder of the checkpoints; new or empty, or with --resume that of a training.",
     required=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Folder of the checkpoints; new or empty, or with --resume that of a training.",
 )
 @click.option("--optimizer", metavar="NAME", help="Or a method; default: the task's.")
 @click.option("--learning-rate", type=Number(float), help="For the mean loss; default: the task's.")
