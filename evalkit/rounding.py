@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evalkit.factor import SMALLEST
+from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.linearization import Linearization
 from evalkit.reductions import power_of_two
 from evalkit.signs import random_signs
@@ -95,9 +97,36 @@ def vanishes(lin: Linearization) -> bool:
 
 
 def saturated(lin: Linearization) -> Tensor:
-    """Return which samples are fitted beyond the smallest number: r_n and S_n are zero: (N,)."""
-    traces = lin.likelihood.fisher_trace(lin.logits, lin.targets)
-    return (lin.logit_gradient_norms == 0) & (traces == 0)
+    """Return which samples are so fitted that r_n and S_n are zero, or have lost digits: (N,)."""
+    return _beyond(lin, lin.logits, lin.targets, lin.logit_gradient_norms)
+
+
+def saturated_positions(lin: Linearization) -> Tensor:
+    """Return which label positions are, those without a label aside: (positions of the batch,)."""
+    logits, r = (one.flatten(0, -2) for one in (lin.logits, lin.logit_gradients))
+    targets = lin.targets.reshape(len(logits), *lin.targets.shape[lin.logits.dim() - 1 :])
+    labelled = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    if lin.likelihood.ignores_labels:
+        labelled = (targets != IGNORED_LABEL).view(len(logits), -1).any(1)
+    return labelled & _beyond(lin, logits, targets, torch.linalg.vector_norm(r, torch.inf, 1))
+
+
+def hidden_rows(lin: Linearization, norms: Tensor) -> Tensor:
+    """Return which gradients only count as zero in a factorisation: (N,).
+
+    Without damping a row however short asks for its own part of the right side.
+
+    Args:
+        lin: the model and batch.
+        norms: of the rows as they were factorised, (N,).
+    """
+    return (norms == 0) & ((lin.gradient_norms > 0) | saturated(lin))
+
+
+def _beyond(lin: Linearization, logits: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
+    """Return where neither the sizes of r nor the traces of S have all of their digits."""
+    traces = lin.likelihood.fisher_trace(logits, targets)
+    return (sizes < SMALLEST) & (traces < SMALLEST)
 
 
 def _rounded_weights(lin: Linearization) -> Tensor:

@@ -116,6 +116,82 @@ def test_tikhonov_ief_of_a_sample_whose_gradient_is_rounded_to_zero() -> None:
     assert rows["error"][0] == math.inf
 
 
+X = torch.tensor([[2.0, 1.0, 0.5], [-1.0, 1.0, 0.25], [0.5, -0.75, 1.5]]).double()
+
+
+def fitted_to(margin: float) -> tuple[nn.Module, torch.Tensor, torch.Tensor, str]:
+    """Three samples and weights, one output: z = X w = (margin, 1, -1/2), all labels one."""
+    model = nn.Linear(3, 1, bias=False).double()
+    with torch.no_grad():
+        wanted = torch.tensor([margin, 1.0, -0.5]).double()
+        model.weight.copy_(torch.linalg.solve(X, wanted)[None])
+    return model, X, torch.ones(3, 1).double(), "bernoulli"
+
+
+def along_samples(method: str, model: nn.Module) -> torch.Tensor:
+    """X d where no damping hides a sample: each asks for its own part, whatever its length."""
+    p = model(X).detach().sigmoid()[:, 0]
+    r = -(-model(X).detach()).sigmoid()[:, 0]
+    if method in ("fgn", "fgn-tikhonov", "block:labels=floor"):
+        return -1 / p
+    if method == "polyak":
+        return -torch.where(r == 0, 1.0, -p.log() / r.abs())
+    return r
+
+
+@pytest.mark.parametrize("margin", [20.0, 500.0, 720.0, 800.0])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ief",
+        "fgn",
+        "polyak",
+        "ief-tikhonov",
+        "fgn-tikhonov",
+        "block:labels=improved",
+        "block:labels=floor",
+        "best-weights",
+    ],
+)
+def test_undamped_sums_state_what_a_fitted_sample_asks_for(method: str, margin: float) -> None:
+    """At 500, |G_n|^2 underflows; at 720, r_n has few digits left; at 800, none."""
+    batch = fitted_to(margin)
+    lin = evalkit.linearize(*batch)
+    wanted = lin.gamma_floor
+    if method != "best-weights":
+        z = lin.logits[:, 0]
+        u, p = along_samples(method, batch[0]), z.sigmoid()
+        squares = p * (-z).sigmoid() * u.square()
+        wanted = math.sqrt(float(squares.sum())) / abs(float(u @ lin.logit_gradients[:, 0]))
+    row = evalkit.score(*batch, methods=method, damping=0.0).iloc[0]
+    assert abs(row.gamma / wanted - 1) <= row.error
+    assert row.error < MARKED or margin > 20
+
+
+@pytest.mark.parametrize("norm", ["sample", "position"])
+def test_normalised_logit_gradients_that_are_rounded_to_zero(norm: str) -> None:
+    """The first sample, or one label position of it, is fitted beyond the smallest number."""
+    several = norm == "position"
+    rows = torch.tensor([[0, 1], [1, 1], [2, 2]] if several else [0, 1, 2])
+    model = Table([[0.0, 900.0], [0.0, 1.0], [0.5, 0.0]])
+    batch = model, rows, torch.ones(rows.shape).long()
+    settings = f"labels=improved:norm={norm}"
+    methods = tuple(f"{name}:{settings}" for name in ("block", "kfac", "diagonal", "fop"))
+    layer = nn.Sequential(model, nn.Linear(2, 2).double())
+    with torch.no_grad():
+        layer[1].weight.copy_(torch.eye(2))
+    scores = evalkit.score(layer, *batch[1:], methods=methods, damping=1.0)
+    assert (scores["error"] == math.inf).all()
+    with torch.no_grad():
+        model.logits[0, 1] = 9.0
+    scores = evalkit.score(layer, *batch[1:], methods=methods, damping=1.0)
+    assert (scores["error"] < MARKED).all()
+    with torch.no_grad():
+        model.logits[0, 1] = 900.0
+    with pytest.raises(evalkit.EvalkitError, match="labels=improved"):
+        evalkit.past_task(layer, [batch[1:]], labels="improved", norm=norm)
+
+
 def test_sampled_fisher_of_repeated_samples_is_not_a_direction_without_a_gradient() -> None:
     plan = Plan(
         inputs="features",
