@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -218,3 +219,76 @@ def test_conjugate_gradients_that_end_at_once_leave_what_the_floor_shows() -> No
     )  # fmt: skip
     rows = evalkit.score(*plan.make(), methods="ngd:solver=cg", damping=0.0)
     assert rows["gamma"][0] * rows["efficiency"][0] * (1 + rows["error"][0]) >= rows["gamma"][0]
+
+
+class Wide(nn.Module):
+    """Two layers, so that methods by layers have blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu())
+
+
+def out_of_range(kind: str, size: float) -> tuple[nn.Module, torch.Tensor, torch.Tensor, str]:
+    """Finite numbers whose squares or exponentials are not."""
+    torch.manual_seed(0)
+    model, inputs = Wide().double(), torch.randn(4, 3).double()
+    if kind == "targets":
+        return model, inputs, size * torch.randn(4, 3).double(), "gaussian"
+    inputs[0] *= size
+    return model, inputs, torch.tensor([0, 1, 2, 1]), "categorical"
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "size", "named"),
+    [
+        ("ef", "inputs", 1e154, "nearer to order one"),
+        ("ngd:solver=direct", "inputs", 1e80, "nearer to order one"),
+        ("kfac", "inputs", 1e154, "nearer to order one"),
+        ("block:labels=exact", "inputs", 1e154, "nearer to order one"),
+        ("eva", "targets", 1e120, "nearer to order one"),
+        ("swan", "targets", 1e160, "nearer to order one"),
+        ("fgn", "inputs", 1e4, "whose loss is"),
+        ("fgn-tikhonov", "inputs", 1e4, "whose loss is"),
+        ("kfac:labels=floor", "inputs", 1e4, "whose loss is"),
+        ("ief", "targets", 1e160, "whose loss is"),
+        ("polyak", "targets", 1e160, "whose loss is"),
+    ],
+)
+def test_numbers_beyond_the_range_are_a_sentence_with_advice_that_helps(
+    method: str, kind: str, size: float, named: str
+) -> None:
+    batch = out_of_range(kind, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(evalkit.EvalkitError, match=named) as caught:
+            evalkit.score(*batch, methods=method, damping=1e-12)
+    assert "damping" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["EF", "FGN", "SF", "kfac"])
+def test_steps_whose_numbers_leave_the_range_are_skipped(kind: str) -> None:
+    model, inputs, targets, likelihood = out_of_range("inputs", 1e154)
+    before = [p.detach().clone() for p in model.parameters()]
+    settings = {"lr": 1.0, "on_failure": "skip", "likelihood": likelihood}
+    own = getattr(evalkit.optim, kind, None)
+    optimizer = (
+        own(model.parameters(), **settings)
+        if own
+        else evalkit.optim.Preconditioned(model.parameters(), kind, **settings)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step(lambda: (model(inputs), targets))
+    assert optimizer.skipped == 1
+    for parameter, value in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+
+
+def test_best_weights_without_a_gradient_that_floating_point_sees() -> None:
+    model = Table([[1.0, 2.0], [0.5, 1.0]], factor=1e-320)
+    rows = evalkit.score(*table(model, torch.ones(2).long()), methods="best-weights")
+    assert rows["error"][0] == math.inf

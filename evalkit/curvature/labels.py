@@ -18,7 +18,7 @@ from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.linearization import Linearization
 from evalkit.reductions import inverse
 from evalkit.registry import suggest
-from evalkit.rounding import saturated, saturated_positions
+from evalkit.rounding import check_range, saturated, saturated_positions
 
 Labels = Literal["sampled", "exact", "empirical", "improved", "floor"]
 Norm = Literal["sample", "position"]
@@ -219,6 +219,7 @@ def improved(lin: Linearization, source: Source) -> Cotangents:
 
 def floor(lin: Linearization, source: Source) -> Cotangents:
     """Return r_n / sqrt(f_n), f_n = r_n^T S_n^+ r_n: the most of G_n G_n^T that is below F_n."""
+    check_range(lin, lin.floor_terms, "f of labels=floor")
     return _weighted(lin, lin.floor_terms.sqrt())
 
 

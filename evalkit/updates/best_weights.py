@@ -70,6 +70,8 @@ def _in_span(lin: Linearization) -> Update:
     scaled = lin.weighted_logit_gradients(inverse(lin.logit_gradient_norms))
     rows = lin.sample_gradients(scaled.unsqueeze(0))
     basis = row_basis(rows)
+    if not len(basis):  # J J^T underflows, or there is no gradient
+        return CotangentUpdate(torch.zeros_like(lin.logit_gradients), report=_report_of_nothing())
     root = lin.likelihood.fisher_root(lin.logits, lin.targets)
     root = root.reshape(-1, *root.shape[-2:])  # (positions, C, C)
     moved = [lin.jvp(q).reshape(*root.shape[:2], 1) for q in basis]
@@ -79,6 +81,11 @@ def _in_span(lin: Linearization) -> Update:
     relative = float(gradient_noise(lin).norm()) / max(float(norms.norm()), 1e-300)
     report = _report(lin, factor, b, factor.norms * relative, hidden_rows(lin, rows.norm(dim=1)))
     return VectorUpdate(basis.T @ factor.solve(b, 0.0), report)
+
+
+def _report_of_nothing() -> SolverReport:
+    """Return the report of no direction, which is right where no gradient is known to be other."""
+    return SolverReport("direct", 0, 0.0, converged=True, error=0.0, curable=True)
 
 
 def _of_hidden(lin: Linearization, hidden: Tensor, length: float) -> float:
