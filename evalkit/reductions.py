@@ -33,6 +33,16 @@ def is_finite(values: Tensor) -> bool:
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
+def inverse(values: Tensor) -> Tensor:
+    """Return 1 / v, zero where v is zero or so small that 1 / v overflows.
+
+    Args:
+        values: v >= 0, any shape.
+    """
+    found = values.reciprocal()
+    return found.where((values > 0) & found.isfinite(), 0.0)
+
+
 def power_of_two(values: Tensor, dim: int | None = None) -> Tensor:
     """Return the power of two at the largest magnitude: dividing by it is exact and tames 1e12.
 

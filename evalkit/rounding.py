@@ -5,9 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evalkit.errors import EvalkitError
+from evalkit.factor import SMALLEST
+from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.linearization import Linearization
 from evalkit.reductions import power_of_two
 from evalkit.signs import random_signs
+
+LARGEST = 1e75
+"""Fourth powers of what is larger overflow, as decompositions of Gram matrices take them."""
 
 
 def gradient_noise(lin: Linearization) -> Tensor:
@@ -76,6 +82,16 @@ def underflows(lin: Linearization) -> bool:
     return lin.shared("J J^T underflows", compute)
 
 
+def overflows(lin: Linearization) -> bool:
+    """Return whether squares of gradients, or of their products with J, leave float64's range.
+
+    Args:
+        lin: the model and batch.
+    """
+    gradients, sizes = float(lin.gradient_norms.max()), float(lin.logit_gradient_norms.max())
+    return not max(gradients, sizes, float(lin.gradient_jvp.abs().max())) < LARGEST
+
+
 def vanishes(lin: Linearization) -> bool:
     """Return whether every per-sample gradient is zero, and none has only been rounded to zero.
 
@@ -95,9 +111,57 @@ def vanishes(lin: Linearization) -> bool:
 
 
 def saturated(lin: Linearization) -> Tensor:
-    """Return which samples are fitted beyond the smallest number: r_n and S_n are zero: (N,)."""
-    traces = lin.likelihood.fisher_trace(lin.logits, lin.targets)
-    return (lin.logit_gradient_norms == 0) & (traces == 0)
+    """Return which samples are so fitted that r_n and S_n are zero, or have lost digits: (N,)."""
+    return _beyond(lin, lin.logits, lin.targets, lin.logit_gradient_norms)
+
+
+def saturated_positions(lin: Linearization) -> Tensor:
+    """Return which label positions are, those without a label aside: (positions of the batch,)."""
+    logits, r = (one.flatten(0, -2) for one in (lin.logits, lin.logit_gradients))
+    targets = lin.targets.reshape(len(logits), *lin.targets.shape[lin.logits.dim() - 1 :])
+    labelled = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    if lin.likelihood.ignores_labels:
+        labelled = (targets != IGNORED_LABEL).view(len(logits), -1).any(1)
+    return labelled & _beyond(lin, logits, targets, torch.linalg.vector_norm(r, torch.inf, 1))
+
+
+def hidden_rows(lin: Linearization, norms: Tensor) -> Tensor:
+    """Return which gradients only count as zero in a factorisation: (N,).
+
+    Without damping a row however short asks for its own part of the right side.
+
+    Args:
+        lin: the model and batch.
+        norms: of the rows as they were factorised, (N,).
+    """
+    return (norms == 0) & ((lin.gradient_norms > 0) | saturated(lin))
+
+
+def check_range(lin: Linearization, values: Tensor, what: str) -> None:
+    """Refuse what a method makes of each sample where that is beyond float64's range.
+
+    Args:
+        lin: the model and batch.
+        values: of the samples, (N,).
+        what: they are.
+
+    Raises:
+        EvalkitError: one is not finite.
+    """
+    wrong = (~values.isfinite()).nonzero().flatten()
+    if len(wrong):
+        n = int(wrong[0])
+        raise EvalkitError(
+            f"expected {what} within the range of float64, found that of sample {n} beyond it, "
+            f"whose loss is {float(lin.losses[n]):.3g} ({len(wrong)} of {lin.num_samples} "
+            "samples); leave such samples out, or take a method that does not weight by it, as sgd"
+        )
+
+
+def _beyond(lin: Linearization, logits: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
+    """Return where neither the sizes of r nor the traces of S have all of their digits."""
+    traces = lin.likelihood.fisher_trace(logits, targets)
+    return (sizes < SMALLEST) & (traces < SMALLEST)
 
 
 def _rounded_weights(lin: Linearization) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -116,6 +117,82 @@ def test_tikhonov_ief_of_a_sample_whose_gradient_is_rounded_to_zero() -> None:
     assert rows["error"][0] == math.inf
 
 
+X = torch.tensor([[2.0, 1.0, 0.5], [-1.0, 1.0, 0.25], [0.5, -0.75, 1.5]]).double()
+
+
+def fitted_to(margin: float) -> tuple[nn.Module, torch.Tensor, torch.Tensor, str]:
+    """Three samples and weights, one output: z = X w = (margin, 1, -1/2), all labels one."""
+    model = nn.Linear(3, 1, bias=False).double()
+    with torch.no_grad():
+        wanted = torch.tensor([margin, 1.0, -0.5]).double()
+        model.weight.copy_(torch.linalg.solve(X, wanted)[None])
+    return model, X, torch.ones(3, 1).double(), "bernoulli"
+
+
+def along_samples(method: str, model: nn.Module) -> torch.Tensor:
+    """X d where no damping hides a sample: each asks for its own part, whatever its length."""
+    p = model(X).detach().sigmoid()[:, 0]
+    r = -(-model(X).detach()).sigmoid()[:, 0]
+    if method in ("fgn", "fgn-tikhonov", "block:labels=floor"):
+        return -1 / p
+    if method == "polyak":
+        return -torch.where(r == 0, 1.0, -p.log() / r.abs())
+    return r
+
+
+@pytest.mark.parametrize("margin", [20.0, 500.0, 720.0, 800.0])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ief",
+        "fgn",
+        "polyak",
+        "ief-tikhonov",
+        "fgn-tikhonov",
+        "block:labels=improved",
+        "block:labels=floor",
+        "best-weights",
+    ],
+)
+def test_undamped_sums_state_what_a_fitted_sample_asks_for(method: str, margin: float) -> None:
+    """At 500, |G_n|^2 underflows; at 720, r_n has few digits left; at 800, none."""
+    batch = fitted_to(margin)
+    lin = evalkit.linearize(*batch)
+    wanted = lin.gamma_floor
+    if method != "best-weights":
+        z = lin.logits[:, 0]
+        u, p = along_samples(method, batch[0]), z.sigmoid()
+        squares = p * (-z).sigmoid() * u.square()
+        wanted = math.sqrt(float(squares.sum())) / abs(float(u @ lin.logit_gradients[:, 0]))
+    row = evalkit.score(*batch, methods=method, damping=0.0).iloc[0]
+    assert abs(row.gamma / wanted - 1) <= row.error
+    assert row.error < MARKED or margin > 20
+
+
+@pytest.mark.parametrize("norm", ["sample", "position"])
+def test_normalised_logit_gradients_that_are_rounded_to_zero(norm: str) -> None:
+    """The first sample, or one label position of it, is fitted beyond the smallest number."""
+    several = norm == "position"
+    rows = torch.tensor([[0, 1], [1, 1], [2, 2]] if several else [0, 1, 2])
+    model = Table([[0.0, 900.0], [0.0, 1.0], [0.5, 0.0]])
+    batch = model, rows, torch.ones(rows.shape).long()
+    settings = f"labels=improved:norm={norm}"
+    methods = tuple(f"{name}:{settings}" for name in ("block", "kfac", "diagonal", "fop"))
+    layer = nn.Sequential(model, nn.Linear(2, 2).double())
+    with torch.no_grad():
+        layer[1].weight.copy_(torch.eye(2))
+    scores = evalkit.score(layer, *batch[1:], methods=methods, damping=1.0)
+    assert (scores["error"] == math.inf).all()
+    with torch.no_grad():
+        model.logits[0, 1] = 9.0
+    scores = evalkit.score(layer, *batch[1:], methods=methods, damping=1.0)
+    assert (scores["error"] < MARKED).all()
+    with torch.no_grad():
+        model.logits[0, 1] = 900.0
+    with pytest.raises(evalkit.EvalkitError, match="labels=improved"):
+        evalkit.past_task(layer, [batch[1:]], labels="improved", norm=norm)
+
+
 def test_sampled_fisher_of_repeated_samples_is_not_a_direction_without_a_gradient() -> None:
     plan = Plan(
         inputs="features",
@@ -142,3 +219,76 @@ def test_conjugate_gradients_that_end_at_once_leave_what_the_floor_shows() -> No
     )  # fmt: skip
     rows = evalkit.score(*plan.make(), methods="ngd:solver=cg", damping=0.0)
     assert rows["gamma"][0] * rows["efficiency"][0] * (1 + rows["error"][0]) >= rows["gamma"][0]
+
+
+class Wide(nn.Module):
+    """Two layers, so that methods by layers have blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu())
+
+
+def out_of_range(kind: str, size: float) -> tuple[nn.Module, torch.Tensor, torch.Tensor, str]:
+    """Finite numbers whose squares or exponentials are not."""
+    torch.manual_seed(0)
+    model, inputs = Wide().double(), torch.randn(4, 3).double()
+    if kind == "targets":
+        return model, inputs, size * torch.randn(4, 3).double(), "gaussian"
+    inputs[0] *= size
+    return model, inputs, torch.tensor([0, 1, 2, 1]), "categorical"
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "size", "named"),
+    [
+        ("ef", "inputs", 1e154, "nearer to order one"),
+        ("ngd:solver=direct", "inputs", 1e80, "nearer to order one"),
+        ("kfac", "inputs", 1e154, "nearer to order one"),
+        ("block:labels=exact", "inputs", 1e154, "nearer to order one"),
+        ("eva", "targets", 1e120, "nearer to order one"),
+        ("swan", "targets", 1e160, "nearer to order one"),
+        ("fgn", "inputs", 1e4, "whose loss is"),
+        ("fgn-tikhonov", "inputs", 1e4, "whose loss is"),
+        ("kfac:labels=floor", "inputs", 1e4, "whose loss is"),
+        ("ief", "targets", 1e160, "whose loss is"),
+        ("polyak", "targets", 1e160, "whose loss is"),
+    ],
+)
+def test_numbers_beyond_the_range_are_a_sentence_with_advice_that_helps(
+    method: str, kind: str, size: float, named: str
+) -> None:
+    batch = out_of_range(kind, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(evalkit.EvalkitError, match=named) as caught:
+            evalkit.score(*batch, methods=method, damping=1e-12)
+    assert "damping" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["EF", "FGN", "SF", "kfac"])
+def test_steps_whose_numbers_leave_the_range_are_skipped(kind: str) -> None:
+    model, inputs, targets, likelihood = out_of_range("inputs", 1e154)
+    before = [p.detach().clone() for p in model.parameters()]
+    settings = {"lr": 1.0, "on_failure": "skip", "likelihood": likelihood}
+    own = getattr(evalkit.optim, kind, None)
+    optimizer = (
+        own(model.parameters(), **settings)
+        if own
+        else evalkit.optim.Preconditioned(model.parameters(), kind, **settings)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step(lambda: (model(inputs), targets))
+    assert optimizer.skipped == 1
+    for parameter, value in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+
+
+def test_best_weights_without_a_gradient_that_floating_point_sees() -> None:
+    model = Table([[1.0, 2.0], [0.5, 1.0]], factor=1e-320)
+    rows = evalkit.score(*table(model, torch.ones(2).long()), methods="best-weights")
+    assert rows["error"][0] == math.inf

@@ -15,6 +15,7 @@ import pytest
 from evalkit.errors import EvalkitError
 from evalkit.storage import locks
 from evalkit.storage.run_folder import finished_cells, read_provenance, read_run
+from evalkit.storage.writers import WRITER_FILE, Writer, nobody_writes, opening
 from evalkit.study.store import Store
 from tests.support.drawn_units import left, provenance, rows_of, store, units
 from tests.support.refusals import refusal
@@ -325,3 +326,17 @@ def test_checkpoints_that_were_added_place_the_rows_of_parts(tmp_path: Path) -> 
     kill(one)
     one.note({"checkpoints": [{"name": "step-1", "step": 5, "progress": 0.25}]})
     assert set(read_run(run).batches["progress"]) == {0.25, 1.0}
+
+
+def test_a_writer_that_cannot_tidy_up_frees_its_locks_all_the_same(tmp_path: Path) -> None:
+    """A folder in the place of a file cannot be unlinked, as nothing can on a full or lost disk."""
+    (tmp_path / WRITER_FILE).mkdir()
+    (tmp_path / WRITER_FILE / "kept").touch()
+    for _ in range(2):
+        writer = Writer(tmp_path, None)
+        with opening(tmp_path):
+            writer.begin()
+        writer.end()
+        assert not writer.writes
+    with opening(tmp_path), nobody_writes(tmp_path) as free:
+        assert free

@@ -18,6 +18,7 @@ from evalkit.errors import EvalkitError
 from evalkit.linearization import linearize
 from evalkit.settings import Settings
 from evalkit.study.execute import Rows
+from evalkit.study.faults import Failure
 from evalkit.study.plan import Unit
 from evalkit.study.processes import executed, is_small, shared_by
 from evalkit.tasks import Samples
@@ -72,10 +73,34 @@ def refuses_gradients() -> bool:
     return False
 
 
-@pytest.mark.parametrize(("execute", "match"), [(refusing, "the fourth"), (ending, "was ended")])
-def test_errors_are_sentences(execute: evalkit.study.processes.Execute, match: str) -> None:
-    with pytest.raises(EvalkitError, match=match), executed(UNITS, execute, 2) as made:
+def test_errors_are_sentences() -> None:
+    with pytest.raises(EvalkitError, match="the fourth"), executed(UNITS, refusing, 2) as made:
         list(made)
+
+
+def killed(unit: Unit, shown: bool) -> Rows:
+    if unit.cell.batch == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows_of(unit, shown)
+
+
+@pytest.mark.parametrize(("execute", "status"), [(ending, "1"), (killed, "-9")])
+@pytest.mark.filterwarnings("ignore:.*of unit 5")
+def test_a_process_that_is_ended_costs_the_unit_that_it_was_at(
+    execute: evalkit.study.processes.Execute, status: str
+) -> None:
+    with (
+        pytest.warns(UserWarning, match="have failed, since the processes"),
+        executed(UNITS, execute, 2) as made,
+    ):
+        found = dict(made)
+    assert found.keys() == set(UNITS)
+    failed = {unit: one.reason for unit, one in found.items() if isinstance(one, Failure)}
+    assert [unit.cell.batch for unit in failed] == [3]
+    assert f"status {status}," in next(iter(failed.values()))
+    for unit, one in found.items():
+        if unit not in failed:
+            assert one.batches["batch"] == [unit.cell.batch]
 
 
 class Failing(torch.nn.Module):

@@ -21,8 +21,11 @@ from evalkit.curvature.rotated import Rotated
 from evalkit.curvature.rows import ParameterBlock, RowBlock, of_vector, row_blocks, summed_rows
 from evalkit.curvature.thin import thin_gradients
 from evalkit.curvature.two_terms import TwoTerms
+from evalkit.errors import EvalkitError
+from evalkit.evaluation.failures import out_of_range
 from evalkit.layers.low_rank import LowRank
 from evalkit.linearization import ByParameter, Linearization
+from evalkit.rounding import overflows
 from evalkit.settings import Others
 
 MOST_LENGTHS = 1 << 17
@@ -313,6 +316,8 @@ def _layers(found: Pulled) -> set[Names]:
         EvalkitError: there are none.
     """
     layers = {names for names, block in found.blocks.items() if block.example is not None}
+    if not layers and overflows(found.lin):  # no sums of rows agree with anything then
+        raise EvalkitError(out_of_range("products of rows that are not finite"))
     if not layers:
         raise no_layers()
     return layers

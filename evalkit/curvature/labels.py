@@ -16,7 +16,9 @@ from torch import Tensor
 from evalkit.errors import EvalkitError
 from evalkit.likelihoods import IGNORED_LABEL
 from evalkit.linearization import Linearization
+from evalkit.reductions import inverse
 from evalkit.registry import suggest
+from evalkit.rounding import check_range, saturated, saturated_positions
 
 Labels = Literal["sampled", "exact", "empirical", "improved", "floor"]
 Norm = Literal["sample", "position"]
@@ -198,7 +200,10 @@ def empirical(lin: Linearization, source: Source) -> Cotangents:
 
 
 def improved(lin: Linearization, source: Source) -> Cotangents:
-    """Return r_n / |r_n|, zero where r_n is, with the norm over a sample or over each position."""
+    """Return r_n / |r_n|, zero where r_n is, with the norm over a sample or over each position.
+
+    Where r_n is zero because floating point ends there, :func:`unknown` says so.
+    """
     if source.norm == "sample":
         return _weighted(lin, lin.logit_gradient_norms)
     r = lin.logit_gradients
@@ -214,6 +219,7 @@ def improved(lin: Linearization, source: Source) -> Cotangents:
 
 def floor(lin: Linearization, source: Source) -> Cotangents:
     """Return r_n / sqrt(f_n), f_n = r_n^T S_n^+ r_n: the most of G_n G_n^T that is below F_n."""
+    check_range(lin, lin.floor_terms, "f of labels=floor")
     return _weighted(lin, lin.floor_terms.sqrt())
 
 
@@ -228,8 +234,37 @@ SOURCES: dict[Labels, Callable[[Linearization, Source], Cotangents]] = {
 
 def _weighted(lin: Linearization, divisors: Tensor) -> Cotangents:
     """Return r_n / w_n, zero where w_n is; their multiples w_n sum to the gradient."""
-    inverse = divisors.reciprocal().where(divisors > 0, 0.0)
-    return Cotangents(lin.weighted_logit_gradients(inverse)[None], divisors[None])
+    c = lin.weighted_logit_gradients(inverse(divisors))
+    return Cotangents(c[None], divisors[None])
+
+
+def unknown(lin: Linearization, source: Source) -> bool:
+    """Return whether floating point hides a cotangent of a source.
+
+    r_n / |r_n| has length one however small r_n is, that of a fitted sample or position too.
+
+    Args:
+        lin: the model and batch.
+        source: of the cotangents.
+    """
+    if source.labels != "improved":
+        return False
+    found = saturated(lin) if source.norm == "sample" else saturated_positions(lin)
+    return bool(found.any())
+
+
+def check_known(lin: Linearization, source: Source) -> None:
+    """Refuse a source where a matrix cannot state how wrong its cotangents are.
+
+    Raises:
+        EvalkitError: floating point hides one, see :func:`unknown`.
+    """
+    if unknown(lin, source):
+        raise EvalkitError(
+            "expected logit gradients above the smallest numbers of float64 for labels=improved, "
+            "which divides them by their lengths, found a sample that is fitted beyond them; use "
+            "other labels, or leave such samples out"
+        )
 
 
 CANCELLED = 0.1

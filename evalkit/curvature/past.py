@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from evalkit.curvature.labels import Labels, Norm, Source, check_labels
+from evalkit.curvature.labels import Labels, Norm, Source, check_known, check_labels
 from evalkit.curvature.whole_diagonal import diagonals, entries, whole_diagonal
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.failures import memory_failures
@@ -131,7 +131,8 @@ def past_task(
         micro_batch_size: as in :func:`evalkit.linearize`.
 
     Raises:
-        EvalkitError: there is no batch, or one does not fit the model, or no such source of labels.
+        EvalkitError: there is no batch, or one does not fit the model, or no such source of labels,
+            or floating point hides what ``"improved"`` normalises.
     """
     source = Source(check_labels(labels), labels_per_sample, norm, check_seed(seed))
     source.check("fopng")
@@ -144,6 +145,7 @@ def past_task(
                     f"expected batches as pairs, found {type(batch).__name__}; {FORM}"
                 )
             lin = linearize(model, *batch, likelihood, micro_batch_size, "float64")
+            check_known(lin, source)
             matrix = whole_diagonal(lin, source)
             values = {names: one.values for names, one in diagonals(matrix).items()}
             gradients.append({k: v.clone() for k, v in lin.by_name(lin.gradient).items()})

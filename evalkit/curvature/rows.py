@@ -23,13 +23,16 @@ from evalkit.curvature.kronecker import Kronecker, Solution
 from evalkit.curvature.noise import noises
 from evalkit.curvature.pulled import Block, Names, Pulled
 from evalkit.curvature.rotated import Rotated
-from evalkit.factor import GramFactor, factorize, factorize_rows
+from evalkit.factor import SMALLEST, GramFactor, factorize, factorize_rows
 from evalkit.linearization import FormedRows
 from evalkit.linearization.linearized import MOST_ROW_NUMBERS
+from evalkit.rounding import saturated
 from evalkit.signs import random_signs
 
 FEW_ROWS = 512
 """Rows whose Gram matrix is decomposed with digits for the smallest of them."""
+SHORT = 1e-100
+"""Largest entry of cotangents up to which the squares of what they pull back to may underflow."""
 FORMED = 1 << 24
 """Numbers in rows that are formed to multiply them: 128 MiB."""
 
@@ -69,6 +72,7 @@ class RowBlock:
     Attributes:
         factors: of H, one for each group.
         noise: how far rounding moves each row, (groups, K N).
+        hidden: whether a row of each group only counts as zero.
         targets: t, (K N,).
         rest: g', (groups, out, in), None where it is zero.
         slopes: R g', (groups, K N).
@@ -78,6 +82,7 @@ class RowBlock:
 
     factors: tuple[GramFactor, ...]
     noise: Tensor
+    hidden: tuple[bool, ...]
     targets: Tensor
     rest: Tensor | None
     slopes: Tensor
@@ -113,6 +118,8 @@ class RowBlock:
         for group, factor in enumerate(self.factors):
             noise, slopes = self.noise[group], self.slopes[group]
             far = factor.movement(self.targets, damping, noise, unit)
+            if self.hidden[group] and damping < SMALLEST:  # it asks for its own part of t
+                far = math.inf
             weights = factor.solve(self.targets, damping)
             left = self.targets - factor.image(self.targets, damping)
             whole = factor.with_decomposition(noise)
@@ -245,6 +252,7 @@ def _by_gram(pulled: Pulled, wanted: set[Names]) -> dict[Names, RowBlock]:
     targets = pulled.given.targets.flatten()
     relative = pulled.relative.reshape(-1)
     slopes = _slopes(pulled, wanted, rest)
+    short = _short(pulled)
     for names in sorted(wanted):
         own = pulled.blocks[names]
         factors: tuple[GramFactor, ...]
@@ -254,8 +262,15 @@ def _by_gram(pulled: Pulled, wanted: set[Names]) -> dict[Names, RowBlock]:
             factors = tuple(_factor(rows, lin.unit) for rows in pulled.formed(names))
         noise = torch.stack([factor.norms * relative for factor in factors])
         part = None if rest is None else own.matrix(lin, rest)
-        found[names] = RowBlock(factors, noise, targets, part, slopes[names], pulled, names)
+        hidden = tuple(bool(((factor.norms == 0) & short).any()) for factor in factors)
+        found[names] = RowBlock(factors, noise, hidden, targets, part, slopes[names], pulled, names)
     return found
+
+
+def _short(pulled: Pulled) -> Tensor:
+    """Return which cotangents may make rows that count as zero and are not, (K N,)."""
+    sizes = torch.linalg.vector_norm(pulled.given.values.flatten(2), math.inf, 2)
+    return (((sizes > 0) & (sizes < SHORT)) | saturated(pulled.lin)).flatten()
 
 
 def _of_gram(gram: Tensor, unit: float, columns: int) -> GramFactor:

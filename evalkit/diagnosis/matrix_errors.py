@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.curvature import BlockMatrix, MatrixBlock, Source
+from evalkit.curvature.labels import check_known
 from evalkit.curvature.pulled import Names, Pulled, pulled
 from evalkit.curvature.rows import RowBlock
 from evalkit.diagnosis.blocks import (
@@ -74,7 +75,8 @@ def matrix_errors(
         :data:`ALL` and, where it is found, :data:`WHOLE` behind them.
 
     Raises:
-        EvalkitError: a method has no blocks, or there are fewer than two probes.
+        EvalkitError: a method has no blocks, or its cotangents are not known, or there are fewer
+            than two probes.
     """
     check_probes(probes)
     exact = _exact(lin)
@@ -242,6 +244,7 @@ def _matrix(lin: Linearization, method: str, seed: int, others: Others) -> Block
     update = compute(method, lin, DAMPING, seed, others=others)
     if not isinstance(update, VectorUpdate) or update.matrix is None:
         raise _without_blocks(method, _tiny())
+    check_known(lin, update.matrix.pulled.source)
     return update.matrix
 
 

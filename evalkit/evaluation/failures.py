@@ -1,4 +1,4 @@
-"""What a model's own code raises, as one sentence that names the layer."""
+"""What a model's own code or the arithmetic of its numbers raises, as one sentence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -81,6 +82,32 @@ def memory_failures() -> Iterator[None]:
         if (sentence := memory_sentence(error)) is not None:
             raise TooLittleMemoryError(sentence) from error
         raise
+
+
+@contextmanager
+def range_failures() -> Iterator[None]:
+    """Turn numbers that leave the range of float64 into one sentence; anything else passes.
+
+    Raises:
+        EvalkitError: a square overflowed, or a decomposition met what is not finite.
+    """
+    try:
+        yield
+    except (OverflowError, torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:
+        raise EvalkitError(out_of_range(f"{type(error).__name__} in theirs")) from error
+
+
+def out_of_range(found: str) -> str:
+    """Return the sentence for finite input whose squares or products are not finite.
+
+    Args:
+        found: what says so.
+    """
+    return (
+        f"expected gradients and outputs whose squares stay within the range of float64, found "
+        f"{found}; bring inputs, targets and outputs nearer to order one, or leave out the samples "
+        "that are far from it"
+    )
 
 
 def _raised_in(model: nn.Module, error: BaseException) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.failures import range_failures
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs
 from evalkit.factor import GramFactor, factorize, factorize_rows
@@ -92,7 +93,11 @@ class Linearization(SampleGradients):
         Small float64 evaluations form the rows themselves, which keep twice the digits.
         """
         size = cotangents.shape[:2].numel() * self.num_params
-        if self.logits.dtype == torch.float64 and size <= MOST_ROW_NUMBERS:
+        with range_failures():
+            return self._factored(cotangents, gram, size)
+
+    def _factored(self, cotangents: Tensor, gram: Callable[[], Tensor], numbers: int) -> GramFactor:
+        if self.logits.dtype == torch.float64 and numbers <= MOST_ROW_NUMBERS:
             return factorize_rows(self.sample_gradients(cotangents))
         return factorize(gram(), unit=self.unit, columns=self.num_params)
 

@@ -299,7 +299,7 @@ def _length(found: Direction) -> float:
     length = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
     if not length < float("inf"):
         raise StepError(
-            "expected a finite direction, found NaN or infinity; raise the damping, or set "
-            "`on_failure` to 'skip'"
+            "expected a finite direction, found NaN or infinity; raise the damping, bring inputs "
+            "and targets nearer to order one, or set `on_failure` to 'skip'"
         )
     return length

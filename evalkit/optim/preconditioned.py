@@ -9,7 +9,7 @@ from torch import Tensor
 from evalkit.errors import EvalkitError
 from evalkit.linearization import ByParameter, Linearization
 from evalkit.optim.base import ClosureOptimizer, Direction
-from evalkit.optim.recorded import StepError
+from evalkit.optim.recorded import step_failures
 from evalkit.settings import DEFAULT_DAMPING, Others, check_others
 from evalkit.updates.calling import compute
 from evalkit.updates.parser import parse
@@ -75,10 +75,8 @@ class Preconditioned(ClosureOptimizer):
     def direction(self, lin: Linearization) -> Direction:
         """Return d for the mean loss by the names of the linearization's parameters."""
         damping = lin.num_samples * self.damping
-        try:
+        with step_failures():
             update = compute(self.method, lin, damping, self.draw, others=self.others)
-        except EvalkitError as error:
-            raise StepError(str(error)) from error
         if isinstance(update, CotangentUpdate) and update.terms:
             return lin.weighted_gradients([(t.cotangents, t.weights) for t in update.terms])
         if isinstance(update, VectorUpdate) and isinstance(update.vector, ByParameter):

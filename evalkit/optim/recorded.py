@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evalkit import likelihoods
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.failures import range_failures
 from evalkit.evaluation.outputs import logits_of
 from evalkit.group import Group
 from evalkit.linearization import Linearization
@@ -106,6 +107,22 @@ class Forwards:
 
 def _is_scalar(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, Tensor) and value.dim() == 0)
+
+
+@contextmanager
+def step_failures() -> Iterator[None]:
+    """Let what a batch's numbers do not allow be a step that cannot be taken.
+
+    Raises:
+        StepError: in place of any other sentence, or of numbers that leave the range of float64.
+    """
+    try:
+        with range_failures():
+            yield
+    except StepError:
+        raise
+    except EvalkitError as error:
+        raise StepError(str(error)) from error
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
 from evalkit.optim.base import ClosureOptimizer, Direction
+from evalkit.optim.recorded import step_failures
 from evalkit.optim.whole_batch import drawn_together
 from evalkit.settings import DEFAULT_DAMPING
 from evalkit.updates.calling import compute
@@ -58,7 +59,8 @@ class SF(ClosureOptimizer):
             return self._of_all(lin)
         damping, count = self.damping, lin.num_samples
         draws = self.labels_per_sample
-        update = compute("sf", lin, count**2 * damping, self.draw, labels_per_sample=draws)
+        with step_failures():
+            update = compute("sf", lin, count**2 * damping, self.draw, labels_per_sample=draws)
         assert isinstance(update, CotangentUpdate)
         scale = 1 / (count * damping) if damping else 1.0
         return lin.weighted_gradients([(t.cotangents, scale * t.weights) for t in update.terms])

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from evalkit.factor import CONSISTENT, GramFactor
 from evalkit.linearization import Linearization
-from evalkit.optim.recorded import StepError
+from evalkit.optim.recorded import StepError, step_failures
 from evalkit.optim.whole_batch import WholeBatch
-from evalkit.updates.targets import TARGETS
+from evalkit.updates.targets import TARGETS, right_side
 
 
 def sample_weights(
@@ -32,10 +32,13 @@ def sample_weights(
         whole: the samples of all processes, of whose mean loss it is; None for those of this one.
 
     Raises:
-        StepError: there is no damping, and no direction brings every sample to its target.
+        StepError: there is no damping, and no direction brings every sample to its target; or a
+            number leaves the range of float64.
     """
     target = TARGETS[method]
-    right, factor = target.of(lin), lin.gram_factor if whole is None else whole.factor(0)
+    with step_failures():
+        right = right_side(lin, method)
+        factor = lin.gram_factor if whole is None else whole.factor(0)
     right = right if whole is None else whole.gathered(right)
     count = len(right)
     if damping == 0:

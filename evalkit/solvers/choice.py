@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from evalkit.doubts import MARKED
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.failures import range_failures
 from evalkit.indicator import indicator
 from evalkit.layers.sketches import SIZE
 from evalkit.linearization import Linearization
@@ -83,9 +84,9 @@ def natural_gradient(
             f"expected solver 'cg' with a preconditioner, found '{solver}'; leave one of them out"
         )
     stopping = Stopping(max_iterations, tolerance, floor_tolerance)
-    return formed(
-        lin, solve(lin, damping, stopping, solver, on_iteration, preconditioner, form=True)
-    )
+    with range_failures():
+        found = solve(lin, damping, stopping, solver, on_iteration, preconditioner, form=True)
+        return formed(lin, found)
 
 
 def solve(

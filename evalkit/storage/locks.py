@@ -10,6 +10,7 @@ import errno
 import os
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 from evalkit.storage.files import unwritable
@@ -44,12 +45,14 @@ class Lock:
         if self._closed is not None and self._closed.alive:
             assert fcntl is not None
             assert self._descriptor is not None
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            with suppress(OSError):  # closing frees it, too
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self._closed()
 
     def remove(self) -> None:
-        """Remove the file of a lock that is held exclusively, and free it."""
-        self._path.unlink(missing_ok=True)
+        """Remove the file of a lock that is held exclusively, if it can be, and free it."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
         self.release()
 
 

@@ -151,11 +151,15 @@ class Writer:
         """Free the locks. A process that is alone leaves neither record nor files of locks."""
         held, self._locks = self._locks, []
         if held and self.name is None:
-            (self.place / WRITER_FILE).unlink(missing_ok=True)
+            # Files that stay are only untidy: neither they nor a folder that cannot be written to
+            # may hide what ended the study.
+            with suppress(OSError):
+                (self.place / WRITER_FILE).unlink(missing_ok=True)
             held[0].remove()
-            left = locks.take(self.run / OPENING_LOCK, patience=0.0)
-            if left is not None:
-                left.remove()
+            with suppress(OSError, EvalkitError):
+                left = locks.take(self.run / OPENING_LOCK, patience=0.0)
+                if left is not None:
+                    left.remove()
             return
         for lock in reversed(held):
             lock.release()
@@ -197,7 +201,8 @@ def nobody_writes(run: Path) -> Iterator[bool]:
         yield lock is not None
     finally:
         if lock is not None:
-            (run / WRITER_FILE).unlink(missing_ok=True)  # of a lone one that was killed
+            with suppress(OSError):
+                (run / WRITER_FILE).unlink(missing_ok=True)  # of a lone one that was killed
             lock.remove()
 
 

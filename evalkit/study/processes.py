@@ -9,13 +9,15 @@ from __future__ import annotations
 import importlib
 import math
 import multiprocessing
+import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +28,7 @@ from evalkit.linearization import linearize
 from evalkit.machine import end_with_parent
 from evalkit.settings import Settings
 from evalkit.study.batches import take_batch
-from evalkit.study.faults import Outcome
+from evalkit.study.faults import Failure, Outcome
 from evalkit.study.plan import Unit
 from evalkit.tasks import Samples
 from evalkit.tasks.samples import ItemSamples
@@ -43,8 +45,11 @@ MOST = 16
 Execute = Callable[[Unit, bool], Outcome]
 """Makes the rows of a unit; whether iterations may be shown, as by one process alone."""
 
-_here: list[Execute] = []
-"""What this process executes units with, where it is one of several."""
+Claims = Any
+"""A number for each unit, shared by all processes: who executes it, 0 before and after."""
+
+_here: list[tuple[Execute, Claims]] = []
+"""What this process executes units with, where it is one of several, and where it says so."""
 
 
 def is_small(
@@ -94,21 +99,26 @@ def executed(
         execute: makes the rows.
         processes: that share the units.
 
+    A process that is ended from outside, as the kernel does where memory is short, costs the unit
+    that it was at; those left are executed by this process.
+
     Raises:
-        EvalkitError: a unit cannot be executed, or a process was ended from outside.
+        EvalkitError: a unit cannot be executed, or processes cannot be started.
     """
-    alone = ((unit, execute(unit, True)) for unit in units)
     if processes < 2:
-        yield alone
+        yield ((unit, execute(unit, True)) for unit in units)
         return
+    units = list(units)
+    alone = ((unit, execute(unit, True)) for unit in units)
     with suppress(ImportError):  # torch's first gradient does, which takes each process a second
         importlib.import_module("torch.fx.experimental.symbolic_shapes")
-    pool = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("fork"), _begin, initargs=(execute,)
-    )
+    context = multiprocessing.get_context("fork")
+    claims = context.Array("q", len(units), lock=False)
+    pool = ProcessPoolExecutor(processes, context, _begin, initargs=(execute, claims))
     try:
         # Code of the user may have taken a gradient.
-        yield _shared(pool, units, execute) if pool.submit(_takes_gradients).result() else alone
+        able = pool.submit(_takes_gradients).result()
+        yield _shared(pool, units, execute, claims) if able else alone
     except BrokenProcessPool as error:
         raise EvalkitError(
             f"expected {processes} processes to score, found that one was ended, as by too little "
@@ -123,24 +133,72 @@ def executed(
 
 
 def _shared(
-    pool: ProcessPoolExecutor, units: Iterable[Unit], execute: Execute
+    pool: ProcessPoolExecutor, units: Sequence[Unit], execute: Execute, claims: Claims
 ) -> Iterator[tuple[Unit, Outcome]]:
-    first, *others = units
-    futures = {pool.submit(_execute, unit): unit for unit in others}
-    yield first, execute(first, False)
+    workers = list(pool._processes.values())
+    futures = {pool.submit(_execute, place, units[place]): place for place in range(1, len(units))}
+    yield units[0], execute(units[0], False)
+    lost = []
     for future in as_completed(futures):
-        rows, caught = future.result()
+        try:
+            rows, caught = future.result()
+        except BrokenProcessPool:
+            lost.append(futures[future])
+            continue
         for message, category in caught:
             warnings.warn(message, category, stacklevel=2)
-        yield futures[future], rows
+        yield units[futures[future]], rows
+    if lost:
+        pool.shutdown()  # until all of its processes have ended
+        ended = {one.pid: one.exitcode for one in workers if one.exitcode not in (0, -SIGTERM)}
+        yield from _without_processes(units, sorted(lost), execute, claims, ended)
 
 
-def _begin(execute: Execute) -> None:
+def _without_processes(
+    units: Sequence[Unit],
+    lost: Sequence[int],
+    execute: Execute,
+    claims: Claims,
+    ended: Mapping[int | None, int | None],
+) -> Iterator[tuple[Unit, Outcome]]:
+    """Yield what becomes of units whose processes are gone.
+
+    Those that a process was ended at would end this one too, maybe: they have failed.
+
+    Args:
+        units: all of them.
+        lost: the places of those without rows.
+        execute: makes rows.
+        claims: who was at which unit.
+        ended: the processes that ended by themselves or from outside, with their exit status.
+    """
+    failed = [place for place in lost if claims[place] in ended]
+    warnings.warn(
+        f"{len(failed)} of {len(lost)} units that were left have failed, since the processes that "
+        "scored them were ended, as by too little memory; the others are scored by one process",
+        stacklevel=2,
+    )
+    for place in lost:
+        if place not in failed:
+            yield units[place], execute(units[place], False)
+            continue
+        status = ended[claims[place]]
+        yield (
+            units[place],
+            Failure(
+                f"expected a process that scores this unit, found that it was ended with status "
+                f"{status}, as by too little memory; start again with OMP_NUM_THREADS=1 in the "
+                "environment, which scores in one process, or with smaller `micro_batch_size`"
+            ),
+        )
+
+
+def _begin(execute: Execute, claims: Claims) -> None:
     for name in (SIGINT, SIGTERM):  # of the whole group: the process that started this one ends it
         signal(name, SIG_IGN)
     end_with_parent()  # however that one ends
     torch.set_num_threads(1)
-    _here.append(execute)
+    _here.append((execute, claims))
 
 
 def _takes_gradients() -> bool:
@@ -151,8 +209,11 @@ def _takes_gradients() -> bool:
     return True
 
 
-def _execute(unit: Unit) -> tuple[Outcome, list[tuple[str, type[Warning]]]]:
+def _execute(place: int, unit: Unit) -> tuple[Outcome, list[tuple[str, type[Warning]]]]:
     """Return the rows of a unit, and what was warned of."""
+    execute, claims = _here[0]
+    claims[place] = os.getpid()
     with warnings.catch_warnings(record=True) as caught:
-        rows = _here[0](unit, False)
+        rows = execute(unit, False)
+    claims[place] = 0
     return rows, [(str(one.message), one.category) for one in caught]

@@ -11,7 +11,8 @@ from evalkit.errors import EvalkitError
 from evalkit.factor import GramFactor, factorize, factorize_rows, row_basis
 from evalkit.linearization import Linearization
 from evalkit.linearization.linearized import MOST_ROW_NUMBERS
-from evalkit.rounding import gradient_noise, relative_noise
+from evalkit.reductions import inverse
+from evalkit.rounding import gradient_noise, hidden_rows, relative_noise
 from evalkit.solvers.kernel import sample_products
 from evalkit.updates.registry import method
 from evalkit.updates.types import CotangentUpdate, SolverReport, Term, Update, VectorUpdate
@@ -57,14 +58,20 @@ def _weighted(lin: Linearization) -> Update:
         lin.weighted_logit_gradients(alpha),
         (Term(lin.logit_gradients, alpha),),
         slope=float(b @ alpha),
-        report=_report(lin, factor, b, factor.norms * relative_noise(lin)),
+        report=_report(
+            lin, factor, b, factor.norms * relative_noise(lin), hidden_rows(lin, factor.norms)
+        ),
     )
 
 
 def _in_span(lin: Linearization) -> Update:
     """Return the best direction in the span of G, by a basis of it."""
-    rows = lin.sample_gradients(lin.logit_gradients.unsqueeze(0))
+    # Of any length, so that the squares of none underflow.
+    scaled = lin.weighted_logit_gradients(inverse(lin.logit_gradient_norms))
+    rows = lin.sample_gradients(scaled.unsqueeze(0))
     basis = row_basis(rows)
+    if not len(basis):  # J J^T underflows, or there is no gradient
+        return CotangentUpdate(torch.zeros_like(lin.logit_gradients), report=_report_of_nothing())
     root = lin.likelihood.fisher_root(lin.logits, lin.targets)
     root = root.reshape(-1, *root.shape[-2:])  # (positions, C, C)
     moved = [lin.jvp(q).reshape(*root.shape[:2], 1) for q in basis]
@@ -72,11 +79,34 @@ def _in_span(lin: Linearization) -> Update:
     b = basis @ lin.gradient
     norms = lin.gradient_norms
     relative = float(gradient_noise(lin).norm()) / max(float(norms.norm()), 1e-300)
-    report = _report(lin, factor, b, factor.norms * relative)
+    report = _report(lin, factor, b, factor.norms * relative, hidden_rows(lin, rows.norm(dim=1)))
     return VectorUpdate(basis.T @ factor.solve(b, 0.0), report)
 
 
-def _report(lin: Linearization, factor: GramFactor, b: Tensor, noise: Tensor) -> SolverReport:
+def _report_of_nothing() -> SolverReport:
+    """Return the report of no direction, which is right where no gradient is known to be other."""
+    return SolverReport("direct", 0, 0.0, converged=True, error=0.0, curable=True)
+
+
+def _of_hidden(lin: Linearization, hidden: Tensor, length: float) -> float:
+    """Return what gradients leave open that only count as zero: no gamma is below the floor.
+
+    Weights make a row as long as they like, however short it is.
+
+    Args:
+        lin: the model and batch.
+        hidden: which rows those are, (N,).
+        length: 1 / gamma of what was found.
+    """
+    if not hidden.any():
+        return 0.0
+    best = length * lin.gamma_floor
+    return max(0.0, 1 / best - 1) if 0 < best < math.inf else math.inf
+
+
+def _report(
+    lin: Linearization, factor: GramFactor, b: Tensor, noise: Tensor, hidden: Tensor
+) -> SolverReport:
     """Return what a solve with the factor of W W^T leaves.
 
     1 / gamma^2 = b^T (W W^T)^+ b misses what rounding hides of W. Weights that rounding has moved
@@ -87,13 +117,14 @@ def _report(lin: Linearization, factor: GramFactor, b: Tensor, noise: Tensor) ->
         factor: the factor of W W^T.
         b: the right side.
         noise: how far rounding moves the rows of W.
+        hidden: which gradients only count as zero, (N,).
     """
     found, size = factor.image(b, 0.0), float(b.norm())
     length = factor.length(factor.solve(b, 0.0))
-    left = 0.0
+    left = _of_hidden(lin, hidden, length)
     if length > 0:
         moved = factor.movement(b, 0.0, noise, lin.unit) / length
-        left = SAFETY * (factor.unresolved(b, 0.0) / length**2 + moved**2) / 2
+        left += SAFETY * (factor.unresolved(b, 0.0) / length**2 + moved**2) / 2
     return SolverReport(
         solver="direct",
         iterations=1,

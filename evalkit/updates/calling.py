@@ -12,8 +12,10 @@ from torch import Tensor
 
 from evalkit.curvature import PastTask
 from evalkit.errors import EvalkitError
+from evalkit.evaluation.failures import out_of_range, range_failures
 from evalkit.linearization import ByParameter, Linearization
 from evalkit.reductions import is_finite
+from evalkit.rounding import overflows
 from evalkit.settings import DEFAULT_DAMPING, Others, check_damping, check_others, check_seed
 from evalkit.updates.parser import checked_settings, parse
 from evalkit.updates.registry import (
@@ -74,7 +76,9 @@ def compute(
         for name, value in given.items()
         if name in inspect.signature(function).parameters
     }
-    return accept(name, function(lin, damping, **settings), lin)
+    with range_failures():
+        found = function(lin, damping, **settings)
+    return accept(name, found, lin)
 
 
 def update(
@@ -102,7 +106,8 @@ def accept(name: str, result: Any, lin: Linearization) -> Update:
         lin: the model and batch.
 
     Raises:
-        EvalkitError: it is not a finite vector of length P, or the method changed what others see.
+        EvalkitError: it is not a finite vector of length P, or the method changed what others see,
+            or its numbers leave the range of float64.
     """
     changed = lin.changed()
     if changed is not None:
@@ -122,6 +127,8 @@ def accept(name: str, result: Any, lin: Linearization) -> Update:
             answer = _checked(name, result.vector, lin)
         result = replace(result, vector=answer)
     if not (answer.finite if isinstance(answer, ByParameter) else is_finite(answer)):
+        if overflows(lin):
+            raise EvalkitError(out_of_range(f"NaN or infinity in method '{name}'"))
         raise EvalkitError(
             f"expected method '{name}' to return finite numbers, found NaN or infinity; raise the "
             "damping or check the method"

@@ -2,7 +2,7 @@
 
 from evalkit.linearization import Linearization
 from evalkit.updates.registry import method
-from evalkit.updates.targets import TARGETS
+from evalkit.updates.targets import right_side
 from evalkit.updates.types import CotangentUpdate
 from evalkit.updates.weighted import damped_sum
 
@@ -15,4 +15,4 @@ def fgn(lin: Linearization, damping: float) -> CotangentUpdate:
     (Cauchy-Schwarz). With one output per sample, or two classes, it is all of it: undamped, the
     direction is then the exact natural gradient.
     """
-    return damped_sum(lin, lin.gram_factor, TARGETS["fgn"].of(lin), damping)
+    return damped_sum(lin, lin.gram_factor, right_side(lin, "fgn"), damping)

@@ -1,6 +1,7 @@
 """Fast Gauss-Newton, with the Fisher matrix damped."""
 
 from evalkit.linearization import Linearization
+from evalkit.rounding import check_range
 from evalkit.updates.registry import method
 from evalkit.updates.types import CotangentUpdate
 from evalkit.updates.weighted import tikhonov_sum
@@ -13,4 +14,5 @@ def fgn_tikhonov(lin: Linearization, damping: float) -> CotangentUpdate:
     With one output per sample, or two classes, F_f = F: at every damping the direction is then the
     exact natural gradient. Undamped it is ``fgn``.
     """
+    check_range(lin, lin.floor_terms, "f of method 'fgn-tikhonov'")
     return tikhonov_sum(lin, "fgn-tikhonov", lin.floor_terms.sqrt(), damping)

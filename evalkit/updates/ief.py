@@ -2,7 +2,7 @@
 
 from evalkit.linearization import Linearization
 from evalkit.updates.registry import method
-from evalkit.updates.targets import TARGETS
+from evalkit.updates.targets import right_side
 from evalkit.updates.types import CotangentUpdate
 from evalkit.updates.weighted import damped_sum
 
@@ -13,4 +13,4 @@ def ief(lin: Linearization, damping: float) -> CotangentUpdate:
 
     Undamped, a step -eta d lowers the loss of sample n by eta |r_n|^2 to first order.
     """
-    return damped_sum(lin, lin.gram_factor, TARGETS["ief"].of(lin), damping)
+    return damped_sum(lin, lin.gram_factor, right_side(lin, "ief"), damping)

@@ -17,6 +17,6 @@ def ief_tikhonov(lin: Linearization, damping: float) -> CotangentUpdate:
     Undamped it is ``ief``.
     """
     found = tikhonov_sum(lin, "ief-tikhonov", lin.logit_gradient_norms, damping)
-    if saturated(lin).any():  # G_n / |r_n| has a length however small r_n is: here nobody knows it
+    if saturated(lin).any():  # G_n / |r_n| has a length however small r_n is: nobody knows it
         return replace(found, rounding=Rounding(math.inf, math.inf))
     return found

@@ -2,7 +2,7 @@
 
 from evalkit.linearization import Linearization
 from evalkit.updates.registry import method
-from evalkit.updates.targets import TARGETS
+from evalkit.updates.targets import right_side
 from evalkit.updates.types import CotangentUpdate
 from evalkit.updates.weighted import damped_sum
 
@@ -14,4 +14,4 @@ def polyak(lin: Linearization, damping: float) -> CotangentUpdate:
     Undamped, d is the shortest with G_n . d = l_n for all n, so that a step -d lowers every loss to
     zero to first order, as Polyak's step size does for a single one.
     """
-    return damped_sum(lin, lin.gram_factor, TARGETS["polyak"].of(lin), damping)
+    return damped_sum(lin, lin.gram_factor, right_side(lin, "polyak"), damping)

@@ -10,6 +10,7 @@ from typing import Any
 
 from evalkit.curvature import Preconditioned, Source, preconditioned
 from evalkit.curvature.direction import Structure
+from evalkit.curvature.labels import unknown
 from evalkit.errors import EvalkitError
 from evalkit.linearization import Linearization
 from evalkit.settings import Others
@@ -91,4 +92,7 @@ def as_update(name: str, found: Preconditioned, damping: float) -> VectorUpdate:
             "and is lost without damping",
             stacklevel=3,
         )
-    return VectorUpdate(found.parts, rounding=Rounding(found.moved, found.slope, found.deviation))
+    rounding = Rounding(found.moved, found.slope, found.deviation)
+    if unknown(found.matrix.pulled.lin, found.matrix.pulled.source):
+        rounding = Rounding(math.inf, math.inf)
+    return VectorUpdate(found.parts, rounding=rounding)

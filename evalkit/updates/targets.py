@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evalkit.linearization import Linearization
+from evalkit.rounding import check_range
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,18 @@ TARGETS: Mapping[str, Target] = {
     "polyak": Target(lambda lin: lin.losses, 1),
 }
 """By the name of the method."""
+
+
+def right_side(lin: Linearization, name: str) -> Tensor:
+    """Return t of a method: (N,) float64.
+
+    Args:
+        lin: the model and batch.
+        name: a key of :data:`TARGETS`.
+
+    Raises:
+        EvalkitError: one is beyond the range of float64.
+    """
+    t = TARGETS[name].of(lin)
+    check_range(lin, t, f"the right side of method '{name}'")
+    return t

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from evalkit.factor import GramFactor
+from evalkit.factor import SMALLEST, GramFactor
 from evalkit.linearization import Linearization
-from evalkit.rounding import gradient_noise
+from evalkit.reductions import inverse
+from evalkit.rounding import gradient_noise, hidden_rows
 from evalkit.updates.types import CotangentUpdate, Rounding, Term
 
 
@@ -32,15 +33,17 @@ def damped_sum(
         scales: h, (N,); None for ones.
     """
     h = torch.ones_like(right) if scales is None else scales
-    ones = h.reciprocal().where(h > 0, 0.0)
+    ones = inverse(h)
     weights = factor.solve(right, damping)
     slope = float(ones @ factor.image(right, damping))
     noise = h * gradient_noise(lin)
+    moved = factor.movement(right, damping, noise, lin.unit)
+    moved += _of_hidden_rows(lin, factor, right, damping, h)
     return CotangentUpdate.summed(
         [Term(lin.logit_gradients, h * weights)],
         slope=slope,
         rounding=Rounding(
-            moved=factor.movement(right, damping, noise, lin.unit),
+            moved=moved,
             slope=_slope_noise(factor, weights, ones, damping, noise, lin.unit),
         ),
     )
@@ -59,11 +62,29 @@ def tikhonov_sum(lin: Linearization, name: str, h: Tensor, damping: float) -> Co
         h: the lengths that per-sample gradients are divided by, (N,).
         damping: lambda >= 0.
     """
-    inverse = h.reciprocal().where(h > 0, 0.0)
+    scales = inverse(h)
     factor = lin.shared(
-        name, lambda: lin.factor_of(lin.weighted_logit_gradients(inverse).unsqueeze(0))
+        name, lambda: lin.factor_of(lin.weighted_logit_gradients(scales).unsqueeze(0))
     )
-    return damped_sum(lin, factor, h, damping, scales=inverse)
+    return damped_sum(lin, factor, h, damping, scales=scales)
+
+
+def _of_hidden_rows(
+    lin: Linearization, factor: GramFactor, right: Tensor, damping: float, h: Tensor
+) -> float:
+    """Return how far rows that only count as zero would move d.
+
+    A row of length e adds at most e (|b| + e |d|) / lambda, and without damping whatever its part
+    of b asks for.
+    """
+    hidden = hidden_rows(lin, factor.norms)
+    if not hidden.any():
+        return 0.0
+    if damping < SMALLEST:
+        return math.inf
+    lengths = (h * lin.gradient_norms)[hidden]
+    asked = right[hidden].abs() + lengths * factor.length(factor.solve(right, damping))
+    return float((lengths * asked).norm()) / damping
 
 
 def _slope_noise(
