@@ -218,7 +218,7 @@ def test_the_headline_of_many_methods_names_the_best_and_the_last(run: Run) -> N
 
 def test_many_methods_are_rows_of_the_page_and_switched_by_family(run: Run) -> None:
     table = scores_table(near_zero(summarize(run)), shown_marks(run))
-    assert table.head[:3] == ("method", "family", "step-000000 (0.00)")
+    assert table.head[:2] == ("method", "step-000000 (0.00)")
     methods = run_methods(run)
     assert [row[0].text for row in table.rows] == [display_name(method) for method in methods]
     groups = dict(key_groups(methods))
