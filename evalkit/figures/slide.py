@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -49,7 +50,7 @@ def slide_figure(run: Run) -> Figure:
         said = textwrap.fill(headline(run), _ACROSS).split("\n")
         top = 0.905 - 0.036 * len(said)
         task = str(run.provenance.get("task") or run.folder.resolve().name)
-        place = {"ha": "left", "va": "top", "parse_math": False}
+        place: dict[str, Any] = {"ha": "left", "va": "top", "parse_math": False}
         figure.text(0.03, 0.965, task, fontsize=1.5 * SLIDE.font, weight="bold", **place)
         figure.text(0.03, 0.905, "\n".join(said), linespacing=1.3, **place)
         figure.text(0.03, 0.02, _footnote(run, floors), fontsize=0.75 * SLIDE.font, color=_GREY)
@@ -127,8 +128,8 @@ def _tabulate(ax: Axes, summary: pd.DataFrame, marks: Marks) -> None:
         for x, row in zip(columns, rows, strict=False):
             if row is not None:
                 ax.text(x, y, format_number(row["ratio_mean"]), ha="right", va="center")
-                sign = marks.sign(row["checkpoint"], method, row["damping"])
-                ax.text(x, y, sign, ha="left", va="center")
+                if sign := marks.sign(row["checkpoint"], method, row["damping"]):
+                    ax.text(x, y, sign, ha="left", va="center")
         if rows[-1] is not None:
             efficiency = format_percent(rows[-1]["efficiency_mean"])
             ax.text(columns[-1], y, efficiency, ha="right", va="center")
