@@ -4,45 +4,27 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
-from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService, Keys
+from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
 
 from evalkit.report.page import render_page
 from evalkit.report.writing import derived_of
 from evalkit.storage.run_folder import read_run
+from tests.support.browser import chromium, complaints, needs_browser, requested, show, wait
 from tests.support.written_runs import cell, ngd_row, score_row, write_run
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER),
-    reason="no chromium with its chromedriver; Debian has both: chromium, chromium-driver",
-)
-ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+pytestmark = needs_browser
 # EF's ratios: as text their order is another, 103 before 9.5.
 EF = (9.5, 103.0, 24.0, math.inf)
-DRAWN = "return window.Bokeh !== undefined && Bokeh.documents[0]?.is_idle === true"
 EXTENT = "return Bokeh.documents[0].roots()[0].y_range.end"
 INK = """
 const find = (node) => [...node.querySelectorAll("*")].flatMap((inner) =>
@@ -92,41 +74,8 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    options = ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with Chrome(options=options, service=ChromeService(DRIVER)) as driver:
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
         yield driver
-
-
-def show(browser: Chrome, page: Path, width: int = 1200, scheme: str = "light") -> None:
-    """Open a page on a screen of some width and wait for its charts."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    browser.get("about:blank")
-    requested(browser)  # what came before this page
-    browser.get(page.as_uri())
-    wait(browser, lambda: browser.execute_script(DRAWN))
-
-
-def wait(browser: Chrome, condition: Callable[[], Any]) -> Any:
-    return WebDriverWait(browser, 20, 0.05).until(lambda _: condition())
-
-
-def requested(browser: Chrome) -> set[str]:
-    """Return the addresses that the page has asked for since the last call."""
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [event for event in events if event["method"] == "Network.requestWillBeSent"]
-    return {event["params"]["request"]["url"] for event in sent}
-
-
-def complaints(browser: Chrome) -> list[str]:
-    entries = browser.get_log("browser")
-    return [entry["message"] for entry in entries if entry["level"] in ("WARNING", "SEVERE")]
 
 
 def switch(browser: Chrome, name: str) -> WebElement:

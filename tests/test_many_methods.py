@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from evalkit.cli.console import width_of
+from evalkit.cli.console import tables_of_frame, width_of
 from evalkit.cli.early import registered
-from evalkit.cli.ratios import tables_of
-from evalkit.figures import draw_figures
+from evalkit.cli.ratios import MOST_TABLES, shown_rows, tables_of
+from evalkit.figures import draw_figures, slide_figure
 from evalkit.figures.groups import groups_of
 from evalkit.figures.layouts import PAPER, SCREEN, Layout
+from evalkit.figures.multipanel import pairs_figure
 from evalkit.figures.palette import QUIET, method_styles
+from evalkit.figures.slide import MOST_ROWS, drawn_methods
 from evalkit.names import (
     FAMILIES,
     KNOWN,
@@ -29,10 +32,18 @@ from evalkit.names import (
 )
 from evalkit.report.page.charts import key_groups, run_methods
 from evalkit.report.page.tables import scores_table
-from evalkit.results.summaries import final_table, headline, near_zero, shown_marks, summarize
+from evalkit.results.pairs import parse_pair
+from evalkit.results.summaries import (
+    evenly_chosen,
+    final_table,
+    headline,
+    near_zero,
+    shown_marks,
+    summarize,
+)
 from evalkit.storage.run_folder import Run, read_run
 from evalkit.updates.registry import registered as function_of
-from tests.support.written_runs import cell, score_row, write_run
+from tests.support.written_runs import PROVENANCE, cell, score_row, write_run
 
 KFACS = ("kfac", "kfac:labels=empirical", "kfac:labels=improved", "kfac:labels=exact")
 STRUCTURES = ("ekfac", "ekfac:labels=exact:norm=position", "diagonal", "kpsvd", "shampoo", "block")
@@ -209,6 +220,73 @@ def test_the_printed_table_fits_the_window(rows: pd.DataFrame, width: int) -> No
     assert cells == expected
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_of_many_checkpoints_two_tables_are_printed(rows: pd.DataFrame, width: int) -> None:
+    methods = arranged(METHODS)
+    names = [f"step-{step:06d}" for step in range(30)]
+    many = pd.concat([rows] * 3, ignore_index=True).head(30).assign(checkpoint=names)
+    shown = shown_rows(many, methods, width)
+    tables = tables_of(shown, methods, width)
+    assert len(tables) == MOST_TABLES
+    assert all(width_of(table) <= width for table in tables)
+    places = [names.index(name) for name in shown["checkpoint"]]
+    gaps = {after - before for before, after in itertools.pairwise(places)}
+    assert (places[0], places[-1]) == (0, 29)
+    assert max(gaps) - min(gaps) <= 1
+    more = many.iloc[list(evenly_chosen(len(many), len(shown) + 1))]
+    assert len(tables_of(more, methods, width)) > MOST_TABLES
+    assert len(shown_rows(many.head(5), methods, width)) == 5
+
+
+def test_a_wide_frame_is_printed_in_parts_that_each_name_the_rows() -> None:
+    frame = pd.DataFrame({f"column {place}": ["a long text", "short"] for place in range(9)})
+    tables = tables_of_frame(frame, 80)
+    assert all(width_of(table) <= 80 for table in tables)
+    heads = [[str(column.header) for column in table.columns] for table in tables]
+    assert [head[0] for head in heads] == ["column 0"] * len(tables)
+    assert [name for head in heads for name in head[1:]] == list(frame.columns[1:])
+    assert len(tables_of_frame(frame, 400)) == 1
+
+
+def test_a_slide_names_the_best_methods_apart_from_one_another(run: Run) -> None:
+    figure = slide_figure(run)
+    figure.draw_without_rendering()
+    plot, table = figure.axes
+    said = [text.get_text().replace("\n", " ") for text in table.texts]
+    listed = [name for name in map(display_name, METHODS) if name in said]
+    assert len(listed) == MOST_ROWS - 1
+    assert {"NGD", "EF", f"{len(METHODS) - len(listed)} more"} <= set(said)
+    drawn = [display_name(method) for method in drawn_methods(near_zero(summarize(run)))]
+    assert drawn == ["NGD", "iEF", "SF", "KFAC", "diagonal", "mine", "SGD", "EF"]
+    assert {*drawn, "floor"} == {text.get_text() for text in plot.texts}
+    texts = (*figure.texts, *plot.texts, *table.texts)
+    boxes = {text: text.get_window_extent() for text in texts}
+    slack = 3 * figure.dpi / 100  # boxes hold the room of descenders
+    for (one, box), (other, beside) in itertools.combinations(boxes.items(), 2):
+        apart = box.x1 <= beside.x0 or beside.x1 <= box.x0
+        apart |= box.y1 <= beside.y0 + slack or beside.y1 <= box.y0 + slack
+        assert apart, f"{one.get_text()} overlaps {other.get_text()}"
+    assert all(figure.bbox.containsx(x) for box in boxes.values() for x in (box.x0, box.x1))
+
+
+def test_many_runs_have_a_row_of_panels_each(tmp_path: Path) -> None:
+    runs = []
+    for place in range(MANY + 1):
+        rows = [[score_row("sgd", 1.0), score_row("ef", 2.0 + place + step)] for step in range(2)]
+        cells = [cell(f"c{step}", step, float(step), 0, rows[step]) for step in range(2)]
+        provenance = PROVENANCE | {"task": f"task-{place}"}
+        runs.append(read_run(write_run(tmp_path / str(place), cells, provenance)))
+    assert len(pairs_figure(runs[:MANY], [parse_pair("ef/sgd")]).axes) == 2
+    grid = pairs_figure(runs, [parse_pair("ef/sgd")]).axes
+    assert [ax.get_ylabel() for ax in grid[::2]] == [f"task-{place}" for place in range(MANY + 1)]
+    assert [ax.get_title() for ax in grid[:2]] == ["Ratio EF / SGD", "Imbalance"]
+    for place, ax in enumerate(grid[::2]):
+        lines = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_zorder() != 1]
+        assert [line.get_ydata().tolist() for line in lines] == [[2.0 + place, 3.0 + place]]
+        assert sum(line.get_color() == QUIET for line in ax.lines) == MANY
+    assert {ax.get_ylim() for ax in grid[::2]} == {grid[0].get_ylim()}
+
+
 def test_the_headline_of_many_methods_names_the_best_and_the_last(run: Run) -> None:
     assert headline(run).startswith(
         "At the end of training NGD is at 0.600x SGD's gamma, iEF at 0.603x, iEF (Tikhonov) at "
@@ -218,9 +296,13 @@ def test_the_headline_of_many_methods_names_the_best_and_the_last(run: Run) -> N
 
 def test_many_methods_are_rows_of_the_page_and_switched_by_family(run: Run) -> None:
     table = scores_table(near_zero(summarize(run)), shown_marks(run))
-    assert table.head[:3] == ("method", "family", "step-000000 (0.00)")
+    assert table.head[:2] == ("method", "step-000000 (0.00)")
     methods = run_methods(run)
     assert [row[0].text for row in table.rows] == [display_name(method) for method in methods]
+    assert table.groups == tuple(family(method) for method in methods)
+    assert [title for title, _ in table.parts] == list(by_family(METHODS))
+    assert {1, 11} & table.spare == set()
+    assert len(table.spare) == 11 - 7
     groups = dict(key_groups(methods))
     assert list(groups) == [*by_family(METHODS), ""]
     assert [key.name for key in groups["KFAC"]][:3] == ["KFAC", "eKFAC", "ieKFAC"]

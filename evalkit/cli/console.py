@@ -57,19 +57,46 @@ def print_table(table: Table) -> None:
 
 
 def print_frame(frame: pd.DataFrame, title: str) -> None:
-    """Print a data frame of texts as a table, its first column on the left."""
+    """Print a data frame of texts as a table, its first column on the left.
+
+    One that is wider than the window is printed in parts, each with the first column.
+    """
+    for place, table in enumerate(tables_of_frame(frame, window())):
+        table.title = None if place else title
+        print_table(table)
+
+
+def tables_of_frame(frame: pd.DataFrame, width: int) -> list[Table]:
+    """Return a data frame of texts as tables with as many of its columns as fit.
+
+    Args:
+        frame: its first column names the rows, and stands in each table.
+        width: characters in a line.
+    """
+    columns = list(range(1, frame.shape[1]))
+    tables: list[Table] = []
+    while columns or not tables:
+        count = len(columns)
+        table = _frame_table(frame.iloc[:, [0, *columns]])
+        while count > 1 and width_of(table) > width:
+            count -= 1
+            table = _frame_table(frame.iloc[:, [0, *columns[:count]]])
+        tables.append(table)
+        columns = columns[count:]
+    return tables
+
+
+def _frame_table(frame: pd.DataFrame) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left"
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
     for position, column in enumerate(frame.columns):
         table.add_column(Text(column), justify="right" if position else "left", no_wrap=True)
     for row in frame.itertuples(index=False):
         table.add_row(*map(Text, row))
-    print_table(table)
+    return table
 
 
 def window() -> int:

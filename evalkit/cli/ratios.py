@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 from evalkit.cli.console import print_table, remark_gaps, say, say_wrapped, width_of, window
 from evalkit.names import MANY, arranged, family
 
+_BETWEEN = 2
+"""Characters between columns."""
+MOST_TABLES = 2
+"""Below one another, of one run; of more checkpoints than they hold, some are shown."""
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
@@ -19,7 +24,8 @@ def print_ratios(run: Path) -> Run:
     """Print ratios and efficiencies of a run, what its marks mean, and its headline.
 
     A column per method where that fits the window; else a row per method, in families where there
-    are many, with as many checkpoints beside one another as fit. The run is returned.
+    are many, and checkpoints beside one another: as many as fit two tables, evenly over training.
+    The run is returned.
     """
     from evalkit.results.summaries import (
         final_table,
@@ -37,12 +43,39 @@ def print_ratios(run: Path) -> Run:
         f"{result.scores['damping'].min():g}"
     )
     methods = arranged(near_zero(summarize(result))["method"])
-    for table in tables_of(final_table(result), methods, window()):
+    rows = final_table(result)
+    shown = shown_rows(rows, methods, window())
+    for table in tables_of(shown, methods, window()):
         print_table(table)
+    if len(shown) < len(rows):
+        say_wrapped(
+            f"{len(shown)} of {len(rows)} checkpoints are shown, evenly over training; "
+            f"'evalkit report {run}' makes a page of all."
+        )
     for sentence in shown_marks(result).sentences:
         say_wrapped(sentence)
-    say(headline(result))
+    say_wrapped(headline(result))
     return result
+
+
+def shown_rows(rows: pd.DataFrame, methods: tuple[str, ...], width: int) -> pd.DataFrame:
+    """Return the checkpoints that are printed: all, or what :data:`MOST_TABLES` tables hold.
+
+    Args:
+        rows: the result of ``results.summaries.final_table``.
+        methods: those of its columns.
+        width: characters in a line.
+    """
+    from evalkit.results.summaries import evenly_chosen
+
+    if width_of(_by_checkpoint(rows)) <= width:
+        return rows
+    chosen = rows
+    for most in range(len(rows), 0, -1):
+        chosen = rows.iloc[list(evenly_chosen(len(rows), most))]
+        if len(_parts(chosen, methods, width)) <= MOST_TABLES:
+            break
+    return chosen
 
 
 def tables_of(rows: pd.DataFrame, methods: tuple[str, ...], width: int) -> list[Table]:
@@ -56,17 +89,23 @@ def tables_of(rows: pd.DataFrame, methods: tuple[str, ...], width: int) -> list[
     whole = _by_checkpoint(rows)
     if width_of(whole) <= width:
         return [whole]
-    parts: list[Table] = []
-    first = 0
-    while first < len(rows):
-        count = len(rows) - first
-        table = _by_method(rows[first:], methods)
-        while count > 1 and width_of(table) > width:
-            count -= 1
-            table = _by_method(rows[first : first + count], methods)
-        parts.append(table)
-        first += count
-    return parts
+    return [_by_method(rows[part], methods) for part in _parts(rows, methods, width)]
+
+
+def _parts(rows: pd.DataFrame, methods: tuple[str, ...], width: int) -> list[slice]:
+    """Return the checkpoints of each table: as many as fit, one at least."""
+    from rich.cells import cell_len
+
+    names = width_of(_by_method(rows[:0], methods))
+    parts: list[slice] = []
+    first, taken = 0, names
+    for place, texts in enumerate(rows.itertuples(index=False)):
+        column = _BETWEEN + max(map(cell_len, texts))
+        if place > first and taken + column > width:
+            parts.append(slice(first, place))
+            first, taken = place, names
+        taken += column
+    return [*parts, slice(first, len(rows))]
 
 
 def _by_checkpoint(rows: pd.DataFrame) -> Table:

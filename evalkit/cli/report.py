@@ -10,6 +10,7 @@ from evalkit.cli.console import remark_gaps, say
 from evalkit.cli.option_types import CommaSeparated
 from evalkit.cli.options import RUNS, STYLE, out
 from evalkit.cli.wording import in_options
+from evalkit.errors import EvalkitError
 
 
 @click.command(
@@ -19,6 +20,7 @@ from evalkit.cli.wording import in_options
 Examples:
   evalkit report runs/digits-mlp
   evalkit report runs/digits-mlp --pairs ief/sgd,sf/ef,ef@1e-6/ief --style paper
+  evalkit report runs/digits-mlp --slide
   evalkit report runs/cola runs/sst2 runs/rte --out runs/glue
 """,
 )
@@ -30,9 +32,18 @@ Examples:
     "ef/sgd,ief/sgd,sf/sgd.",
 )
 @STYLE
+@click.option(
+    "--slide",
+    is_flag=True,
+    help="Also draw figures/slide.png and .svg of one RUN, 16:9: headline, ratios and their table.",
+)
 @out("Where figures and tables of several runs go; without it those of one go into its folder.")
 def command(
-    runs: tuple[Path, ...], pairs: tuple[str, ...] | None, style: str, folder: Path | None
+    runs: tuple[Path, ...],
+    pairs: tuple[str, ...] | None,
+    style: str,
+    slide: bool,
+    folder: Path | None,
 ) -> None:
     """Write figures, tables of pairs and dampings, and a self-contained report.html into RUN.
 
@@ -41,14 +52,20 @@ def command(
     from evalkit.results.pairs import parse_pair
     from evalkit.storage.run_folder import read_run
 
+    alone = len(runs) == 1 and folder is None
+    if slide and not alone:
+        raise EvalkitError(
+            "expected one RUN without `out` for a `slide`, found "
+            f"{'`out`' if len(runs) == 1 else f'{len(runs)} runs'}; draw a slide of each by itself"
+        )
     chosen = [parse_pair(pair) for pair in pairs or ()]
     found = [read_run(run) for run in runs]  # before what draws is loaded, which takes a second
     from evalkit.figures.layouts import chosen_layouts
     from evalkit.report.writing import report_run, report_runs
 
     layouts = chosen_layouts(style)
-    if len(runs) == 1 and folder is None:
-        report = report_run(runs[0], chosen, layouts, in_options)
+    if alone:
+        report = report_run(runs[0], chosen, layouts, in_options, slide)
     else:
         report = report_runs(runs, chosen, layouts, folder)
     for read in found:

@@ -35,6 +35,7 @@ _OPTIONS = {
     "scales": "--scales",
     "schedule": "--schedule",
     "seed": "--seed",
+    "slide": "--slide",
     "tables": "--tables",
     "to": "--to",
     "task": "--task",

@@ -8,6 +8,7 @@ from evalkit.figures.run_figures import (
     settled,
     write_figures,
 )
+from evalkit.figures.slide import slide_figure
 
 __all__ = [
     "draw_figures",
@@ -15,5 +16,6 @@ __all__ = [
     "render",
     "save_figures",
     "settled",
+    "slide_figure",
     "write_figures",
 ]

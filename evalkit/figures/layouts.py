@@ -70,6 +70,8 @@ def _plain() -> dict[str, Any]:
 SCREEN = Layout("screen", 5.8, 8.6, 9, ("png", "svg"))
 PAPER = Layout("paper", 3.25, 6.75, 7, ("pdf", "svg"), folder="paper")
 """The columns of a two-column article, and the size of its captions."""
+SLIDE = Layout("slide", 13.333, 13.333, 14, ("png", "svg"))
+"""A slide of 16:9, whose text is read from afar; nothing else is drawn in it."""
 
 LAYOUTS: Registry[Layout] = Registry("style")
 for _layout in (SCREEN, PAPER):

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from evalkit.figures.drawing import label_lines, line_style
+from evalkit.figures.facets import Drawing, facet_figure
 from evalkit.figures.groups import Group, groups_of
 from evalkit.figures.layouts import SCREEN, Layout
 from evalkit.figures.palette import run_styles
@@ -27,7 +28,7 @@ from evalkit.figures.plots import (
     plot_ratio,
     ratio_limits,
 )
-from evalkit.names import display_name
+from evalkit.names import MANY, display_name
 from evalkit.results.pairs import Pair, compare_runs, named
 from evalkit.results.summaries import near_zero, stages, summarize, summarize_batches
 from evalkit.storage.run_folder import Run
@@ -130,9 +131,12 @@ def discussion_figure(table: pd.DataFrame, layout: Layout = SCREEN) -> Figure:
 
 
 def pairs_figure(runs: Sequence[Run], pairs: Sequence[Pair], layout: Layout = SCREEN) -> Figure:
-    """Return a panel per pair of methods and one of imbalance, a line per run (paper's E1)."""
+    """Return a panel per pair of methods and one of imbalance, a line per run (paper's E1).
+
+    Many runs have a row of panels each.
+    """
     table = compare_runs(runs, pairs)
-    drawings = [
+    drawings: list[Drawing] = [
         (f"Ratio {pair.label}", table[table["pair"] == pair.label], "ratio", True) for pair in pairs
     ]
     batches = _by_run(runs, summarize_batches)
@@ -143,7 +147,10 @@ def pairs_figure(runs: Sequence[Run], pairs: Sequence[Pair], layout: Layout = SC
 def efficiency_of_runs_figure(
     runs: Sequence[Run], methods: Sequence[str], layout: Layout = SCREEN
 ) -> Figure:
-    """Return efficiency against progress: a panel per method, a line per run."""
+    """Return efficiency against progress: a panel per method, a line per run.
+
+    Many runs have a row of panels each.
+    """
     table = _by_run(runs, lambda run: near_zero(summarize(run)))
     drawings = [
         (f"Efficiency of {display_name(method)}", table[table["method"] == method], "efficiency")
@@ -157,10 +164,10 @@ def _by_run(runs: Sequence[Run], table: Callable[[Run], pd.DataFrame]) -> pd.Dat
     return pd.concat(tables, ignore_index=True)
 
 
-def _panels(
-    drawings: Sequence[tuple[str, pd.DataFrame, str, bool]], names: Sequence[str], layout: Layout
-) -> Figure:
-    """Return panels in rows of three, with the names of the runs below where there are several."""
+def _panels(drawings: Sequence[Drawing], names: Sequence[str], layout: Layout) -> Figure:
+    """Return panels in rows of three, the names of the runs above; of many runs a row for each."""
+    if len(names) > MANY:
+        return facet_figure(drawings, names, layout)
     figure, grid = _grid(len(drawings), min(3, len(drawings)), 2.5, layout)
     styles = run_styles(names)
     for ax, (label, table, column, log) in zip(grid, drawings, strict=True):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from evalkit.errors import EvalkitError
-from evalkit.figures import draw_figures_of_runs, save_figures, write_figures
-from evalkit.figures.layouts import SCREEN, Layout
+from evalkit.figures import draw_figures_of_runs, save_figures, slide_figure, write_figures
+from evalkit.figures.layouts import SCREEN, SLIDE, Layout
 from evalkit.overlap import overlap_note
 from evalkit.report.page import Derived, render_page
 from evalkit.results.marks import marks_of
@@ -59,6 +59,7 @@ def report_run(
     pairs: Sequence[Pair] = (),
     layouts: Sequence[Layout] = (SCREEN,),
     wording: Callable[[str], str] = str,
+    slide: bool = False,
 ) -> Report:
     """Write figures, page and tables of one run into its folder.
 
@@ -68,6 +69,7 @@ def report_run(
             compared.
         layouts: sizes and formats of the figures.
         wording: as for :func:`evalkit.report.page.render_page`.
+        slide: whether one is drawn as well.
 
     Raises:
         EvalkitError: the run cannot be read, a pair was not scored, or its folder is read-only.
@@ -79,6 +81,9 @@ def report_run(
         for layout in layouts
         for path in write_figures(run, run.folder / FIGURES_FOLDER, layout, pairs)
     ]
+    if slide:
+        drawn = {"slide": slide_figure(run)}
+        files += save_figures(drawn, run.folder / FIGURES_FOLDER, SLIDE)
     for name, table in ((PAIRS_FILE, derived.pairs), (DAMPINGS_FILE, derived.dampings)):
         if len(table):
             files.append(write_table(table, run.folder / name))

@@ -115,6 +115,20 @@ def stages(summary: pd.DataFrame) -> dict[str, str]:
     return {"start": names[0], "middle": names[middle], "end": names[-1]}
 
 
+def evenly_chosen(count: int, most: int) -> tuple[int, ...]:
+    """Return at most so many places of a sequence, evenly apart, the first and the last among them.
+
+    Args:
+        count: of the sequence.
+        most: at least 1; a single one is the last.
+    """
+    if count <= most:
+        return tuple(range(count))
+    if most == 1:
+        return (count - 1,)
+    return tuple(np.linspace(0, count - 1, most).round().astype(int).tolist())
+
+
 def final_table(run: Run) -> pd.DataFrame:
     """Return checkpoint by method, each cell ratio to SGD and efficiency, at near-zero damping.
 

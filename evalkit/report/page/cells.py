@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from evalkit.results.marks import Mark
 from evalkit.results.spreads import format_number
+
+_GLANCE = 9
+"""The most rows that are found at a glance."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,28 @@ class Table:
         rows: a cell per column.
         names: leading columns that name the row.
         tags: of the curves that each column is about; empty where rows or none are about any.
+        groups: what each row belongs to, rows of a group one after another; empty without groups.
+        spare: columns that are shown on demand.
     """
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     names: int = 1
     tags: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    spare: frozenset[int] = frozenset()
+
+    @property
+    def parts(self) -> list[tuple[str, list[tuple[Cell, ...]]]]:
+        """The rows by group, each behind its title, which is empty without groups."""
+        titles = self.groups or ("",) * len(self.rows)
+        named = groupby(zip(titles, self.rows, strict=True), key=itemgetter(0))
+        return [(title, [row for _, row in rows]) for title, rows in named]
+
+    @property
+    def searched(self) -> bool:
+        """Whether it has so many rows that they are searched."""
+        return len(self.rows) > _GLANCE
 
 
 def number(value: float, mark: Mark | None = None) -> Cell:

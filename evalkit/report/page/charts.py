@@ -12,12 +12,14 @@ import pandas as pd
 from bokeh.models import FixedTicker, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
+from evalkit.figures.groups import Group, groups_of
 from evalkit.figures.palette import FLOOR, IMBALANCE
 from evalkit.names import MANY, arranged, by_family
 from evalkit.report.page.bokeh_figures import Stops, draw_curves, empty_figure, shade_floor
 from evalkit.report.page.curves import (
     Axis,
     Key,
+    first_to_last,
     interval_curve,
     mean_curve,
     method_curves,
@@ -38,6 +40,8 @@ _FLOOR = Key("floor", "floor", FLOOR)
 _LOG = Axis("progress", "checkpoint", log=True)
 _LINEAR = Axis("progress", "checkpoint", log=False)
 _DAMPING = Axis("place", "damping", log=True)
+_PANEL = 290
+"""Height in pixels of one of several panels."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,26 @@ class Chart:
     """A chart of the page.
 
     Attributes:
-        name: ratio, efficiency, pairs, imbalance, loss, validation, or damping-STAGE.
+        kind: ratio, efficiency, pairs, imbalance, loss, validation or damping; charts of one kind
+            are panels of one figure.
         figure: what Bokeh draws.
+        said: what it shows, for who does not see it.
         title: what tells it from its neighbours; may be empty.
         keys: the keys of the curves that it alone shows.
+        part: its place among those of its kind, from 0; None where it is the only one.
     """
 
-    name: str
+    kind: str
     figure: figure
+    said: str
     title: str = ""
     keys: tuple[Key, ...] = ()
+    part: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its kind, with its place where there are several."""
+        return self.kind if self.part is None else f"{self.kind}-{self.part}"
 
 
 def draw_charts(run: Run, pairs: pd.DataFrame | None = None) -> list[Chart]:
@@ -103,24 +117,34 @@ class _Progress:
     def of_methods(
         self, shown: pd.DataFrame, scores: pd.DataFrame, methods: Sequence[str]
     ) -> list[Chart]:
-        """Return ratio and efficiency, a curve per method.
+        """Return ratio and efficiency, a curve per method; of many a panel for each family.
 
         Args:
             shown: of ``results.summarize``, one damping per method.
             scores: the rows behind it.
             methods: of the run, in the order that tags and spare styles are given.
         """
-        ratio = self._empty(_RATIO, 380, log=True)
+        groups = groups_of(methods)
+        parts = range(len(groups)) if len(groups) > 1 else [None]
+        panels = list(zip(groups, parts, strict=True))
         floor = mean_curve(_FLOOR, self.floors, "floor_ratio", _LOG)
-        shade_floor(ratio, floor)
-        curves = method_curves(shown, "ratio", _LOG, methods, scores)
-        draw_curves(ratio, self.stops, [*curves, floor])
-        efficiency = self._empty("Efficiency", 320)
-        efficiency.y_range = Range1d(-0.03, 1.03)
-        efficiency.yaxis.formatter = NumeralTickFormatter(format="0%")
-        curves = method_curves(shown, "efficiency", _LINEAR, methods, scores)
-        draw_curves(efficiency, self.stops, curves)
-        return [Chart("ratio", ratio), Chart("efficiency", efficiency)]
+        charts = []
+        for group, part in panels:
+            ratio = self._empty(_RATIO, 380 if part is None else _PANEL, log=True)
+            shade_floor(ratio, floor)
+            curves = method_curves(shown, "ratio", _LOG, methods, scores, group)
+            draw_curves(ratio, self.stops, [*curves, floor])
+            said = first_to_last([*curves, floor])
+            charts.append(Chart("ratio", ratio, said, group.title, part=part))
+        for group, part in panels:
+            efficiency = self._empty("Efficiency", 320 if part is None else _PANEL)
+            efficiency.y_range = Range1d(-0.03, 1.03)
+            efficiency.yaxis.formatter = NumeralTickFormatter(format="0%")
+            curves = method_curves(shown, "efficiency", _LINEAR, methods, scores, group)
+            draw_curves(efficiency, self.stops, curves)
+            said = first_to_last(curves)
+            charts.append(Chart("efficiency", efficiency, said, group.title, part=part))
+        return charts
 
     def of_pairs(self, pairs: pd.DataFrame, methods: Sequence[str]) -> Chart:
         """Return ratios of pairs of methods, with their intervals."""
@@ -128,7 +152,7 @@ class _Progress:
         keys = pair_keys(list(pairs["pair"].unique()), methods)
         curves = [interval_curve(key, pairs[pairs["pair"] == key.name], _LOG) for key in keys]
         draw_curves(chart, self.stops, curves)
-        return Chart("pairs", chart, keys=tuple(keys))
+        return Chart("pairs", chart, first_to_last(curves), keys=tuple(keys))
 
     def of_imbalance(self, batches: pd.DataFrame) -> Chart:
         """Return the imbalance of per-sample gradients and of logit gradients."""
@@ -136,7 +160,7 @@ class _Progress:
         keys = [Key(tag, *named) for tag, named in IMBALANCE.items()]
         curves = [mean_curve(key, self.floors, key.tag, _LOG, batches) for key in keys]
         draw_curves(chart, self.stops, curves)
-        return Chart("imbalance", chart, keys=tuple(keys))
+        return Chart("imbalance", chart, first_to_last(curves), keys=tuple(keys))
 
     def of_history(self, batches: pd.DataFrame, provenance: Mapping[str, Any]) -> list[Chart]:
         """Return the loss, and the validation metrics where ``run.json`` knows any."""
@@ -151,19 +175,16 @@ class _Progress:
             for key, column in zip(keys, losses, strict=True)
         ]
         draw_curves(loss, self.stops, curves)
-        charts = [Chart("loss", loss, keys=(scored, *keys))]
+        charts = [Chart("loss", loss, first_to_last(curves), keys=(scored, *keys))]
         if metrics:
             keys = series_keys("metric", list(metrics.values()))
             chart = self._empty(keys[0].name.capitalize() if len(keys) == 1 else "Validation", 260)
-            draw_curves(
-                chart,
-                self.stops,
-                [
-                    value_curve(key, history.table, column, _LINEAR)
-                    for key, column in zip(keys, metrics, strict=True)
-                ],
-            )
-            charts.append(Chart("validation", chart, keys=tuple(keys)))
+            curves = [
+                value_curve(key, history.table, column, _LINEAR)
+                for key, column in zip(keys, metrics, strict=True)
+            ]
+            draw_curves(chart, self.stops, curves)
+            charts.append(Chart("validation", chart, first_to_last(curves), keys=tuple(keys)))
         return charts
 
     def _empty(self, label: str, height: int, log: bool = False) -> figure:
@@ -174,35 +195,66 @@ class _Progress:
 def damping_charts(
     summary: pd.DataFrame, floors: pd.DataFrame, methods: Sequence[str]
 ) -> list[Chart]:
-    """Return ratio against damping, a chart per stage of training, all on the same axes.
+    """Return ratio against damping, a chart per stage of training, those of a row on the same axes.
+
+    Many methods have a row for each family.
 
     Args:
         summary: the result of ``results.summarize``.
         floors: the result of ``results.summarize_batches``.
         methods: the methods of the run, in the order that tags and spare styles are given.
     """
-    places = damping_places(summary["damping"])
-    x = np.array(list(places.values()))
-    labels = {place: f"{damping:g}" for damping, place in places.items()}
-    stops = Stops(tuple(places), x, {"damping": tuple(labels.values())})
-    span = Range1d(float(x[0]) / 3, float(x[-1]) * 3)
-    placed = summary.assign(place=summary["damping"].map(places))
+    damping = _Damping(summary, floors, methods)
     charts: list[Chart] = []
-    for stage, checkpoint in stages(summary).items():
-        chart = empty_figure(("Damping", _RATIO), 330, span, x_axis_type="log", y_axis_type="log")
-        if charts:
-            chart.y_range = charts[0].figure.y_range
-        chart.xaxis.ticker = FixedTicker(ticks=x[:: math.ceil(len(x) / 5)].tolist())
-        chart.xaxis.major_label_overrides = labels
-        here = floors[floors["checkpoint"] == checkpoint]
-        floor = here.loc[here.index.repeat(len(x))].assign(place=x, damping=list(places))
-        curve = mean_curve(_FLOOR, floor, "floor_ratio", _DAMPING)
-        shade_floor(chart, curve)
-        rows = placed[placed["checkpoint"] == checkpoint].sort_values("damping", kind="stable")
-        curves = method_curves(rows, "ratio", _DAMPING, methods)
-        draw_curves(chart, stops, [*curves, curve])
-        charts.append(Chart(f"damping-{stage}", chart, f"{stage}: {checkpoint}"))
+    for group in groups_of(methods):
+        row: list[Chart] = []
+        for stage, checkpoint in stages(summary).items():
+            title = f"{stage}: {checkpoint}"
+            if group.title:
+                title = f"{group.title}, {title}"
+            chart, said = damping.at(checkpoint, group)
+            if row:
+                chart.y_range = row[0].figure.y_range
+            row.append(Chart("damping", chart, said, title, part=len(charts) + len(row)))
+        charts += row
     return charts
+
+
+class _Damping:
+    """Charts against damping, which zoom together along x.
+
+    Args:
+        summary: the result of ``results.summarize``.
+        floors: the result of ``results.summarize_batches``.
+        methods: the methods of the run.
+    """
+
+    def __init__(self, summary: pd.DataFrame, floors: pd.DataFrame, methods: Sequence[str]) -> None:
+        self.places = damping_places(summary["damping"])
+        self.x = np.array(list(self.places.values()))
+        self.labels = {place: f"{damping:g}" for damping, place in self.places.items()}
+        texts = {"damping": tuple(self.labels.values())}
+        self.stops = Stops(tuple(self.places), self.x, texts)
+        self.span = Range1d(float(self.x[0]) / 3, float(self.x[-1]) * 3)
+        self.placed = summary.assign(place=summary["damping"].map(self.places))
+        self.floors, self.methods = floors, methods
+
+    def at(self, checkpoint: str, group: Group) -> tuple[figure, str]:
+        """Return the chart of a group of methods at one checkpoint, and what it shows."""
+        labels = ("Damping", _RATIO)
+        chart = empty_figure(labels, 330, self.span, x_axis_type="log", y_axis_type="log")
+        chart.xaxis.ticker = FixedTicker(ticks=self.x[:: math.ceil(len(self.x) / 5)].tolist())
+        chart.xaxis.major_label_overrides = self.labels
+        here = self.floors[self.floors["checkpoint"] == checkpoint]
+        floor = here.loc[here.index.repeat(len(self.x))]
+        floor = floor.assign(place=self.x, damping=list(self.places))
+        lowest = mean_curve(_FLOOR, floor, "floor_ratio", _DAMPING)
+        shade_floor(chart, lowest)
+        rows = self.placed[self.placed["checkpoint"] == checkpoint]
+        rows = rows.sort_values("damping", kind="stable")
+        curves = method_curves(rows, "ratio", _DAMPING, self.methods, group=group)
+        draw_curves(chart, self.stops, [*curves, lowest])
+        return chart, first_to_last(curves, "smallest to the largest damping")
 
 
 def method_keys(methods: Sequence[str]) -> list[Key]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from evalkit.figures.drawing import bar_start
-from evalkit.figures.palette import Style, method_styles, run_styles
+from evalkit.figures.groups import Group
+from evalkit.figures.palette import QUIET, Style, method_styles, run_styles
 from evalkit.names import display_name
 from evalkit.report.page.bokeh_figures import Curve
 from evalkit.results.spreads import format_number, spread
@@ -80,8 +81,9 @@ def method_curves(
     axis: Axis,
     methods: Sequence[str],
     batches: pd.DataFrame = NO_BATCHES,
+    group: Group | None = None,
 ) -> list[Curve]:
-    """Return a curve per method that has rows.
+    """Return a curve per method of a group that has rows.
 
     Args:
         rows: the result of ``results.summarize``, one point each.
@@ -89,14 +91,37 @@ def method_curves(
         axis: how rows become points.
         methods: the methods of the run, in the order that tags and spare styles are given.
         batches: rows of scores whose values are the spread; may be empty.
+        group: the methods to draw; all by default.
     """
     curves = []
     for method, key in zip(methods, method_keys_of(methods), strict=True):
-        group = rows[rows["method"] == method]
-        if len(group):
-            single = batches[batches["method"] == method] if len(batches) else batches
-            curves.append(mean_curve(key, group, column, axis, single))
+        own = rows[rows["method"] == method]
+        if not len(own) or (group is not None and method not in group.shown):
+            continue
+        single = batches[batches["method"] == method] if len(batches) else batches
+        if group is not None and method in group.quiet:
+            key, single = replace(key, style=replace(key.style, color=QUIET)), NO_BATCHES
+        curves.append(mean_curve(key, own, column, axis, single))
     return curves
+
+
+def first_to_last(curves: Sequence[Curve], ends: str = "first to the last checkpoint") -> str:
+    """Return the ends of curves as a sentence, for who does not see them.
+
+    Args:
+        curves: that a chart shows.
+        ends: what their first and their last point are.
+    """
+    told = [
+        f"{curve.name} {_told(curve, 0)} to {_told(curve, -1)}" for curve in curves if len(curve.x)
+    ]
+    return f"From the {ends}: {'; '.join(told)}."
+
+
+def _told(curve: Curve, place: int) -> str:
+    """Return the mean of a point as its table writes it, without its spread."""
+    first = curve.texts[place].split()[0]
+    return first if first.endswith("%") else format_number(float(curve.mean[place]))
 
 
 def mean_curve(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ def render_page(
         script_hashes=[script_hash(script), script_hash(library)],
         library=compressed(library.encode("utf-8")),
         library_version=BOKEH_VERSION,
-        figures=[
+        pictures=[
             path.relative_to(run.folder).as_posix() for path in files if path.suffix != ".csv"
         ],
         downloads=[
@@ -129,7 +131,7 @@ def _charts(run: Run, pairs: pd.DataFrame) -> Mapping[str, Any]:
         for root, chart in zip(content["roots"], charts, strict=True)
     }
     return {
-        "charts": charts,
+        "figures": [(kind, list(found)) for kind, found in groupby(charts, attrgetter("kind"))],
         "chart_document": {"document": content, "roots": roots},
         "key_groups": key_groups(run_methods(run)),
         "spread": bool(summarize_batches(run)["batches"].max() > 1),

@@ -204,15 +204,27 @@ function comparison(first, second, sign) {
   return sign * text(first).localeCompare(text(second), "en", { numeric: true });
 }
 
+// Rows are ordered within their group.
+function order(table) {
+  const head = [...table.tHead.rows[0].cells].find((cell) => cell.ariaSort);
+  if (!head) return;
+  const [place, sign] = [head.cellIndex, head.ariaSort === "ascending" ? 1 : -1];
+  for (const body of table.tBodies) {
+    const rows = rowsOf(body);
+    rows.sort((one, other) => comparison(one.cells[place], other.cells[place], sign));
+    body.append(...rows);
+  }
+}
+
+function rowsOf(part) {
+  return [...part.rows].filter((row) => row.parentElement.tagName === "TBODY" && row.className !== "group");
+}
+
 function sortBy(head) {
   const ascending = head.getAttribute("aria-sort") !== "ascending";
   for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-  const body = head.closest("table").tBodies[0];
-  const place = head.cellIndex;
-  const rows = [...body.rows];
-  rows.sort((one, other) => comparison(one.cells[place], other.cells[place], ascending ? 1 : -1));
-  body.append(...rows);
+  order(head.closest("table"));
 }
 
 function offerSorting() {
@@ -226,18 +238,73 @@ function offerSorting() {
   }
 }
 
+function press(button) {
+  const pressed = button.getAttribute("aria-pressed") !== "true";
+  button.setAttribute("aria-pressed", String(pressed));
+  return pressed;
+}
+
+// Above a table: which of its rows are shown, whether in groups, and whether with all columns.
+function offerTools() {
+  for (const tools of document.querySelectorAll(".tools")) {
+    const place = tools.nextElementSibling.nextElementSibling;
+    const table = place.querySelector("table");
+    tools.hidden = tools.childElementCount === 1;
+    offerGroups(tools, table, offerSearch(tools, table));
+    table.classList.toggle("thin", tools.querySelector(".every") !== null);
+    tools.querySelector(".every")?.addEventListener("click", ({ currentTarget }) => {
+      table.classList.toggle("thin", !press(currentTarget));
+      hint(place);
+    });
+  }
+}
+
+// Shows the rows that hold every word, in what they say or in the title of their group.
+function offerSearch(tools, table) {
+  const [field, told] = [tools.querySelector("input"), tools.querySelector("output")];
+  const texts = new Map();
+  for (const body of table.tBodies) {
+    const title = body.querySelector(".group")?.textContent ?? "";
+    for (const row of rowsOf(body)) texts.set(row, `${title} ${row.textContent}`.toLowerCase());
+  }
+  const search = () => {
+    const words = (field?.value ?? "").toLowerCase().split(/\s+/).filter(Boolean);
+    for (const [row, text] of texts) row.hidden = !words.every((word) => text.includes(word));
+    for (const body of table.tBodies) body.hidden = rowsOf(body).every((row) => row.hidden);
+    const shown = [...texts.keys()].filter((row) => !row.hidden).length;
+    told.textContent = words.length ? `${shown} of ${texts.size} rows` : "";
+  };
+  field?.addEventListener("input", search);
+  return search;
+}
+
+function offerGroups(tools, table, search) {
+  const homes = new Map();
+  for (const body of table.tBodies) for (const row of rowsOf(body)) homes.set(row, body);
+  const together = document.createElement("tbody");
+  tools.querySelector(".by-group")?.addEventListener("click", ({ currentTarget }) => {
+    const grouped = press(currentTarget);
+    if (!grouped) table.append(together);
+    for (const [row, home] of homes) (grouped ? home : together).append(row);
+    if (grouped) together.remove();
+    order(table);
+    search();
+  });
+}
+
 // A word above each table that has columns out of sight.
+function hint(place) {
+  place.previousElementSibling.hidden = place.scrollWidth <= place.clientWidth;
+}
+
 function hintAtScrolling() {
   if (typeof ResizeObserver === "undefined") return;
-  const watcher = new ResizeObserver((entries) => {
-    for (const { target } of entries) {
-      target.previousElementSibling.hidden = target.scrollWidth <= target.clientWidth;
-    }
-  });
+  const watcher = new ResizeObserver((entries) => entries.forEach(({ target }) => hint(target)));
   for (const place of document.querySelectorAll(".scroll")) watcher.observe(place);
 }
 
 offerDownloads();
 offerSorting();
+offerTools();
 hintAtScrolling();
 drawCharts();

@@ -6,19 +6,23 @@ import math
 
 import pandas as pd
 
-from evalkit.names import FAMILIES, MANY, arranged, display_name, family
+from evalkit.names import MANY, arranged, display_name, family
 from evalkit.report.page.cells import Cell, Table, number
 from evalkit.report.page.curves import method_tags
 from evalkit.results.marks import Mark, Marks, reach
 from evalkit.results.pairs import last_rows
 from evalkit.results.spreads import format_number, spread
-from evalkit.results.summaries import stages
+from evalkit.results.summaries import evenly_chosen, stages
+
+_COLUMNS = 7
+"""The most checkpoints that a table shows beside one another at first."""
 
 
 def scores_table(shown: pd.DataFrame, marks: Marks) -> Table:
     """Return checkpoint by method: mean ratio to SGD with one sigma, efficiency below it.
 
-    Many methods are rows, family by family, and checkpoints columns.
+    Many methods are rows, family by family, and checkpoints columns, of which some are shown at
+    first.
 
     Args:
         shown: ``results.summarize``, one damping per method.
@@ -33,13 +37,18 @@ def scores_table(shown: pd.DataFrame, marks: Marks) -> Table:
         rows = tuple(
             (
                 Cell(display_name(method), tag=tags[method]),
-                Cell(family(method), FAMILIES.index(family(method))),
                 *(cells.get((name, method), Cell("")) for name, _ in checkpoints),
             )
             for method in methods
         )
         columns = (f"{name} ({progress:.2f})" for name, progress in checkpoints)
-        return Table(("method", "family", *columns), rows, names=2)
+        shown_first = evenly_chosen(len(checkpoints), _COLUMNS)
+        return Table(
+            ("method", *columns),
+            rows,
+            groups=tuple(map(family, methods)),
+            spare=frozenset(range(1, len(checkpoints) + 1)) - {1 + place for place in shown_first},
+        )
     rows = tuple(
         (
             Cell(name),
@@ -66,6 +75,7 @@ def damping_table(summary: pd.DataFrame, marks: Marks) -> Table:
     pairs = summary[["method", "damping"]].drop_duplicates()
     order = {method: place for place, method in enumerate(tags)}
     pairs = pairs.sort_values("method", key=lambda column: column.map(order), kind="stable")
+    pairs = pairs[pairs["method"] != "sgd"]
     rows = tuple(
         (
             Cell(display_name(str(method)), tag=tags[str(method)]),
@@ -73,10 +83,10 @@ def damping_table(summary: pd.DataFrame, marks: Marks) -> Table:
             *(cells.get((method, damping, name), Cell("")) for name in chosen.values()),
         )
         for method, damping in pairs.itertuples(index=False)
-        if method != "sgd"
     )
     head = (f"{stage}: {checkpoint}" for stage, checkpoint in chosen.items())
-    return Table(("method", "damping", *head), rows, names=2)
+    groups = tuple(map(family, pairs["method"])) if len(tags) > MANY else ()
+    return Table(("method", "damping", *head), rows, names=2, groups=groups)
 
 
 def pairs_table(table: pd.DataFrame) -> Table:
