@@ -25,7 +25,7 @@ OVERPARAMETERISED = ["mlp_categorical", "mlp_bernoulli", "mlp_gaussian", "convol
 # --- the output Fisher matrix ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", A_THIRD)
 def test_the_trace_is_that_of_the_matrix(name: str) -> None:
     lin = linearized(name)
     traces = lin.likelihood.fisher_trace(lin.logits, lin.targets)

@@ -40,7 +40,7 @@ FEW = {
 
 
 def test_bring_your_own(folder: Path) -> None:
-    for command in [*commands("my_task.py"), *commands("report runs/mine")]:
+    for command in [*commands("my_task.py"), commands("report runs/mine")[-1]]:  # it draws all
         assert main([*command, *FEW.get(command[0], [])]) == 0
     assert (folder / "runs/mine/report.html").is_file()
     run = read_run("runs/mine")

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import rc_context
 from scipy.stats import gmean, gstd
 
 from evalkit.cli import main
 from evalkit.errors import EvalkitError
-from evalkit.figures import draw_figures, draw_figures_of_runs, write_figures
+from evalkit.figures import draw_figures, draw_figures_of_runs
 from evalkit.figures.layouts import LAYOUTS, PAPER
+from evalkit.figures.multipanel import pairs_figure
+from evalkit.figures.run_figures import save_figures, settled
 from evalkit.report.page import render_page
 from evalkit.report.writing import derived_of, overlap_notes
 from evalkit.results.pairs import Member, compare, compare_runs, named, parse_pair, statements
@@ -225,9 +228,10 @@ def test_report_of_one_run_for_print(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert pd.read_csv(run / "pairs.csv")["pair"].nunique() == 2
     assert len(pd.read_csv(run / "dampings.csv")) == 6
     pairs = [parse_pair(pair) for pair in ("ief/sgd", "ef@1e-3/ief")]
-    again = tmp_path / "again"  # the other layout: test_figures
-    for path in write_figures(read_run(run), again, PAPER, pairs):
-        drawn = run / "figures" / path.relative_to(again)
+    with rc_context(PAPER.settings()):  # the other layout, every figure: test_figures
+        again = {"pairs": settled(pairs_figure([read_run(run)], pairs, PAPER))}
+    for path in save_figures(again, tmp_path / "again", PAPER):
+        drawn = run / "figures" / path.relative_to(tmp_path / "again")
         assert path.read_bytes() == drawn.read_bytes()
 
 
