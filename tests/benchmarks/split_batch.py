@@ -145,9 +145,7 @@ def table() -> str:
         + "\n`python -m tests.benchmarks.split_batch` scores one batch by SGD, EF, iEF, SF and 10 "
         "iterations of CG, with one process and with two ranks that split it in turns, one thread "
         f"each: medians of {TURNS} turns. Mark: two ranks take at most {MARK} times as long. "
-        "Measured on\n"
-        + machine("cpu")
-        + "\n\n"
+        f"Measured with {_with_versions_first(machine('cpu'))}\n\n"
         + lines(
             "",
             "one: processor seconds",
@@ -160,6 +158,12 @@ def table() -> str:
         )
         + rows
     )
+
+
+def _with_versions_first(told: str) -> str:
+    """Return what is said of a machine in words that the page does not have already."""
+    hardware, versions = told.rstrip(".").split("; ")
+    return f"{versions}, on {hardware}."
 
 
 def main() -> None:
