@@ -134,8 +134,10 @@ def test_search_works_from_disk(site: Path, tmp_path: Path) -> None:
 
     options = ChromeOptions()
     options.binary_location = str(BROWSER)
-    for argument in ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"):
+    wide = "--window-size=1280,900"  # below 960 pixels the field is behind a button
+    for argument in ("--headless", "--no-sandbox", "--disable-gpu", wide):
         options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={tmp_path}")
     with Chrome(options=options, service=ChromeService(DRIVER)) as browser:
         browser.get((site / "index.html").as_uri())
         field = browser.find_element(By.CSS_SELECTOR, "input.md-search__input")

@@ -17,7 +17,7 @@ from evalkit.figures import draw_figures, slide_figure
 from evalkit.figures.groups import groups_of
 from evalkit.figures.layouts import PAPER, SCREEN, Layout
 from evalkit.figures.multipanel import pairs_figure
-from evalkit.figures.palette import QUIET, method_styles
+from evalkit.figures.palette import QUIET, method_styles, run_styles
 from evalkit.figures.slide import MOST_ROWS, drawn_methods
 from evalkit.names import (
     FAMILIES,
@@ -267,6 +267,12 @@ def test_a_slide_names_the_best_methods_apart_from_one_another(run: Run) -> None
         apart |= box.y1 <= beside.y0 + slack or beside.y1 <= box.y0 + slack
         assert apart, f"{one.get_text()} overlaps {other.get_text()}"
     assert all(figure.bbox.containsx(x) for box in boxes.values() for x in (box.x0, box.x1))
+
+
+def test_no_two_of_many_runs_look_alike() -> None:
+    styles = run_styles([str(place) for place in range(64)])
+    assert len({(style.marker, style.dashes) for style in styles.values()}) == 64
+    assert len({style.color for style in list(styles.values())[:20]}) == 20
 
 
 def test_many_runs_have_a_row_of_panels_each(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from evalkit.errors import EvalkitError
@@ -273,6 +274,18 @@ def test_the_page_is_the_same_each_time_and_leaves_the_tables(tmp_path: Path) ->
         "run.json",
         "scores.csv",
     ]
+
+
+def test_a_slide_is_the_same_each_time(tmp_path: Path) -> None:
+    write_run(tmp_path, cells_of([2.0, 4.0]))
+    places = [tmp_path / "figures" / f"slide.{kind}" for kind in ("png", "svg")]
+    drawn = []
+    for _ in range(2):
+        report_run(tmp_path, layouts=(), slide=True)
+        drawn.append([place.read_bytes() for place in places])
+    assert drawn[0] == drawn[1]
+    height, width = plt.imread(places[0]).shape[:2]
+    assert width / height == pytest.approx(16 / 9, abs=0.01)
 
 
 def test_an_unreadable_run_keeps_the_old_page(tmp_path: Path) -> None:

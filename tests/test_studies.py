@@ -243,6 +243,7 @@ def test_report_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {path.name for path in out.iterdir()} == {
         *(f"{name}.{kind}" for name in ("pairs", "efficiency") for kind in ("png", "svg")),
         "pairs.csv",
+        "report.html",
     }
 
 
@@ -252,6 +253,7 @@ def test_report_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ((), "--out"),
         (("--out", "x", "--style", "papier"), "did you mean 'paper'"),
         (("--out", "x", "--pairs", "ief"), "METHOD"),
+        (("--out", "x", "--slide"), "for a --slide, found 2 runs"),
     ],
 )
 def test_bad_requests_end_with_one_sentence(

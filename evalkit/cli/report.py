@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Write figures, tables of pairs and dampings, and a self-contained report.html into RUN.
 
-    Several RUNs are drawn as lines of the same figures, a panel per pair of methods.
+    Several RUNs are lines of the same figures, a panel per pair of methods, and of one page.
     """
     from evalkit.results.pairs import parse_pair
     from evalkit.storage.run_folder import read_run
@@ -67,7 +67,7 @@ def command(
     if alone:
         report = report_run(runs[0], chosen, layouts, in_options, slide)
     else:
-        report = report_runs(runs, chosen, layouts, folder)
+        report = report_runs(runs, chosen, layouts, folder, in_options)
     for read in found:
         remark_gaps(read)
     for line in report.statements:

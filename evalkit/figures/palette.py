@@ -112,5 +112,17 @@ def method_styles(methods: Iterable[str]) -> dict[str, Style]:
 
 
 def run_styles(names: Sequence[str]) -> dict[str, Style]:
-    """Return a style per run, in the order given."""
-    return {name: _RUNS[place % len(_RUNS)] for place, name in enumerate(names)}
+    """Return a style per run, in the order given.
+
+    No two of 64 share marker and dashes, no two of 20 a colour.
+    """
+    count = len(_RUNS)
+    colors = [*(style.color for style in _RUNS), *_MORE_COLORS]
+    return {
+        name: Style(
+            colors[place % len(colors)],
+            _RUNS[place % count].marker,
+            _RUNS[(place + place // count) % count].dashes,
+        )
+        for place, name in enumerate(names)
+    }

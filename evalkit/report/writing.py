@@ -13,7 +13,7 @@ from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures_of_runs, save_figures, slide_figure, write_figures
 from evalkit.figures.layouts import SCREEN, SLIDE, Layout
 from evalkit.overlap import overlap_note
-from evalkit.report.page import Derived, render_page
+from evalkit.report.page import Derived, render_page, render_runs_page
 from evalkit.results.marks import marks_of
 from evalkit.results.pairs import (
     DEFAULT_PAIRS,
@@ -37,7 +37,7 @@ class Report:
     """What was written.
 
     Attributes:
-        place: the page of one run, the folder of several.
+        place: the page.
         statements: a sentence per pair of methods at the end of training, what they hold for, and
             a sentence per run whose batches overlap much, and what is said of marked scores.
     """
@@ -97,14 +97,16 @@ def report_runs(
     pairs: Sequence[Pair],
     layouts: Sequence[Layout],
     out: str | os.PathLike[str] | None,
+    wording: Callable[[str], str] = str,
 ) -> Report:
-    """Write figures with a line per run, and the table of their pairs.
+    """Write figures with a line per run, the table of their pairs, and a page of both.
 
     Args:
         folders: the RUNs.
         pairs: a panel each; without any, those of the paper.
         layouts: sizes and formats.
         out: the folder to write to.
+        wording: as for :func:`evalkit.report.page.render_page`.
 
     Raises:
         EvalkitError: no folder is named, a run cannot be read, or a pair was not scored.
@@ -117,10 +119,16 @@ def report_runs(
     runs = [read_run(folder) for folder in folders]
     chosen = list(pairs) or [parse_pair(pair) for pair in DEFAULT_PAIRS]
     table = compare_runs(runs, chosen)
-    for layout in layouts:
-        save_figures(draw_figures_of_runs(runs, chosen, layout), out, layout)
-    write_table(table, Path(out) / PAIRS_FILE)
-    return Report(Path(out), (*statements(table), *overlap_notes(runs), *mark_notes(runs)))
+    files = [
+        path
+        for layout in layouts
+        for path in save_figures(draw_figures_of_runs(runs, chosen, layout), out, layout)
+    ]
+    files.append(write_table(table, Path(out) / PAIRS_FILE))
+    notes = (*overlap_notes(runs), *mark_notes(runs))
+    page = Path(out) / REPORT_FILE
+    write_atomically(page, render_runs_page(runs, chosen, table, notes, files, wording))
+    return Report(page, (*statements(table), *notes))
 
 
 def overlap_notes(runs: Sequence[Run]) -> list[str]:

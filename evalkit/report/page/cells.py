@@ -56,7 +56,9 @@ class Table:
         names: leading columns that name the row.
         tags: of the curves that each column is about; empty where rows or none are about any.
         groups: what each row belongs to, rows of a group one after another; empty without groups.
+        grouped_by: what a group is.
         spare: columns that are shown on demand.
+        columns: what its columns are.
     """
 
     head: tuple[str, ...]
@@ -64,7 +66,9 @@ class Table:
     names: int = 1
     tags: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    grouped_by: str = "family"
     spare: frozenset[int] = frozenset()
+    columns: str = "checkpoints"
 
     @property
     def parts(self) -> list[tuple[str, list[tuple[Cell, ...]]]]:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from evalkit.overlap import overlap_note
 from evalkit.report.page.bokeh_figures import document_json
-from evalkit.report.page.charts import draw_charts, key_groups, run_methods
+from evalkit.report.page.charts import Chart, draw_charts, key_groups, run_methods
 from evalkit.report.page.records import as_text, checkpoints_table, provenance_table
 from evalkit.report.page.scripts import BOKEH_VERSION, chart_library, compressed, script_hash
 from evalkit.report.page.solver import solver_sentences, solver_table
@@ -83,18 +83,8 @@ def render_page(
         files: figures and tables in the run's folder: figures are named, tables offered.
         wording: makes of a sentence that names arguments what its reader knows.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    # Bokeh reads models in order: one is whole where it comes first, and referred to afterwards.
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    script, library = _asset("report.js"), chart_library()
-    return environment.from_string(_asset(REPORT_FILE)).render(
-        style=_asset("report.css"),
-        script=script,
-        script_hashes=[script_hash(script), script_hash(library)],
-        library=compressed(library.encode("utf-8")),
-        library_version=BOKEH_VERSION,
+    return fill(
+        REPORT_FILE,
         pictures=[
             path.relative_to(run.folder).as_posix() for path in files if path.suffix != ".csv"
         ],
@@ -102,7 +92,6 @@ def render_page(
             *(download(own_path(run.folder / name)) for name in (SCORES_FILE, BATCHES_FILE)),
             *(download(path) for path in files if path.suffix == ".csv"),
         ],
-        swatch=swatch,
         **_charts(run, derived.pairs),
         **_summary(run, wording),
         pairs=pairs_table(derived.pairs),
@@ -115,6 +104,34 @@ def render_page(
     )
 
 
+def fill(name: str, **content: Any) -> str:
+    """Return a page from its template, with the script, the style and the chart library inside.
+
+    Args:
+        name: of the template.
+        content: what it is filled with.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["swatch"] = swatch
+    # Bokeh reads models in order: one is whole where it comes first, and referred to afterwards.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    script, library = _asset("report.js"), chart_library()
+    return environment.get_template(name).render(
+        style=_asset("report.css"),
+        script=script,
+        script_hashes=[script_hash(script), script_hash(library)],
+        library=compressed(library.encode("utf-8")),
+        library_version=BOKEH_VERSION,
+        **content,
+    )
+
+
 def download(path: Path) -> Download:
     """Return a table as the page offers it."""
     content = path.read_bytes()
@@ -122,9 +139,8 @@ def download(path: Path) -> Download:
     return Download(path.name, -(-len(content) // 1000), embedded)
 
 
-def _charts(run: Run, pairs: pd.DataFrame) -> Mapping[str, Any]:
-    """Return what the template says of charts."""
-    charts = draw_charts(run, pairs)
+def embedded(charts: Sequence[Chart]) -> Mapping[str, Any]:
+    """Return what a template says of charts: by kind, and the document that draws them."""
     content = document_json([chart.figure for chart in charts])
     roots = {
         root["id"]: f"chart-{chart.name}"
@@ -133,6 +149,13 @@ def _charts(run: Run, pairs: pd.DataFrame) -> Mapping[str, Any]:
     return {
         "figures": [(kind, list(found)) for kind, found in groupby(charts, attrgetter("kind"))],
         "chart_document": {"document": content, "roots": roots},
+    }
+
+
+def _charts(run: Run, pairs: pd.DataFrame) -> Mapping[str, Any]:
+    """Return what the template says of charts."""
+    return {
+        **embedded(draw_charts(run, pairs)),
         "key_groups": key_groups(run_methods(run)),
         "spread": bool(summarize_batches(run)["batches"].max() > 1),
     }

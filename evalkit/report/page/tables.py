@@ -14,8 +14,10 @@ from evalkit.results.pairs import last_rows
 from evalkit.results.spreads import format_number, spread
 from evalkit.results.summaries import evenly_chosen, stages
 
-_COLUMNS = 7
-"""The most checkpoints that a table shows beside one another at first."""
+COLUMNS = 7
+"""The most checkpoints, or runs, that a table shows beside one another at first."""
+PAIR_HEAD = ("checkpoint", "ratio (geometric mean)", "95% interval", "the first is", "batches")
+"""What :func:`pair_cells` says."""
 
 
 def scores_table(shown: pd.DataFrame, marks: Marks) -> Table:
@@ -31,7 +33,7 @@ def scores_table(shown: pd.DataFrame, marks: Marks) -> Table:
     methods = arranged(shown["method"])
     tags = method_tags(methods)
     keys = zip(shown["checkpoint"], shown["method"], strict=True)
-    cells = dict(zip(keys, _scores(shown, marks), strict=True))
+    cells = dict(zip(keys, score_cells(shown, marks), strict=True))
     checkpoints = _checkpoints(shown)
     if len(methods) > MANY:
         rows = tuple(
@@ -42,7 +44,7 @@ def scores_table(shown: pd.DataFrame, marks: Marks) -> Table:
             for method in methods
         )
         columns = (f"{name} ({progress:.2f})" for name, progress in checkpoints)
-        shown_first = evenly_chosen(len(checkpoints), _COLUMNS)
+        shown_first = evenly_chosen(len(checkpoints), COLUMNS)
         return Table(
             ("method", *columns),
             rows,
@@ -70,7 +72,7 @@ def damping_table(summary: pd.DataFrame, marks: Marks) -> Table:
     """
     chosen = stages(summary)
     keys = zip(*(summary[key] for key in ("method", "damping", "checkpoint")), strict=True)
-    cells = dict(zip(keys, _scores(summary, marks), strict=True))
+    cells = dict(zip(keys, score_cells(summary, marks), strict=True))
     tags = method_tags(arranged(summary["method"]))
     pairs = summary[["method", "damping"]].drop_duplicates()
     order = {method: place for place, method in enumerate(tags)}
@@ -95,21 +97,24 @@ def pairs_table(table: pd.DataFrame) -> Table:
     Args:
         table: the result of ``pairs.compare``.
     """
-    rows = []
-    for (pair,), last in last_rows(table):
-        low, middle, high = (math.exp(last[key]) for key in ("low", "log_ratio", "high"))
-        rows.append(
-            (
-                Cell(pair),
-                Cell(str(last["checkpoint"])),
-                Cell(format_number(middle), middle, mark=_of_pair(last)),
-                Cell(f"{format_number(low)} to {format_number(high)}", low),
-                Cell(str(last["statement"]), worse=last["statement"] == "worse"),
-                Cell(str(last["batches"]), last["batches"]),
-            )
-        )
-    head = ("pair", "checkpoint", "ratio (geometric mean)", "95% interval", "the first is")
-    return Table((*head, "batches"), tuple(rows), names=2)
+    rows = tuple((Cell(pair), *pair_cells(last)) for (pair,), last in last_rows(table))
+    return Table(("pair", *PAIR_HEAD), rows, names=2)
+
+
+def pair_cells(last: pd.Series) -> tuple[Cell, ...]:
+    """Return what is said of a pair at its last checkpoint, under :data:`PAIR_HEAD`.
+
+    Args:
+        last: a row of ``pairs.compare``.
+    """
+    low, middle, high = (math.exp(last[key]) for key in ("low", "log_ratio", "high"))
+    return (
+        Cell(str(last["checkpoint"])),
+        Cell(format_number(middle), middle, mark=_of_pair(last)),
+        Cell(f"{format_number(low)} to {format_number(high)}", low),
+        Cell(str(last["statement"]), worse=last["statement"] == "worse"),
+        Cell(str(last["batches"]), last["batches"]),
+    )
 
 
 def _of_pair(row: pd.Series) -> Mark | None:
@@ -183,7 +188,7 @@ def _means(floors: pd.DataFrame, column: str) -> list[Cell]:
     return [Cell(*mean, text.removeprefix(mean[0]).strip()) for mean, text in pairs]
 
 
-def _scores(rows: pd.DataFrame, marks: Marks) -> list[Cell]:
+def score_cells(rows: pd.DataFrame, marks: Marks) -> list[Cell]:
     """Return a cell per row: the ratio to SGD, and the efficiency below it."""
     texts = zip(spread(rows, "ratio").texts, spread(rows, "efficiency").texts, strict=True)
     keys = zip(rows["checkpoint"], rows["method"], rows["damping"], strict=True)
