@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import evalkit
 from evalkit.solvers.cg import conjugate_gradients
@@ -20,6 +20,7 @@ from evalkit.updates import compute
 from tests.support.cases import CASES
 from tests.support.chosen_cases import IN_TURNS, SOME, linearized, reference, some_cases
 from tests.support.kernels import tangent_kernel
+from tests.support.table import Batch
 
 
 @some_cases
@@ -158,3 +159,44 @@ def test_the_ngd_method_takes_the_solver_it_is_told() -> None:
     torch.testing.assert_close(cg.direction(lin), direct.direction(lin), rtol=1e-6, atol=1e-9)
     with pytest.raises(evalkit.EvalkitError, match="solver"):
         compute("ngd:solver=best", lin, 1e-3)
+
+
+def scalar_least_squares(spread: Tensor, asked: Tensor, dtype: torch.dtype) -> Batch:
+    """One output z = x^T w, J = diag(spread) and residuals asked: F and g are diagonal."""
+    model = nn.Linear(len(spread), 1, bias=False).to(dtype)
+    nn.init.zeros_(model.weight)
+    return Batch(model, torch.diag(spread).to(dtype), -asked[:, None].to(dtype), "gaussian")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("damping", [0.0, 1e-12, 1e-6])
+@pytest.mark.parametrize("small", [1e-3, 1e-7, 1e-9])
+def test_cg_states_what_eigenvalues_may_hold_that_g_hardly_has(
+    small: float, damping: float, dtype: torch.dtype
+) -> None:
+    """Nine steps meet the tolerance; the tenth eigenvalue, 0.3^2 / 9 of D, they have not seen."""
+    s = torch.cat([torch.linspace(1.0, 3.0, 9), torch.tensor([small])]).double()
+    asked = torch.cat([torch.ones(9), torch.tensor([0.9])]).double()
+    lin = evalkit.linearize(*scalar_least_squares(s, asked, dtype))
+    found = evalkit.natural_gradient(lin, damping=damping)
+    d = s * asked / (s.square() + damping)
+    wanted = float((s * d).norm() / (asked * s * d).sum())
+    allowed = found.error + 64 * torch.finfo(dtype).eps
+    assert abs(evalkit.gamma(lin, found.solution) / wanted - 1) <= allowed
+
+
+def test_the_error_of_cg_holds_for_random_spectra() -> None:
+    """Eigenvalues over sixteen decades, and residuals that have more or less of each."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        size = int(torch.randint(2, 20, (1,), generator=generator))
+        numbers = torch.randn(3, size, generator=generator).double()
+        s, asked = 10 ** (-2 * numbers[0].abs().clamp_max(4.0)), numbers[1] * 10 ** numbers[2]
+        lin = evalkit.linearize(*scalar_least_squares(s, asked, torch.float64))
+        for damping in (0.0, 1e-9, 1e-3):
+            for tolerance in (1e-3, 1e-6, 1e-9):
+                found = evalkit.natural_gradient(lin, damping=damping, tolerance=tolerance)
+                d = s * asked / (s.square() + damping)
+                wanted = float((s * d).norm() / (asked * s * d).sum())
+                off = abs(evalkit.gamma(lin, found.solution) / wanted - 1)
+                assert off <= found.error + 1e-9, (size, damping, tolerance, found.status)

@@ -194,9 +194,6 @@ def _solved(
             return _solved(system, conjugate_gradients, "cg", form)
         length = space.norm(system.residual(at.x, jx), None)
     relative = length / lin.gradient_norm if lin.gradient_norm > 0 else 0.0
-    error = _left(at.gammas, status, lin.gamma_floor)
-    if status == "residual" and 0 < len(at.gammas) <= DELAY:
-        error = _of_few(system, at, relative)
     return Solved(
         cotangents=at.x if space.of_cotangents else None,
         vector=vector,
@@ -207,41 +204,39 @@ def _solved(
         gammas=at.gammas,
         gamma_floor=lin.gamma_floor,
         status=status,
-        error=error,
+        error=_left(system, at, status, relative),
     )
 
 
-def _of_few(system: System, at: Point, relative: float) -> float:
-    """Return an estimate of the error that CG leaves after too few steps to tell from their gains.
+def _left(system: System, at: Point, status: Status, relative: float) -> float:
+    """Return an estimate of the relative error of gamma that CG leaves.
 
-    With a residual res, res^T A^-1 res of the depth D is missed, at most |res|^2 / mu for the
-    smallest eigenvalue mu: lambda or, with theta = |g|^2 / D, what rounding leaves of it. As in a
-    direct solve, a part m of D missed moves gamma by m / 2, and damping adds sqrt(m).
+    (F + lambda I)^-1 g has the smallest gamma^2 + lambda (|d| / slope)^2, which is 1 / D for the
+    depth D of any iterate at most: its gamma is between the floor and D^(-1/2), and so is that of
+    the iterate. Where the residual met the tolerance, two more things are known, of which the worse
+    counts. The error :data:`DELAY` steps before the last is what the steps since then have gained,
+    and bounds that of the last, unless g hardly has the smallest eigenvalues (Strakos and Tichy, On
+    error estimation in the conjugate gradient method, 2002). And with a residual res, a part m of D
+    is missed with m D = res^T A^-1 res, at most |res|^2 / lambda, which moves gamma by m / 2 and,
+    as in a direct solve, by sqrt(m s) with s = lambda |x|^2 / D, where x itself is off by
+    sqrt(m D / lambda) at most. Without a damping nothing is known of the smallest eigenvalue.
 
     Args:
         system: that was solved.
         at: where CG ended.
+        status: why.
         relative: |res| / |g|.
     """
-    lin, damping = system.lin, system.damping
-    to_floor = _left(at.gammas, "iteration limit", lin.gamma_floor)
-    if at.depth <= 0:
-        return to_floor
-    missed = relative**2 / max(damping * at.depth / lin.gradient_norm**2, lin.unit)
-    return min(to_floor, missed / 2 + (math.sqrt(missed) if damping else 0.0))
-
-
-def _left(gammas: Sequence[float], status: Status, gamma_floor: float) -> float:
-    """Return an estimate of the relative error of gamma that CG leaves.
-
-    No gamma is below the floor. Where the residual met the tolerance, the error of the iterate
-    :data:`DELAY` steps before the last is what the steps since then have gained, and bounds that of
-    the last (Strakos and Tichy, On error estimation in the conjugate gradient method, 2002).
-    """
+    gammas, damping = at.gammas, system.damping
     if not gammas or gammas[-1] == 0:  # no gamma is smaller
         return 0.0
-    last = gammas[-1]
-    to_floor = abs(last / gamma_floor - 1) if gamma_floor > 0 else math.inf
-    if status != "residual":
-        return to_floor
-    return min(to_floor, abs(gammas[-1 - min(DELAY, len(gammas) - 1)] / last - 1))
+    last, floor = gammas[-1], system.lin.gamma_floor
+    between = abs(last / floor - 1) if floor > 0 else math.inf
+    if damping:
+        between = max(between, 1 - last * math.sqrt(max(at.depth, 0.0)))
+    if status != "residual" or not damping or at.depth <= 0:
+        return between
+    gained = abs(gammas[-1 - min(DELAY, len(gammas) - 1)] / last - 1)
+    missed = (relative * system.lin.gradient_norm) ** 2 / (damping * at.depth)
+    share = damping * float(system.space.inner(at.x, at.x, at.jx)) / at.depth
+    return min(between, max(gained, 1.5 * missed + math.sqrt(missed * max(share, 0.0))))

@@ -41,7 +41,9 @@ def ngd(
         relative_residual=result.relative_residual,
         converged=result.converged,
         error=result.error,
-        curable=result.status != "iteration limit",
+        # More digits say no more of eigenvalues that CG has not met within its tolerance.
+        curable=result.status != "iteration limit"
+        and (result.solver == "direct" or result.status != "residual"),
     )
     if result.vector is not None:
         return VectorUpdate(result.vector, report)
