@@ -78,7 +78,9 @@ def test_micro_batches_change_neither(name: str) -> None:
     blocks, expected = parts.gram_blocks(c), whole.gram_blocks(c)
     for names, block in blocks.items():
         if names in expected:  # a part may lose the bias that the whole batch has with its weight
-            assert_near(block, expected[names])
+            # On the scale of all: of a layer that norms cancel there is nothing but rounding.
+            scale = 1e-10 * float(max(one.abs().max() for one in expected.values()))
+            torch.testing.assert_close(block, expected[names], rtol=1e-10, atol=scale)
 
 
 def test_a_layer_has_factors_and_others_have_rows() -> None:

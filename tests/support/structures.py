@@ -25,10 +25,15 @@ def unchanged(gradient: Tensor, damping: float) -> Tensor:
     return gradient
 
 
-def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and vectors, with zeros for values of at most largest x size x eps."""
+def decomposed(matrix: Tensor, size: int = 0) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and vectors, with zeros for values of at most largest x size x eps.
+
+    Args:
+        matrix: symmetric.
+        size: of what it was found in, where that is larger than itself.
+    """
     values, vectors = torch.linalg.eigh(matrix)
-    return values.where(values > values[-1] * len(values) * EPS, 0.0), vectors
+    return values.where(values > values[-1] * max(size, len(values)) * EPS, 0.0), vectors
 
 
 def solver(matrix: Tensor) -> Callable[[Tensor, float], Tensor]:
@@ -50,11 +55,13 @@ def kfac_factors(a: Tensor, d: Tensor, sharing: str) -> tuple[Tensor, Tensor]:
     return d.T @ d, a.T @ a / len(a)
 
 
-def kronecker(b: Tensor, a: Tensor, style: str = "tikhonov") -> Callable[[Tensor, float], Tensor]:
-    """Solve with B (x) A."""
+def kronecker(
+    b: Tensor, a: Tensor, style: str = "tikhonov", size: int = 0
+) -> Callable[[Tensor, float], Tensor]:
+    """Solve with B (x) A, found in something of a size."""
 
     def solve(gradient: Tensor, damping: float) -> Tensor:
-        (lb, qb), (la, qa) = decomposed(b), decomposed(a)
+        (lb, qb), (la, qa) = decomposed(b, size), decomposed(a, size)
         if damping == 0 or style == "tikhonov":
             return in_basis(torch.kron(qb, qa), torch.kron(lb, la), cut=False)(gradient, damping)
         left = right = torch.tensor(damping, dtype=a.dtype)
@@ -119,7 +126,9 @@ def in_basis(basis: Tensor, s: Tensor, cut: bool = True) -> Callable[[Tensor, fl
 
 def kpsvd(a: Tensor, d: Tensor, style: str = "tikhonov") -> Callable[[Tensor, float], Tensor]:
     """Solve with the nearest B (x) A, by the SVD of the rearranged block."""
-    return kronecker(*nearest(full(a, d), d.shape[-1], a.shape[-1]), style)
+    out, inside = d.shape[-1], a.shape[-1]
+    # What an SVD of the whole leaves in a small factor is that of the larger one.
+    return kronecker(*nearest(full(a, d), out, inside), style, max(out, inside))
 
 
 def rearranged(matrix: Tensor, out: int, inside: int) -> Tensor:
