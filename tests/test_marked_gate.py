@@ -181,7 +181,7 @@ def test_float32_at_near_zero_damping_is_marked_everywhere(
     run = read_run("single")
     assert any("leave out `dtype=float32`" in note for note in mark_notes([run]))
     page = render_page(run, derived_of(run))
-    assert page.count('<abbr class="mark"') >= 3
+    assert page.count('<span class="mark" role="img"') >= 3
     assert "leave out `dtype=float32`" in page
     assert main(["report", "single"]) == 0
     capsys.readouterr()

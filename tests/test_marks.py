@@ -241,7 +241,7 @@ def test_table_headline_and_page_carry_the_mark(tmp_path: Path) -> None:
     assert "iEF is at 0.750x SGD's gamma, EF at 2.00x*;" in text
     assert text.endswith("What is marked * is not to be relied on.")
     page = render_page(run, derived_of(run))
-    assert page.count('<abbr class="mark"') == 2  # of the ratio and of the pair
+    assert page.count('<span class="mark" role="img"') == 2  # of the ratio and of the pair
     assert "1 of 1 batch with a stated error above 0.1%; the mean may be off by 50%" in page
     assert '<li><span class="mark">*</span><span>EF: gamma may be off by 50%' in page
 

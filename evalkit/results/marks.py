@@ -93,7 +93,8 @@ _MARKS = Remembered()
 
 
 def _marks_of(scores: pd.DataFrame) -> Marks:
-    rows = judge(scores).assign(sign="")
+    rows = judge(scores)
+    signs = np.full(len(rows), "", dtype=object)
     errors: dict[Key, float] = {}
     own: dict[Key, Mark] = {}
     of_sgd: dict[str, Mark] = {}
@@ -105,10 +106,10 @@ def _marks_of(scores: pd.DataFrame) -> Marks:
         mark = _mark(group, errors[key])
         if mark is not None:
             own[key] = mark
-            rows.loc[group.index, "sign"] = mark.sign
+            signs[group.index] = mark.sign  # the rows are numbered
             if method == "sgd" and mark.sign == UNRELIABLE_SIGN:
                 of_sgd[key[0]] = Mark(mark.sign, f"SGD, which it is relative to: {mark.meaning}")
-    return Marks(tuple(_sentences(rows)), errors, own, of_sgd)
+    return Marks(tuple(_sentences(rows.assign(sign=signs))), errors, own, of_sgd)
 
 
 def joined(*marks: Mark | None) -> Mark | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -41,13 +42,13 @@ def best_dampings(run: Run) -> pd.DataFrame:
     summary, marks = summarize(run), marks_of(run.scores)
     rows = []
     for stage, checkpoint in stages(summary).items():
+        alone = replace(run, scores=run.scores[run.scores["checkpoint"] == checkpoint])
         here = summary[(summary["checkpoint"] == checkpoint) & (summary["method"] != "sgd")]
         for method, group in here.groupby("method", sort=False):
             group = group.sort_values("damping", kind="stable").reset_index(drop=True)
             near, best = group.iloc[0], group.loc[group["ratio_mean"].fillna(np.inf).idxmin()]
             pair = Pair(Member(str(method), near["damping"]), Member(str(method), best["damping"]))
-            table = compare(run, [pair])
-            found = table[table["checkpoint"] == checkpoint].iloc[0]
+            found = compare(alone, [pair]).iloc[0]
             rows.append(
                 {
                     "stage": stage,
