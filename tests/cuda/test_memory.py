@@ -1,4 +1,4 @@
-"""Where a card's memory runs out, a study goes on in smaller parts, and a sentence says the rest."""
+"""Where a card's memory runs out, a study goes on in smaller parts; a sentence tells."""
 
 from __future__ import annotations
 

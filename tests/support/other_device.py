@@ -1,8 +1,8 @@
 """A device ``other``: the CPU computes for it, and its tensors may not meet those of the CPU.
 
-It shows without a card what a card would refuse: a tensor made on the CPU beside one of the model's
-device. It counts how often the host asks for numbers of the device, for which a card is waited. What
-torch computes on a device by kernels of its own, such as recurrent cells, is not there.
+It shows without a card what a card would refuse: a tensor made on the CPU beside one of the
+model's device. It counts how often the host asks for numbers of the device, where it would wait for
+a card. What torch computes on a device by kernels of its own, such as recurrent cells, is missing.
 """
 
 from __future__ import annotations
