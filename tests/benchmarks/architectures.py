@@ -75,12 +75,14 @@ class Architecture:
     Attributes:
         name: as tables show it.
         build: returns the model, its inputs, the shape of a sample's targets and their classes.
+        layers: it has some whose weights are trained, as methods by layers need.
     """
 
     name: str
     build: Callable[
         [Size, torch.Generator], tuple[nn.Module, dict[str, Tensor], tuple[int, ...], int]
     ]
+    layers: bool = True
 
     def make(self, scale: str, device: str) -> Made:
         """Return model and batch on a device, the same each time."""
@@ -127,6 +129,8 @@ ARCHITECTURES = (
     Architecture(
         "T5-base, LoRA", _t5(lambda model: with_lora(model, "SEQ_2_SEQ_LM", bias="none", kept=()))
     ),
-    Architecture("T5-base, prompt", _t5(lambda model: with_prompt(model, "SEQ_2_SEQ_LM"))),
+    Architecture(
+        "T5-base, prompt", _t5(lambda model: with_prompt(model, "SEQ_2_SEQ_LM")), layers=False
+    ),
     Architecture("ViT-B/16, LoRA", _vit),
 )

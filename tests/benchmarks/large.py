@@ -55,12 +55,14 @@ class Work:
         methods: that score a batch.
         dampings: at which they do.
         in_parts: the batch is evaluated a part of the samples at a time.
+        by_layers: the methods need layers whose weights are trained.
     """
 
     name: str
     methods: tuple[str, ...]
     dampings: tuple[float, ...] = (1e-12,)
     in_parts: bool = False
+    by_layers: bool = False
 
 
 WORK = (
@@ -71,6 +73,7 @@ WORK = (
     Work(
         "kfac of three kinds of labels",
         ("kfac", "kfac:labels=empirical", "kfac:labels=improved"),
+        by_layers=True,
     ),
 )
 """Most wanted first. The paper's figure 5 has KFAC, eKFAC and ieKFAC: labels sampled, empirical and
@@ -128,7 +131,8 @@ def rows(
     one: Architecture, device: str, scale: str, where: str, known: Sequence[tuple[object, ...]]
 ) -> Iterator[Row]:
     """Yield what is not known of an architecture, as it is measured."""
-    wanted = [w for w in WORK if (one.name, w.name, _part(w, scale), where) not in known]
+    possible = [work for work in WORK if one.layers or not work.by_layers]
+    wanted = [w for w in possible if (one.name, w.name, _part(w, scale), where) not in known]
     if not wanted:
         return
     made = one.make(scale, device)

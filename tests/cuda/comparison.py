@@ -18,12 +18,13 @@ from tests.support.other_device import NAME
 from tests.support.table import Batch, Draw, initialise
 
 METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "fgn", "fgn-tikhonov", "polyak")
-METHODS = (*METHODS, "best-weights", "sf", "swan")
+METHODS = (*METHODS, "best-weights", "sf")
 """What is scored everywhere beside NGD; methods by layers have tests of their own."""
 SOLVERS = ("ngd:solver=cg", "ngd:solver=direct", "ngd:solver=sketch")
 
-_NOT_IN_PYTHON = ("recurrence", "recomputed", "forward_mode")
-"""In names of cases that need kernels or threads which a device written in Python has not."""
+_NOT_IN_PYTHON = ("recurrence", "recomputed", "forward_mode", "tied_by_attribute")
+"""In names of cases that a device written in Python cannot compute: it lacks their kernels or
+threads, and ``nn.Module.to`` makes two parameters of one that two modules share there."""
 
 
 def case(name: str, device: str) -> Batch:

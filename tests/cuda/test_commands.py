@@ -31,7 +31,7 @@ def test_a_run(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     tables = {}
     for turn, place in enumerate((device, "cpu")):
         out = tmp_path / str(turn)
-        request = ["--methods", METHODS, "--batches", "2", "--out", str(out)]
+        request = ["--methods", METHODS, "--batches", "1", "--out", str(out)]
         assert main(["score", str(CHECKPOINTS), *request, "--device", place]) == 0
         tables[turn] = pd.read_csv(out / "scores.csv")
         assert main(["report", str(out)]) == 0
@@ -42,13 +42,16 @@ def test_a_run(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_costs(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if device == NAME:
         pytest.skip("nothing counts what a device takes that is written in Python")
-    assert main(["cost", "digits-mlp", "--device", device, "--out", str(tmp_path / "cost")]) == 0
+    request = ["--methods", "sgd,ief", "--repetitions", "1", "--out", str(tmp_path / "cost")]
+    assert main(["cost", "digits-mlp", *request, "--device", device]) == 0
     assert device in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "ief", "sf", "kfac:labels=improved"])
 def test_a_training_starts_and_goes_on(optimizer: str, device: str, tmp_path: Path) -> None:
     """Steps are those on a CPU, but for rounding; an interrupted training ends alike."""
+    if (optimizer, device) == ("adamw", NAME):
+        pytest.skip("states of torch's optimisers are saved as torch's own tensors alone")
     given = ["train", "digits-mlp", "--optimizer", optimizer, "--learning-rate", "0.01"]
     given += ["--weight-decay", "0", "--epochs", "2", "--checkpoint-every", "1"]
     given += ["--damping", "1e-2"] if optimizer != "adamw" else []
@@ -61,16 +64,16 @@ def test_a_training_starts_and_goes_on(optimizer: str, device: str, tmp_path: Pa
     np.testing.assert_allclose(losses[0][:20], losses[1][:20], rtol=1e-3)
 
 
-@pytest.mark.parametrize("option", [[], ["--split-batch"]])
-def test_torchrun_with_one_rank(option: list[str], device: str, tmp_path: Path) -> None:
-    """One card has one rank; that of ``--split-batch`` sums over NCCL with itself."""
+def test_two_ranks_of_torchrun_split_batches_on_one_device(device: str, tmp_path: Path) -> None:
+    """Both have the one card, between whose ranks NCCL would refuse to carry anything."""
     if device == NAME:
         pytest.skip("processes that are started know no device that is written in Python")
-    out = tmp_path / "run"
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
-    request = [str(CHECKPOINTS), "--methods", METHODS, "--batches", "1", "--out", str(out)]
+    out, plain = tmp_path / "run", tmp_path / "plain"
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    request = [str(CHECKPOINTS), "--methods", METHODS, "--batches", "1", "--batch-size", "32"]
+    device_of_all = ["--device", device, "--split-batch", "--out", str(out)]
     done = subprocess.run(
-        [*start, "-m", "evalkit", "score", *request, "--device", device, *option],
+        [*start, "-m", "evalkit", "score", *request, *device_of_all],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
@@ -78,8 +81,7 @@ def test_torchrun_with_one_rank(option: list[str], device: str, tmp_path: Path) 
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    plain = tmp_path / "plain"
-    assert main(["score", *request[:-1], str(plain), "--device", "cpu"]) == 0
+    assert main(["score", *request, "--device", "cpu", "--out", str(plain)]) == 0
     within_their_errors(pd.read_csv(out / "scores.csv"), pd.read_csv(plain / "scores.csv"))
 
 

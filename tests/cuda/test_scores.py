@@ -43,8 +43,8 @@ def test_float32_scores(name: str, device: str) -> None:
 
 
 def structured(name: str) -> list[str]:
-    """Every structure with one source of labels, in turns over the cases."""
-    texts = []
+    """Every structure with one source of labels, in turns over the cases, and SWAN."""
+    texts = ["swan"]
     for turn, structure in enumerate(STRUCTURES):
         labels = LABELS[(turn + _TURNS[name]) % len(LABELS)]
         if structure == "eva" and labels == "exact":  # whose signs are arbitrary

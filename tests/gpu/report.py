@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,8 +44,9 @@ def parts_section(ended: Sequence[Ended], where: str) -> str:
 
 
 def put(report: Path, *sections: str) -> None:
-    """Write sections into a report, in the place of those that it has."""
+    """Write sections into a report, in the place of those that it has, the parts last."""
     text = report.read_text(encoding="utf-8") if report.exists() else HEAD
+    text = re.sub(rf"(?ms)^{PARTS}.*?(?=^## |\Z)", "", text)
     for section in sections:
         text = with_section(text, section)
     report.write_text(text, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def run(
 
 def _run(part: Part, kit: Kit, most: float, before: float, site: Path | None) -> Ended:
     """Run one part and return what became of it."""
-    log = kit.folder / f"{part.name.replace('/', '-').replace(' ', '-').replace(':', '')}.log"
+    log = kit.folder / (re.sub(r"\W+", "-", part.name) + ".log")
     places = [str(ROOT), *([str(site)] if site else []), os.environ.get("PYTHONPATH", "")]
     variables = {
         **os.environ,
