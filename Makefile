@@ -219,10 +219,9 @@ bench: $(INSTALLED) ## Measure the engine beside its peers: reports/benchmarks.m
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	$(BIN)/python -m tests.benchmarks --write
 
-gpu: ## Where PYTHON has the packages and an NVIDIA card: its tests, then its tables in reports/
-	$(PYTHON) -m pytest tests/test_cuda.py
-	$(PYTHON) -m tests.benchmarks --device cuda --write
-	$(PYTHON) -m tests.benchmarks.large --device cuda --micro-batch-size 0 32 --write
+# Nothing is installed: docs/guides/gpu.md. Options of the kit are in GPU.
+gpu: ## With PYTHON's torch and an NVIDIA card, 9 minutes: tests of the card, reports/benchmarks-gpu.md
+	$(PYTHON) -m tests.gpu $(GPU)
 
 accuracy: $(INSTALLED) ## Compare scores with exact arithmetic: reports/accuracy.md
 	$(BIN)/python -m tests.benchmarks.accuracy --write

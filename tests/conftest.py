@@ -31,6 +31,14 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a device be named that ``tests/cuda`` compares with the CPU."""
+    told = (
+        "what tests/cuda compares with the CPU: cuda where there is a card; cpu, other: rehearsal"
+    )
+    parser.addoption("--device", choices=("cpu", "cuda", "other"), help=told)
+
+
 @pytest.fixture(autouse=True)
 def methods_of_the_package_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Methods that a test registers end with it."""

@@ -23,7 +23,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "reports/accuracy.md": "results/accuracy.md",
     "reports/benchmarks.md": "results/benchmarks.md",
-    "reports/benchmarks-cuda.md": "results/benchmarks-cuda.md",
+    "reports/benchmarks-gpu.md": "results/benchmarks-gpu.md",
 }
 """Pages from outside of docs/, by their place in the repository: their place on the site."""
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")

@@ -31,7 +31,8 @@ def joined_split(
 ) -> Iterator[Split | None]:
     """Provide the ranks as a process group that splits batches, None where that is not wanted.
 
-    GPUs are summed over by NCCL, and all that is said goes over gloo.
+    GPUs are summed over by NCCL, and all that is said goes over gloo, as everything does where
+    ranks outnumber the GPUs of their machine: NCCL refuses two ranks on one.
 
     Args:
         wanted: whether it is.
@@ -50,6 +51,7 @@ def joined_split(
             f"expected several ranks of torchrun for --split-batch, found {alone}; start it with "
             "torchrun --nproc-per-node K -m evalkit score ..., or leave --split-batch out"
         )
+    import torch
     import torch.distributed as dist
 
     from evalkit.group import Group
@@ -58,7 +60,8 @@ def joined_split(
     store = dist.TCPStore(
         launch.host, launch.port, is_master=False, wait_for_workers=False, timeout=SILENT
     )
-    backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
+    apart = dist.is_nccl_available() and launch.local_world <= torch.cuda.device_count()
+    backend = "cpu:gloo,cuda:nccl" if apart else "gloo"
     with lost_ranks():
         dist.init_process_group(
             backend,

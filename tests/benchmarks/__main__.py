@@ -18,7 +18,7 @@ from tests.benchmarks.committed import merged
 from tests.benchmarks.markdown import kept, machine
 from tests.benchmarks.marks import verdicts
 from tests.benchmarks.measure import KINDS, Memory, Row, measure, memory
-from tests.benchmarks.problems import PROBLEMS
+from tests.benchmarks.problems import PROBLEMS, REHEARSED, Problem
 from tests.benchmarks.structured import structured
 from tests.benchmarks.table import as_markdown
 
@@ -29,10 +29,12 @@ SECTIONS = {"optimizers": optimizers.main, "commands": commands.main}
 
 def main() -> None:
     """Measure, print the table, and write it if asked to."""
+    problems = (*PROBLEMS, REHEARSED)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--problem", action="append", choices=[p.name for p in PROBLEMS])
+    parser.add_argument("--problem", action="append", choices=[p.name for p in problems])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
+    parser.add_argument("--write", action="store_true", help="write the report")
+    parser.add_argument("--report", type=Path, help=f"instead of {REPORT.name}")
     parser.add_argument(
         "--only",
         action="append",
@@ -45,11 +47,12 @@ def main() -> None:
             SECTIONS[name](REPORT if arguments.write else None)
         return
     kinds = arguments.only or [*KINDS, "structured", "memory"]
-    suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
-    report = REPORT.with_stem(REPORT.stem + suffix)
+    report = arguments.report or REPORT
     # What is left out of this run stays in the report.
     some = bool(arguments.problem or arguments.only) and report.exists()
-    chosen = [p for p in PROBLEMS if not arguments.problem or p.name in arguments.problem]
+    chosen: tuple[Problem, ...] = PROBLEMS
+    if arguments.problem:
+        chosen = tuple(p for p in problems if p.name in arguments.problem)
     rows: list[Row] = []
     memories: list[Memory] = []
     text = ""

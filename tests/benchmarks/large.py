@@ -1,20 +1,21 @@
-"""Cost of four scores at N = 160 on the paper's large architectures, with random weights.
+"""What a checkpoint at one damping costs on the paper's large architectures, with random weights.
 
-``python -m tests.benchmarks.large --device cuda``: T5-base with LoRA and with prompts, ViT-B/16
-with LoRA. The paper (section 6) scores 100 batches of 160 samples for each checkpoint and damping
-and reports 30 minutes of an A100 for it.
+``python -m tests.benchmarks.large --device cuda``: the paper (section 6) scores 100 batches of 160
+samples for each checkpoint and damping and reports 30 minutes of an A100 for it. Rows are kept as
+they come, in a file beside the report: a start that was cut off is gone on with.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import statistics
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,145 +23,231 @@ from torch import Tensor, nn
 import evalkit
 from evalkit.bench.memory import peak_mebibytes
 from evalkit.bench.timing import seconds
+from evalkit.errors import TooLittleMemoryError
 from evalkit.evaluation.forward import forward
-from evalkit.tasks.pretrained import with_lora, with_prompt
-from tests.benchmarks.markdown import line, lines, machine
-from tests.benchmarks.t5_base import SETTINGS
+from tests.benchmarks.architectures import (
+    ARCHITECTURES,
+    FULL,
+    SCALES,
+    SIZES,
+    TINY,
+    Architecture,
+    Made,
+)
+from tests.benchmarks.markdown import line, lines, machine, with_section
 
-REPORT = Path(__file__).parents[2] / "reports" / "benchmarks-large.md"
-SAMPLES, BATCHES = 160, 100
-TOKENS, LABELS = 32, 3
-"""Of a sentence of CoLA, and of its label as T5 writes it."""
-CLASSES = 100
-REPETITIONS = 3
+TITLE = "## Large architectures\n"
+BATCHES = 100
+"""Of a checkpoint and damping, as the paper scores them."""
+REPETITIONS = {FULL: 3, TINY: 1}
+TEN = tuple(10.0**k for k in range(-12, -2))
+FOUR = ("sgd", "ef", "ief", "sf")
+PART = {FULL: 32, TINY: 2}
+"""Samples at a time, where the batch is not evaluated as a whole."""
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """A model with random weights and one random batch.
+class Work:
+    """What is scored.
 
     Attributes:
         name: as the table shows it.
-        build: returns the model and its inputs for so many samples.
-        labels: the shape of a sample's targets, and how many classes they have.
+        methods: that score a batch.
+        dampings: at which they do.
+        in_parts: the batch is evaluated a part of the samples at a time.
+        by_layers: the methods need layers whose weights are trained.
     """
 
     name: str
-    build: Callable[[int, torch.Generator], tuple[nn.Module, Any]]
-    labels: tuple[tuple[int, ...], int]
+    methods: tuple[str, ...]
+    dampings: tuple[float, ...] = (1e-12,)
+    in_parts: bool = False
+    by_layers: bool = False
 
 
-def t5(adapter: Callable[[nn.Module], nn.Module]) -> Callable[..., tuple[nn.Module, Any]]:
-    """Return how T5-base is built, with an adapter."""
-
-    def build(samples: int, generator: torch.Generator) -> tuple[nn.Module, Any]:
-        from transformers import T5Config, T5ForConditionalGeneration
-
-        model = adapter(T5ForConditionalGeneration(T5Config.from_dict(SETTINGS)))
-        vocabulary = SETTINGS["vocab_size"]
-        tokens = torch.randint(1, vocabulary, (samples, TOKENS), generator=generator)
-        started = torch.randint(1, vocabulary, (samples, LABELS), generator=generator)
-        started[:, 0] = 0
-        mask = torch.ones_like(tokens)
-        names = ("input_ids", "attention_mask", "decoder_input_ids")
-        return model, dict(zip(names, (tokens, mask, started), strict=True))
-
-    return build
-
-
-def vit(samples: int, generator: torch.Generator) -> tuple[nn.Module, Any]:
-    """Return ViT-B/16 with LoRA (Dosovitskiy et al., arXiv 2010.11929) and images."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    model = ViTForImageClassification(ViTConfig.from_dict({"num_labels": CLASSES}))
-    images = torch.randn(samples, 3, 224, 224, generator=generator)
-    return with_lora(model, None, bias="none", kept=("classifier",)), {"pixel_values": images}
-
-
-def _with_lora(model: nn.Module) -> nn.Module:
-    return with_lora(model, "SEQ_2_SEQ_LM", bias="none", kept=())
-
-
-def _with_prompt(model: nn.Module) -> nn.Module:
-    return with_prompt(model, "SEQ_2_SEQ_LM")
-
-
-ARCHITECTURES = (
-    Architecture("T5-base, LoRA", t5(_with_lora), ((LABELS,), SETTINGS["vocab_size"])),
-    Architecture("T5-base, prompt", t5(_with_prompt), ((LABELS,), SETTINGS["vocab_size"])),
-    Architecture("ViT-B/16, LoRA", vit, ((), CLASSES)),
+WORK = (
+    Work("sgd, ef, ief, sf", FOUR),
+    Work("the same at 10 dampings", FOUR, TEN),
+    Work("sgd, ef, ief, sf", FOUR, in_parts=True),
+    Work("sgd, ef, ief, sf, ngd", (*FOUR, "ngd")),
+    Work(
+        "kfac of three kinds of labels",
+        ("kfac", "kfac:labels=empirical", "kfac:labels=improved"),
+        by_layers=True,
+    ),
 )
+"""Most wanted first. The paper's figure 5 has KFAC, eKFAC and ieKFAC: labels sampled, empirical and
+improved."""
 
 
-def row(one: Architecture, device: str, size: int | None) -> str:
-    """Return a line of the table: cost and memory of sgd, ef, ief, sf on a batch."""
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    model, inputs = one.build(SAMPLES, generator)
-    model = model.eval().to(device)
-    inputs = {name: value.to(device) for name, value in inputs.items()}
-    shape, classes = one.labels
-    targets = torch.randint(classes, (SAMPLES, *shape), generator=generator).to(device)
+@dataclass(frozen=True)
+class Row:
+    """What some work took.
 
-    def step() -> None:
-        model.zero_grad()
-        part = size or SAMPLES
-        for start in range(0, SAMPLES, part):
-            some = slice(start, start + part)
-            logits = forward(model, {name: value[some] for name, value in inputs.items()})
-            _loss(logits, targets[some]).backward()
+    Attributes:
+        model: the architecture.
+        work: its name.
+        part: samples at a time, 0 for the whole batch.
+        machine: it was measured on.
+        trainable: P.
+        step: seconds of a training step.
+        took: seconds of a batch; None where it does not fit into memory.
+        dampings: how many.
+        peak: MiB above model and batch, None where nothing counts them.
+    """
 
-    def score() -> None:
-        evalkit.score(model, inputs, targets, micro_batch_size=size)
+    model: str
+    work: str
+    part: int
+    machine: str
+    trainable: int
+    step: float
+    took: float | None
+    dampings: int
+    peak: float | None
 
-    step()
-    score()
-    steps = statistics.median(seconds(step) for _ in range(REPETITIONS))
-    took = statistics.median(seconds(score) for _ in range(REPETITIONS))
-    peak = peak_mebibytes(score, torch.device(device))
-    trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    return line(
-        one.name,
-        f"{trainable:,}",
-        "whole" if size is None else str(size),
-        f"{1e3 * steps:.0f}",
-        f"{took:.2f}",
-        f"{took / steps:.1f}",
-        "" if peak is None else f"{peak / 1024:.1f}",
-        f"{BATCHES * took / 60:.1f}",
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What is measured once."""
+        return self.model, self.work, self.part, self.machine
+
+    def as_line(self) -> str:
+        """Return the row of the table."""
+        begin = (self.model, f"{self.trainable:,}", self.work, str(self.part or "whole"))
+        if self.took is None:
+            return line(*begin, f"{1e3 * self.step:.3g}", "does not fit", "", "", "")
+        minutes = BATCHES * self.took / self.dampings / 60
+        return line(
+            *begin,
+            f"{1e3 * self.step:.3g}",
+            f"{self.took:.3g}",
+            f"{self.took / self.step:.3g}",
+            "" if self.peak is None else f"{self.peak / 1024:.3g}",
+            f"{minutes:.2g}",
+        )
+
+
+def rows(
+    one: Architecture, device: str, scale: str, where: str, known: Sequence[tuple[object, ...]]
+) -> Iterator[Row]:
+    """Yield what is not known of an architecture, as it is measured."""
+    possible = [work for work in WORK if one.layers or not work.by_layers]
+    wanted = [w for w in possible if (one.name, w.name, _part(w, scale), where) not in known]
+    if not wanted:
+        return
+    made = one.make(scale, device)
+    trainable = sum(value.numel() for value in made.model.parameters() if value.requires_grad)
+    step = _seconds(lambda: _step(made, PART[scale]), scale)
+    for work in wanted:
+        part = _part(work, scale)
+        score = partial(_score, made, work, part)
+        took: float | None = None
+        peak: float | None = None
+        try:
+            took = _seconds(score, scale)
+            peak = peak_mebibytes(score, torch.device(device))
+        except TooLittleMemoryError:
+            pass
+        _emptied(device)
+        yield Row(one.name, work.name, part, where, trainable, step, took, len(work.dampings), peak)
+
+
+def _score(made: Made, work: Work, part: int) -> None:
+    given = made.model, made.inputs, made.targets
+    evalkit.score(
+        *given, methods=work.methods, damping=work.dampings, micro_batch_size=part or None
     )
+
+
+def _part(work: Work, scale: str) -> int:
+    return PART[scale] if work.in_parts else 0
+
+
+def _seconds(work: Callable[[], object], scale: str) -> float:
+    """Return the median of some repetitions after one that does not count."""
+    work()
+    return statistics.median(seconds(work) for _ in range(REPETITIONS[scale]))
+
+
+def _step(made: Made, part: int) -> None:
+    """Run one forward and backward of the batch, the whole where it fits and else in parts."""
+    try:
+        _forward_and_backward(made, len(made.targets))
+    except torch.OutOfMemoryError:
+        _forward_and_backward(made, part)
+
+
+def _forward_and_backward(made: Made, part: int) -> None:
+    made.model.zero_grad()
+    for start in range(0, len(made.targets), part):
+        some = slice(start, start + part)
+        logits = forward(made.model, {name: value[some] for name, value in made.inputs.items()})
+        _loss(logits, made.targets[some]).backward()
 
 
 def _loss(logits: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum")
 
 
+def _emptied(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def section(found: Sequence[Row], scale: str) -> str:
+    """Return the table, rows of a machine together."""
+    text = (
+        f"{TITLE}\n`python -m tests.benchmarks.large` measures this table: random weights, N = "
+        f"{SIZES[scale].samples}, medians of {REPETITIONS[scale]};\nmemory is the peak above "
+        f"model and batch. The last column is {BATCHES} such batches by the number of dampings,\n"
+        "for which the paper reports 30 minutes on an A100.\n"
+    )
+    head = (
+        *("model", "trainable", "work", "at a time", "step, ms", "a batch, s", "in steps"),
+        *("peak, GiB", "min per checkpoint and damping"),
+    )
+    for where in dict.fromkeys(row.machine for row in found):
+        table = "".join(row.as_line() for row in found if row.machine == where)
+        text += f"\n{where}\n\n{lines(*head)}{table}"
+    return text
+
+
+def read(path: Path) -> list[Row]:
+    """Return the rows that a file keeps."""
+    if not path.exists():
+        return []
+    return [Row(**json.loads(text)) for text in path.read_text(encoding="utf-8").splitlines()]
+
+
 def main() -> None:
-    """Measure, print the table, and write it if asked to."""
+    """Measure what is not known, print it, and write it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--micro-batch-size", type=int, nargs="*", default=[0], help="0: whole")
-    parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
+    parser.add_argument("--scale", choices=SCALES, default=FULL, help="tiny: a rehearsal")
+    parser.add_argument("--model", action="append", choices=[one.name for one in ARCHITECTURES])
+    parser.add_argument("--report", type=Path, help="write the table into this file")
+    parser.add_argument("--kept", type=Path, help="keep rows here, and measure no row twice")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    head = ("model", "trainable", "micro-batch", "step, ms", "four scores, s", "in steps")
-    table = lines(*head, "peak, GiB", f"{BATCHES} batches, min")
+    where = machine(arguments.device, "transformers", "peft")
+    found = read(arguments.kept) if arguments.kept else []
     for one in ARCHITECTURES:
-        for size in arguments.micro_batch_size:
-            table += row(one, arguments.device, size or None)
-            print(table.splitlines()[-1], flush=True)
-            gc.collect()
-            if arguments.device == "cuda":
-                torch.cuda.empty_cache()
-    text = (
-        f"# Large architectures\n\n`python -m tests.benchmarks.large --device {arguments.device}` "
-        f"measures this table: random weights, N = {SAMPLES}, sgd, ef, ief, sf at one damping,\n"
-        f"medians of {REPETITIONS}; memory is the peak above model and batch.\n\n"
-        f"{machine(arguments.device, 'transformers', 'peft')}\n\n{table}"
-    )
-    print(text)
-    if arguments.write:
-        REPORT.with_stem(f"{REPORT.stem}-{arguments.device}").write_text(text, encoding="utf-8")
+        if arguments.model and one.name not in arguments.model:
+            continue
+        known = [row.key for row in found]
+        for row in rows(one, arguments.device, arguments.scale, where, known):
+            found.append(row)
+            print(row.as_line(), end="", flush=True)
+            if arguments.kept:
+                with arguments.kept.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(row)) + "\n")
+            if arguments.report:  # as far as it has come
+                report = arguments.report
+                text = report.read_text(encoding="utf-8") if report.exists() else ""
+                text = with_section(text, section(found, arguments.scale))
+                report.write_text(text, encoding="utf-8")
+        _emptied(arguments.device)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -14,14 +14,21 @@ from evalkit.version import __version__
 
 
 def machine(device: str, *others: str) -> str:
-    """Return the machine and the versions of torch and other packages in one line."""
+    """Return the machine and the versions of torch and other packages that are there, in a line."""
     gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
-    versions = (f"{name} {version(name)}" for name in ("torch", *others))
+    versions = (f"{name} {found}" for name in ("torch", *others) if (found := _version(name)))
     packages = ", ".join((f"evalkit {__version__}", *versions))
     return (
         f"{processor()}, {torch.get_num_threads()} threads, {memory_gib():.0f} GiB{gpu}; "
         f"Python {platform.python_version()}, {packages}."
     )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def lines(*names: str) -> str:

@@ -173,3 +173,11 @@ PROBLEMS = (
     Problem("MLP of width 512", narrow_mlp, _normal(784), 10, 160, products=False),
     Problem("MLP 10.5M, N = 1280", mlp, _normal(3072), 10, 1280, products=False, formed=False),
 )
+REHEARSED = Problem(
+    "MLP, tiny",
+    lambda: nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 10)),
+    _normal(8),
+    10,
+    8,
+)
+"""For a rehearsal, whose figures mean nothing."""
