@@ -81,7 +81,7 @@ def page_of(study: Study, done: Done, comparison: Comparison) -> str:
             f"; by trainings of seed {TUNING_SEED}, which are not compared. A grid is extended "
             "while its best value lies at an end.\n"
             if done.grid["final_loss"].notna().any()
-            else "; a single one is the paper's.\n"
+            else f"; a single one is {study.rates_of}.\n"
         ),
         _grid_table(study, done.grid),
     ]

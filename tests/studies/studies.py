@@ -76,21 +76,25 @@ _TABLE_8 = {
 
 LORA_DAMPING = 1e-7
 """Of iEF where LoRA is trained, as in the paper; nearer to zero its steps are too long there."""
+_LORA_GRIDS = {
+    "adamw": _grid(3.2e-4, 3),
+    "sgd": _grid(0.1, 3),
+    "ief": _grid(1.0, 3),
+    "fgn": _grid(0.032, 3),
+    "ef": _grid(0.01, 3),
+    "sf": _grid(0.032, 3),
+}
+_CHOSEN_ON_COLA = {"adamw": 1e-3, "sgd": 0.32, "ief": 3.2, "fgn": 0.1, "ef": 0.032, "sf": 0.1}
+"""Of these grids, for a task of the same kind and size: ``reports/studies/finetune/cola``."""
 
 
-def _finetune(task: str) -> Study:
+def _finetune(
+    task: str, rates: Mapping[str, tuple[float, ...]], rates_of: str = "the paper's"
+) -> Study:
     return Study(
         name=f"finetune/{task}",
         task=f"glue-{task}",
-        candidates=_paper(
-            ief_damping=LORA_DAMPING,
-            adamw=_grid(3.2e-4, 3),
-            sgd=_grid(0.1, 3),
-            ief=_grid(1.0, 3),
-            fgn=_grid(0.032, 3),
-            ef=_grid(0.01, 3),
-            sf=_grid(0.032, 3),
-        ),
+        candidates=_paper(ief_damping=LORA_DAMPING, **rates),
         settings={"adapter": "lora", "samples": "512", "validation_samples": "400"},
         epochs=8,
         checkpoints=4,
@@ -98,6 +102,7 @@ def _finetune(task: str) -> Study:
         batches=3,
         scored_batch_size=64,
         scored_seeds=1,
+        rates_of=rates_of,
     )
 
 
@@ -126,6 +131,10 @@ STUDIES: dict[str, Study] = {
         sweep=TEN_DAMPINGS,
         published=_TABLE_8,
     ),
-    "finetune/cola": _finetune("cola"),
-    "finetune/sst2": _finetune("sst2"),
+    "finetune/cola": _finetune("cola", _LORA_GRIDS),
+    "finetune/sst2": _finetune(
+        "sst2",
+        {name: (rate,) for name, rate in _CHOSEN_ON_COLA.items()},
+        "that of CoLA's grid, on a task of the same kind and size",
+    ),
 }

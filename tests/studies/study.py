@@ -72,6 +72,7 @@ class Study:
         reference: the optimizer on whose first trajectory all methods are scored.
         sweep: dampings of a study of dampings on that trajectory.
         published: what a paper has of each optimizer, for the table.
+        rates_of: whose learning rates those are that have no grid.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Study:
     reference: str = "adamw"
     sweep: tuple[float, ...] = ()
     published: Mapping[str, str] = field(default_factory=dict)
+    rates_of: str = "the paper's"
 
     @property
     def checkpoint_every(self) -> int:
