@@ -219,7 +219,9 @@ bench: $(INSTALLED) ## Measure the engine beside its peers: reports/benchmarks.m
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	$(BIN)/python -m tests.benchmarks --write
 
-# Nothing is installed: docs/guides/gpu.md. Options of the kit are in GPU.
+# Nothing is installed: docs/guides/gpu.md. GPU holds options of the kit.
+GPU ?=
+
 gpu: ## With PYTHON's torch and an NVIDIA card, 9 minutes: tests of the card, reports/benchmarks-gpu.md
 	$(PYTHON) -m tests.gpu $(GPU)
 

@@ -105,9 +105,9 @@ OTHERS = {
     *("--data", "--device", "--help", "--only", "--problem", "--version", "--write"),
     *("--debug", "--nproc-per-node", "--numprocesses", "--tag", "--constraint", "--epochs"),
     *("--alone", "--boundaries", "--inputs", "--max-restarts", "--ranks", "--shards"),
-    *("--logdir", "--backend-store-uri"),
+    *("--logdir", "--backend-store-uri", "--folder", "--limit", "--scale", "--wheels"),
 }
-"""Options of pytest, torchrun, pip, TensorBoard, MLflow, the benchmarks and the studies."""
+"""Options of pytest, torchrun, pip, TensorBoard, MLflow, the benchmarks and their kin."""
 
 
 @pytest.mark.parametrize("path", PAGES)

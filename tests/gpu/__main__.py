@@ -22,7 +22,7 @@ from tests.benchmarks.architectures import FULL, SCALES
 from tests.benchmarks.markdown import machine
 from tests.gpu.parts import MOST_WORKERS, Kit, parts
 from tests.gpu.passed import outcomes
-from tests.gpu.report import parts_section, put, tests_section
+from tests.gpu.report import put, section_of_parts, section_of_tests
 from tests.gpu.running import DONE, LEFT_OUT, ROOT, Kept, missing, run
 
 LIMIT = 530.0
@@ -82,16 +82,16 @@ def main() -> int:
     ]
 
     def written() -> None:
-        sections = [parts_section([kept.of(part) for part in every], where)]
+        sections = [section_of_parts([kept.of(part) for part in every], where)]
         if found := outcomes(kit.outcomes):
-            sections.insert(0, tests_section(found, where))
+            sections.insert(0, section_of_tests(found, where))
         put(kit.report, *sections)
 
     if not peers:
         print("without curvlinops: no rows of products and natural gradients")
     run(chosen, kit, kept, arguments.limit, site, written)
     written()
-    print(parts_section([kept.of(part) for part in every], where))
+    print(section_of_parts([kept.of(part) for part in every], where))
     print(f"wrote {kit.report}")
     return int(any(kept.of(part).state not in (DONE, LEFT_OUT) for part in chosen))
 

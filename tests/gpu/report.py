@@ -22,7 +22,7 @@ TESTS, PARTS = "## Tests\n", "## Parts\n"
 _OUTCOMES = (PASSED, SKIPPED, FAILED)
 
 
-def tests_section(outcomes: Mapping[str, str], where: str) -> str:
+def section_of_tests(outcomes: Mapping[str, str], where: str) -> str:
     """Return how the tests of each file ended, with the names of those that failed."""
     counts: dict[str, Counter[str]] = {}
     for name, outcome in outcomes.items():
@@ -34,7 +34,7 @@ def tests_section(outcomes: Mapping[str, str], where: str) -> str:
     return text + "".join(f"\n- failed: `{name}`" for name in failed) + ("\n" if failed else "")
 
 
-def parts_section(ended: Sequence[Ended], where: str) -> str:
+def section_of_parts(ended: Sequence[Ended], where: str) -> str:
     """Return what became of the parts: done, failed, cut off, left out or not begun."""
     text = f"{PARTS}\n{where}\n\n" + lines("part", "", "seconds", "")
     for one in ended:
