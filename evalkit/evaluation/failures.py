@@ -84,9 +84,15 @@ def memory_failures() -> Iterator[None]:
         raise
 
 
+_LIBRARIES = ("torch", "numpy", "scipy")
+"""Called with numbers by whoever stands above them in a traceback."""
+
+
 @contextmanager
 def range_failures() -> Iterator[None]:
     """Turn numbers that leave the range of float64 into one sentence; anything else passes.
+
+    So does what the code of others raises, a method's or a model's: it knows why.
 
     Raises:
         EvalkitError: a square overflowed, or a decomposition met what is not finite.
@@ -94,7 +100,18 @@ def range_failures() -> Iterator[None]:
     try:
         yield
     except (OverflowError, torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:
+        if not _raised_here(error):
+            raise
         raise EvalkitError(out_of_range(f"{type(error).__name__} in theirs")) from error
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Return whether evalkit's own code, or a library that it called, raised an error."""
+    modules = [
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    packages = [name.partition(".")[0] for name in modules]
+    return next((one for one in reversed(packages) if one not in _LIBRARIES), "") == "evalkit"
 
 
 def out_of_range(found: str) -> str:
