@@ -175,9 +175,9 @@ PROBLEMS = (
 )
 REHEARSED = Problem(
     "MLP, tiny",
-    lambda: nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 10)),
+    lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)),
     _normal(8),
-    10,
-    8,
+    classes=3,
+    samples=4,
 )
 """For a rehearsal, whose figures mean nothing."""

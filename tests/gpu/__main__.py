@@ -23,7 +23,7 @@ from tests.benchmarks.markdown import machine
 from tests.gpu.parts import MOST_WORKERS, Kit, parts
 from tests.gpu.passed import outcomes
 from tests.gpu.report import put, section_of_parts, section_of_tests
-from tests.gpu.running import DONE, LEFT_OUT, ROOT, Kept, missing, run
+from tests.gpu.running import DONE, LEFT_OUT, ROOT, Kept, run
 
 LIMIT = 530.0
 """Seconds for all parts: with what the machine takes to start them, nine minutes."""
@@ -67,8 +67,7 @@ def main() -> int:
     site = installed(arguments.wheels, folder)
     share = importlib.util.find_spec("xdist") is not None
     workers = min(MOST_WORKERS, (os.cpu_count() or 2) // 2) if share else 1
-    peers = not missing(["curvlinops"], site)
-    kit = Kit(arguments.device, arguments.scale, folder, workers, arguments.tests, peers)
+    kit = Kit(arguments.device, arguments.scale, folder, workers, arguments.tests)
     where = machine(arguments.device)
     kept = Kept(folder, where)
     if kept.fresh:
@@ -87,8 +86,6 @@ def main() -> int:
             sections.insert(0, section_of_tests(found, where))
         put(kit.report, *sections)
 
-    if not peers:
-        print("without curvlinops: no rows of products and natural gradients")
     run(chosen, kit, kept, arguments.limit, site, written)
     written()
     print(section_of_parts([kept.of(part) for part in every], where))

@@ -28,7 +28,6 @@ class Kit:
         folder: what is kept between starts.
         workers: processes that test at once.
         names: of tests, as ``pytest -k`` takes them; empty for all.
-        peers: curvlinops is there, so that products and natural gradients have a peer.
     """
 
     device: str
@@ -36,7 +35,6 @@ class Kit:
     folder: Path
     workers: int
     names: str = ""
-    peers: bool = True
 
     @property
     def report(self) -> Path:
@@ -82,11 +80,9 @@ def _tests(names: tuple[str, ...], alone: bool) -> Callable[[Kit], list[str]]:
     return command
 
 
-def _beside_peers(problem: str) -> Callable[[Kit], list[str]]:
+def _beside_peers(problem: str, kind: str) -> Callable[[Kit], list[str]]:
     def command(kit: Kit) -> list[str]:
-        kinds = (*(("products", "solved") if kit.peers else ()), "scores", "memory")
-        only = [word for kind in kinds for word in ("--only", kind)]
-        given = ["--device", kit.device, "--problem", problem, *only]
+        given = ["--device", kit.device, "--problem", problem, "--only", kind]
         return ["-m", "tests.benchmarks", *given, "--write", "--report", str(kit.report)]
 
     return command
@@ -102,19 +98,25 @@ def _large(model: str) -> Callable[[Kit], list[str]]:
 
 
 _PYTEST = ("pytest", "bokeh", "click", "rich", "jinja2")
+_KINDS = {"products": ("curvlinops",), "solved": ("curvlinops",), "scores": (), "memory": ()}
+"""Of rows beside peers, with what they need: gradients that are formed need nothing."""
 
 
 def parts(scale: str) -> tuple[Part, ...]:
     """Return the parts in the order in which they are run: what is wanted most comes first."""
     problems = [one.name for one in PROBLEMS if one.products] if scale == FULL else [REHEARSED.name]
-    beside = [Part(f"beside peers: {name}", _beside_peers(name), 45) for name in problems]
+    beside = [
+        Part(f"beside peers: {name}, {kind}", _beside_peers(name, kind), 45, needs)
+        for name in problems
+        for kind, needs in _KINDS.items()
+    ]
     large = [
         Part(one.name, _large(one.name), 60, ("transformers", "peft")) for one in ARCHITECTURES
     ]
     return (
         Part("tests that run alone", _tests(ALONE, True), 90, _PYTEST),
         Part("tests that share the device", _tests(TOGETHER, False), 150, _PYTEST),
-        *beside[:1],
+        *beside[: len(_KINDS)],
         *large,
-        *beside[1:],
+        *beside[len(_KINDS) :],
     )
