@@ -10,12 +10,11 @@ import pandas as pd
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from evalkit.figures.drawing import bar_ends, curve, line_style, log_axis, log_limits
+from evalkit.figures.drawing import curve
 from evalkit.figures.layouts import SCREEN, Layout
-from evalkit.figures.palette import QUIET, Style, method_styles, run_styles
-from evalkit.figures.plots import PROGRESS
+from evalkit.figures.palette import QUIET, Style, run_styles
+from evalkit.figures.plots import PROGRESS, scale_by_run
 from evalkit.results.spreads import spread
 
 _ROW = 1.05  # inches of a row of panels
@@ -62,12 +61,7 @@ def plot_among(
         style: of its line.
         log: whether the axis is logarithmic, else in percent.
     """
-    if log:
-        log_axis(ax, *log_limits(bar_ends(table, column), 1.0))
-        ax.axhline(1, **line_style(method_styles([])["sgd"]), zorder=1)
-    else:
-        ax.set_ylim(-0.03, 1.03)
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
+    scale_by_run(ax, table, column, log)
     thin: dict[str, Any] = {"color": QUIET, "alpha": 0.5, "linewidth": rcParams["font.size"] / 18}
     for run, rows in table.groupby("run", sort=False):
         if str(run) == name:

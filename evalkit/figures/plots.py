@@ -189,16 +189,28 @@ def plot_by_run(
         styles: by run.
         log: whether the axis is logarithmic, else in percent; a shared axis keeps its limits.
     """
+    scale_by_run(ax, table, column, log)
+    for run, rows in table.groupby("run", sort=False):
+        curve(ax, rows["progress"], spread(rows, column), styles[str(run)])
+    ax.set(xlim=(-0.02, 1.02))
+    return ax
+
+
+def scale_by_run(ax: Axes, table: pd.DataFrame, column: str, log: bool) -> None:
+    """Scale the y axis for a column of all runs: with a line at SGD's 1, or in percent.
+
+    Args:
+        ax: the panel.
+        table: as for :func:`plot_by_run`.
+        column: as for :func:`plot_by_run`.
+        log: whether the axis is logarithmic, else in percent.
+    """
     if log:
         log_axis(ax, *log_limits(bar_ends(table, column), 1.0))
         ax.axhline(1, **line_style(method_styles([])["sgd"]), zorder=1)
     else:
         ax.set_ylim(-0.03, 1.03)
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-    for run, rows in table.groupby("run", sort=False):
-        curve(ax, rows["progress"], spread(rows, column), styles[str(run)])
-    ax.set(xlim=(-0.02, 1.02))
-    return ax
 
 
 def ratio_limits(summary: pd.DataFrame, floors: pd.DataFrame) -> tuple[float, float]:
