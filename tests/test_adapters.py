@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,26 @@ def test_adapters_of_a_model_with_tied_weights_stay_apart(tmp_path: Path) -> Non
     found = adapter_values(built)
     assert any("lm_head" in name for name in found)
     assert all(torch.equal(found[name], saved[name]) for name in saved)
+
+
+def test_another_base_model_than_the_adapters_is_told(tmp_path: Path) -> None:
+    """A model of the same shapes takes the adapter, and gives the scores of another one."""
+    from transformers import AutoModelForSequenceClassification
+
+    bases = {name: tmp_path / name for name in ("base", "other")}
+    for place in bases.values():
+        bert().save_pretrained(place)  # type: ignore[operator]
+
+    def task(place: Path) -> Task:
+        load = AutoModelForSequenceClassification.from_pretrained
+        return Task(model=lambda: load(place), data=data, name="from-folder")
+
+    runs = tmp_path / "run"
+    save_adapter(runs / "step-1", lora(), 1, task(bases["base"]).build_base(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        verify_trajectory(*opened(runs, task(bases["base"])))
+    with pytest.warns(UserWarning, match=r"base', which the adapter .* loaded from .*other'; if"):
+        verify_trajectory(*opened(runs, task(bases["other"])))
+    with pytest.warns(UserWarning, match="found one that was not loaded from saved weights"):
+        verify_trajectory(*opened(runs, TASK))

@@ -47,6 +47,34 @@ def advice(saved: Saved) -> str:
     )
 
 
+def base_notes(model: nn.Module, saved: Saved) -> tuple[str, ...]:
+    """Return a sentence where the base model is not the one that the adapter was trained on.
+
+    transformers keep in a model's ``config.name_or_path`` where its weights were loaded from,
+    which PEFT writes into the adapter's configuration; other models say nothing.
+
+    Args:
+        model: a ``peft.PeftModel``.
+        saved: the checkpoint.
+    """
+    named = read_adapter_config(saved).get("base_model_name_or_path")
+    config = getattr(model.get_base_model(), "config", None)  # type: ignore[operator]
+    loaded = getattr(config, "name_or_path", None)
+    if not named or not isinstance(loaded, str) or _same_place(loaded, named):
+        return ()
+    found = f"loaded from '{loaded}'" if loaded else "not loaded from saved weights"
+    return (
+        f"expected the base model '{named}', which the adapter in '{saved.path}' was trained on, "
+        f"found one that was {found}; if its weights are others, scores are of another model: load "
+        "the base model in the task by that name",
+    )
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Return whether two names of a model are one, or two paths of one folder."""
+    return one == other or Path(one).resolve() == Path(other).resolve()
+
+
 def fit_to_adapter(
     tensors: Mapping[str, Tensor], model: nn.Module, saved: Saved
 ) -> dict[str, Tensor]:

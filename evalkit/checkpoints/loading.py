@@ -8,7 +8,7 @@ import warnings
 
 from torch import Tensor, nn
 
-from evalkit.checkpoints.adapter_weights import fit_to_adapter, load_adapter
+from evalkit.checkpoints.adapter_weights import base_notes, fit_to_adapter, load_adapter
 from evalkit.checkpoints.fitting import Fitted, fit_to_model
 from evalkit.checkpoints.layout import StateDict
 from evalkit.checkpoints.saved import Saved, find_saved, read_saved_state, saved_hash
@@ -92,5 +92,6 @@ def _fitting_values(checkpoint: Checkpoint, model: nn.Module) -> tuple[Fitted, b
     saved = find_saved(checkpoint.path)
     state = _read_unaltered(checkpoint, saved)
     if saved.is_adapter:
-        return Fitted(fit_to_adapter(state.tensors, model, saved), state.notes), True
+        values = fit_to_adapter(state.tensors, model, saved)
+        return Fitted(values, (*state.notes, *base_notes(model, saved))), True
     return fit_to_model(state, model, checkpoint.path), False
