@@ -249,3 +249,18 @@ def test_products_of_a_method_are_never_those_of_another() -> None:
     for row in rows:
         d = evalkit.update(row.method, lin, row.damping)
         assert row.gamma == pytest.approx(evalkit.gamma(lin, d), rel=1e-9)
+
+
+def test_a_method_takes_a_linearization_and_a_damping() -> None:
+    """Said where it is registered, by its own name."""
+    with pytest.raises(
+        EvalkitError, match=r"found alone\(lin\); write it as alone\(lin, damping\)"
+    ):
+
+        @evalkit.method("takes-too-little")
+        def alone(lin):
+            return lin.gradient
+
+    with pytest.raises(EvalkitError, match="settings with defaults"):
+        evalkit.method("needs-a-setting")(lambda lin, damping, power: lin.gradient)
+    assert "takes-too-little" not in evalkit.methods()

@@ -12,7 +12,7 @@ from evalkit.results.pairs import compare, parse_pair, statements
 from evalkit.results.summaries import summarize
 from evalkit.results.undefined import undefined_sentences
 from evalkit.storage.lost_rows import failed_cells, lost_rows
-from evalkit.storage.run_folder import append_failure, read_run
+from evalkit.storage.run_folder import append_failure, read_run, update_provenance
 from tests.support.written_runs import PROVENANCE, cell, score_row, write_run
 
 SETTINGS = {"methods": ["sgd", "ef"], "dampings": [1e-12], "seed": 0, "batches": 3}
@@ -74,6 +74,20 @@ def test_every_command_and_the_page_say_so(
     page = (run / "report.html").read_text(encoding="utf-8")
     for sentence in ("1 batch was not scored", "an infinite imbalance", "1 of 4 rows"):
         assert sentence in page
+
+
+def test_what_failed_is_told_where_a_baseline_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not that the run is to be finished: a start that goes on fails in the same batches."""
+    run = with_gaps(tmp_path / "run")
+    more = {"likelihood": "categorical", "dtype": "float32", "seed": 0, "batch_size": 8}
+    update_provenance(run, settings=SETTINGS | more)
+    line = ["check", str(run), "--baseline", str(tmp_path / "baseline.csv"), "--update-baseline"]
+    assert main(line) == 2
+    told = capsys.readouterr().err
+    assert "1 batch was not scored" in told
+    assert "unfinished" not in told
 
 
 def test_whole_tables_say_nothing(tmp_path: Path) -> None:

@@ -147,7 +147,8 @@ def update_baseline(path: str | os.PathLike[str], run: Run) -> str:
 
 def _check_enough(run: Run, baseline: Baseline) -> None:
     """Refuse a run that is not whole, or too short to compare with."""
-    if not run.provenance.get("finished"):
+    # What failed would fail again in a start that only went on.
+    if not run.provenance.get("finished") and run.failures.empty:
         raise EvalkitError(
             f"expected a finished run as a baseline, found '{run.folder}' unfinished; run the same "
             "'evalkit score' command to the end first"

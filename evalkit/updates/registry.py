@@ -17,6 +17,8 @@ Check = Callable[[str, Mapping[str, Any]], None]
 _METHODS: Registry[Method] = Registry("method")
 _CHECKS: dict[str, Check] = {}
 _DAMPED: set[str] = set()
+_INPUTS = ("seed", "on_iteration", "others", "past", "optimizer")
+"""Parameters of methods that a run gives, and no user."""
 
 
 def method(
@@ -39,7 +41,8 @@ def method(
         damped: it is nothing without damping, and a damping of 0 is refused.
 
     Raises:
-        EvalkitError: the name is taken, or holds a character that separates names or settings.
+        EvalkitError: the name is taken, or holds a character that separates names or settings, or
+            the function cannot be called with a linearization and a damping alone.
     """
     if not name or set(name) & set(":,= "):
         raise EvalkitError(
@@ -47,6 +50,7 @@ def method(
         )
 
     def register(function: Method) -> Method:
+        _check_callable(name, function)
         _METHODS.add(name, function)
         if check is not None:
             _CHECKS[name] = check
@@ -55,6 +59,24 @@ def method(
         return function
 
     return register
+
+
+def _check_callable(name: str, function: Method) -> None:
+    """Refuse a function that a linearization and a damping do not suffice for.
+
+    Raises:
+        EvalkitError: they do not.
+    """
+    signature, called = inspect.signature(function), getattr(function, "__name__", "it")
+    inputs = {key: None for key in _INPUTS if key in signature.parameters}
+    try:
+        signature.bind(None, None, **inputs)
+    except TypeError as error:
+        raise EvalkitError(
+            f"expected the function of method '{name}' to take a linearization and a damping, and "
+            f"settings with defaults, found {called}{signature}; write it as "
+            f"{called}(lin, damping)"
+        ) from error
 
 
 def methods() -> tuple[str, ...]:
