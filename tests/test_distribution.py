@@ -21,7 +21,14 @@ from tests.support.documents import README
 ROOT = Path(__file__).parents[1]
 TEXTS = [
     path
-    for pattern in ("*.md", "Makefile", "docs/**/*.*", "evalkit/**/*.py", "tests/**/*.py")
+    for pattern in (
+        "*.md",
+        "Makefile",
+        "docs/**/*.md",
+        "docs/**/*.py",
+        "evalkit/**/*.py",
+        "tests/**/*.py",
+    )
     for path in ROOT.glob(pattern)
     if path.is_file() and path != Path(__file__)
 ]
