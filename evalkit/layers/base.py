@@ -152,15 +152,6 @@ class WeightCalls:
     def __init__(self, layers: Sequence[MovedLayer]) -> None:
         self._layers = layers
 
-    @property
-    def input_rows(self) -> Tensor | None:
-        """A, (rows, in), where the weight's gradient is D^T A for :meth:`output_rows` D."""
-        return None
-
-    def output_rows(self, d: Sequence[Tensor]) -> Tensor:
-        """Return output gradients d of each call as rows D, (rows, out), where there is A."""
-        raise NotImplementedError
-
     def write_gradient(self, d: Sequence[Tensor], scale: Tensor, out: Tensor) -> None:
         """Write the weight's gradient for output gradients d of each call, times a scale."""
         torch.mul(self._gradient(d), scale, out=out)

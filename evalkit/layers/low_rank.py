@@ -12,7 +12,7 @@ from evalkit.reductions import is_finite
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A matrix L R^T whose right factor has about orthonormal columns, so that nothing cancels.
+    """A matrix L R^T; nothing cancels in it where the right factor has orthonormal columns.
 
     Attributes:
         left: L, (..., out, rank).

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from evalkit.layers import MovedLayer, weight_calls
 from evalkit.layers.base import WeightCalls
+from evalkit.layers.linear import LinearCalls
 from evalkit.layers.low_rank import LowRank
 from evalkit.linearization.adjoint import compare, differentiating, refuse_opaque_backward
 from evalkit.linearization.recording import Recording
@@ -60,6 +61,9 @@ class Tangents:
         self._calls = {
             name: weight_calls([layer for _, layer in calls])
             for name, calls in self._weights.items()
+        }
+        self._linear = {
+            name: calls for name, calls in self._calls.items() if isinstance(calls, LinearCalls)
         }
         alone = [p for use, p in places.items() if use.weight not in weights]
         self._groups: list[tuple[WeightCalls | None, list[int]]] = [
@@ -134,7 +138,7 @@ class Tangents:
             if name in parts:
                 self._calls[name].write_gradient(own, scale, parts[name])
             else:
-                rows[name] = self._calls[name].output_rows(own) * scale
+                rows[name] = self._linear[name].output_rows(own) * scale
         for name, calls in self._biases.items():
             torch.mul(_bias_gradient(calls, d), scale, out=parts[name])
         for name, value in zip(self._others, others, strict=True):
@@ -147,8 +151,7 @@ class Tangents:
     @property
     def input_rows(self) -> dict[str, Tensor]:
         """By weight, A, (rows, in): where its part of J^T c is D^T A (:meth:`pull_into`)."""
-        found = ((name, calls.input_rows) for name, calls in self._calls.items())
-        return {name: rows for name, rows in found if rows is not None}
+        return {name: calls.input_rows for name, calls in self._linear.items()}
 
     def _gradients(self, cotangents: Tensor) -> tuple[list[Tensor], Sequence[Tensor | None]]:
         """Return the gradients in the outputs of ``_uses``, and those of the other parameters."""
@@ -268,7 +271,7 @@ class Tangents:
         """
         d = self._weighted_outputs(parts)
         return {
-            name: self._calls[name].output_rows([d(place) for place, _ in self._weights[name]])
+            name: self._linear[name].output_rows([d(place) for place, _ in self._weights[name]])
             for name in weights
         }
 
