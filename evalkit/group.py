@@ -2,12 +2,15 @@
 
 Every process calls the same functions in the same order; without a process group there is one, to
 which all of them are trivial.
+
+What a message takes is not known where it is received, and telling it first would double the time
+of short ones, which most are. So a first round has as many bytes for all: a head, and the message
+itself where it is short.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,13 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from evalkit.messages import Form, Message, bytes_of, cut, forms_of, read, write_tensors
+
 T = TypeVar("T")
 
-_ALIGNED = 16
-"""Bytes to which every tensor begins in what is sent, so that any dtype can be read in place."""
+SHORT = 1 << 14
+"""Bytes of a first round, which take hardly longer on a network than a few would."""
 
-Form = tuple[torch.dtype, tuple[int, ...]]
-"""The dtype and the shape of a tensor."""
+_HEAD = struct.Struct("<qq")
+"""What a first round begins with: the bytes of the message's frame, and of the message."""
 
 
 class Group:
@@ -40,19 +45,14 @@ class Group:
         together = dist.is_available() and dist.is_initialized()
         self.size = dist.get_world_size(group) if together else 1
         self.rank = dist.get_rank(group) if together else 0
+        self._backends = str(dist.get_backend_config(group)) if together else ""
 
     def objects(self, value: T) -> list[T]:
         """Return the small values of all processes, by rank."""
-        if self.size == 1:
-            return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self._group)
-        return found
+        return self.gathered(value, torch.device("cpu"))
 
     def gathered(self, value: T, device: torch.device) -> list[T]:
         """Return the values of all processes, by rank: anything that is made of tensors.
-
-        What holds the tensors is sent by itself, their numbers all at once.
 
         Args:
             value: of this process; its own is returned as it is.
@@ -60,15 +60,20 @@ class Group:
         """
         if self.size == 1:
             return [value]
-        frame, flat = taken_apart(value)
-        frames = self.objects((frame, forms_of(flat)))
-        most = max(bytes_of(forms) for _, forms in frames)
-        sent = self._joined(flat, device, most)
-        received = [torch.empty_like(sent) for _ in range(self.size)]
-        dist.all_gather(received, sent, group=self._group)
+        message = Message.of(value)
+        rounds = self._all(self._first(message))
+        heads = [_head(one) for one in rounds]
+        bodies = [one[_HEAD.size :] for one in rounds]
+        if longest := max((size for _, size in heads if not _is_short(size)), default=0):
+            raw = self._empty(device, longest)
+            if not _is_short(message.lengths[1]):
+                message.write(raw)
+            for rank, body in enumerate(self._all(raw)):
+                if not _is_short(heads[rank][1]):
+                    bodies[rank] = body
         return [
-            value if rank == self.rank else put_together(frame, _cut(raw, forms, device))
-            for rank, ((frame, forms), raw) in enumerate(zip(frames, received, strict=True))
+            value if rank == self.rank else read(body, frame, device)
+            for rank, (body, (frame, _)) in enumerate(zip(bodies, heads, strict=True))
         ]
 
     def sum(self, values: Sequence[Tensor]) -> None:
@@ -76,7 +81,7 @@ class Group:
         if self.size == 1:
             return
         for value in values:
-            here = value if self._direct(value.device) else value.cpu()
+            here = value.to(self._place(value.device))
             dist.all_reduce(here, group=self._group)
             if here is not value:
                 value.copy_(here)
@@ -90,18 +95,17 @@ class Group:
         """
         if self.size == 1:
             return value
-        flat: list[Tensor] = []
-        said: list[Any] = [None]
-        if self.rank == 0:
-            frame, flat = taken_apart(value)
-            said = [(frame, forms_of(flat))]
-        dist.broadcast_object_list(said, src=self._global(0), group=self._group)
-        frame, forms = said[0]
-        if forms:
-            raw = self._joined(flat, device, bytes_of(forms))
-            dist.broadcast(raw, src=self._global(0), group=self._group)
-            flat = flat or _cut(raw, forms, device)
-        return value if self.rank == 0 else put_together(frame, flat)
+        leads = self.rank == 0
+        message = Message.of(value if leads else None)
+        first = self._first(message)
+        dist.broadcast(first, src=self._global(0), group=self._group)
+        (frame, size), body = _head(first), first[_HEAD.size :]
+        if not _is_short(size):
+            body = self._empty(device, size)
+            if leads:
+                message.write(body)
+            dist.broadcast(body, src=self._global(0), group=self._group)
+        return value if leads else read(body, frame, device)
 
     def swapped(
         self,
@@ -121,7 +125,8 @@ class Group:
         work, raws = [], {}
         for rank, tensors in sent.items():
             if tensors:
-                raw = self._joined(tensors, device, bytes_of(forms_of(tensors)))
+                raw = self._empty(device, bytes_of(forms_of(tensors)))
+                write_tensors(tensors, raw)
                 raws[~rank] = raw  # held until it is sent
                 work.append(dist.P2POp(dist.isend, raw, self._global(rank), self._group))
         for rank, forms in awaited.items():
@@ -131,95 +136,44 @@ class Group:
         if work:
             for one in dist.batch_isend_irecv(work):
                 one.wait()
-        return {rank: _cut(raws[rank], f, device) if f else [] for rank, f in awaited.items()}
+        return {rank: cut(raws[rank], f, device) if f else [] for rank, f in awaited.items()}
 
     def _global(self, rank: int) -> int:
         return rank if self._group is None else dist.get_global_rank(self._group, rank)
 
-    def _direct(self, device: torch.device) -> bool:
-        """Return whether the group sends memory of a device; otherwise it goes through the CPU."""
-        return device.type == "cpu" or "nccl" in str(dist.get_backend_config(self._group))
+    def _place(self, device: torch.device) -> torch.device:
+        """Return from which memory the group sends what lies on a device."""
+        if "nccl" not in self._backends:
+            return torch.device("cpu")
+        if device.type == "cpu" and "cpu" not in self._backends:
+            return torch.device("cuda", torch.cuda.current_device())
+        return device
 
     def _empty(self, device: torch.device, size: int) -> Tensor:
-        place = device if self._direct(device) else torch.device("cpu")
-        return torch.empty(size, dtype=torch.uint8, device=place)
+        return torch.empty(size, dtype=torch.uint8, device=self._place(device))
 
-    def _joined(self, tensors: Sequence[Tensor], device: torch.device, size: int) -> Tensor:
-        """Return the bytes of tensors in one that can be sent; the rest of it is of no account."""
-        joined = self._empty(device, size)
-        for start, one in zip(_starts(forms_of(tensors)), tensors, strict=True):
-            raw = one.view(-1).view(torch.uint8)
-            joined[start : start + len(raw)] = raw
-        return joined
+    def _first(self, message: Message) -> Tensor:
+        """Return what a message sends in the first round."""
+        raw = self._empty(torch.device("cpu"), SHORT)
+        head = _HEAD.pack(*message.lengths)
+        raw[: _HEAD.size] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+        if _is_short(message.lengths[1]):
+            message.write(raw[_HEAD.size :])
+        return raw
 
-
-def forms_of(tensors: Sequence[Tensor]) -> list[Form]:
-    """Return the forms of tensors."""
-    return [(one.dtype, tuple(one.shape)) for one in tensors]
-
-
-def bytes_of(forms: Sequence[Form]) -> int:
-    """Return how many bytes tensors of some forms take where they are sent together."""
-    return sum(_aligned(form) for form in forms)
+    def _all(self, raw: Tensor) -> list[Tensor]:
+        """Return what all processes send in a round, by rank."""
+        received = [torch.empty_like(raw) for _ in range(self.size)]
+        dist.all_gather(received, raw, group=self._group)
+        return received
 
 
-def _aligned(form: Form) -> int:
-    dtype, shape = form
-    return -(-dtype.itemsize * torch.Size(shape).numel() // _ALIGNED) * _ALIGNED
+def _is_short(size: int) -> bool:
+    """Return whether a message of so many bytes goes over in the first round."""
+    return size <= SHORT - _HEAD.size
 
 
-def _starts(forms: Sequence[Form]) -> list[int]:
-    """Return where the bytes of each tensor begin."""
-    starts, end = [], 0
-    for form in forms:
-        starts.append(end)
-        end += _aligned(form)
-    return starts
-
-
-def _cut(raw: Tensor, forms: Sequence[Form], device: torch.device) -> list[Tensor]:
-    """Return the tensors whose bytes were sent together."""
-    raw, parts = raw.to(device), []
-    for start, (dtype, shape) in zip(_starts(forms), forms, strict=True):
-        size = dtype.itemsize * torch.Size(shape).numel()
-        parts.append(raw[start : start + size].view(dtype).view(shape))
-    return parts
-
-
-class _Apart(pickle.Pickler):
-    """Keeps tensors aside."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.tensors: list[Tensor] = []
-
-    def persistent_id(self, value: Any) -> int | None:
-        if not isinstance(value, Tensor):
-            return None
-        self.tensors.append(value)
-        return len(self.tensors) - 1
-
-
-class _Together(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, tensors: Sequence[Tensor]) -> None:
-        super().__init__(file)
-        self._tensors = tensors
-
-    def persistent_load(self, number: int) -> Tensor:
-        return self._tensors[number]
-
-
-def taken_apart(value: Any) -> tuple[bytes, list[Tensor]]:
-    """Return what holds the tensors of a value, and them, contiguous.
-
-    A view may hold far more than it shows, and is sent as what it shows.
-    """
-    file = io.BytesIO()
-    pickler = _Apart(file)
-    pickler.dump(value)
-    return file.getvalue(), [tensor.detach().contiguous() for tensor in pickler.tensors]
-
-
-def put_together(frame: bytes, tensors: Sequence[Tensor]) -> Any:
-    """Return a value of what holds its tensors, and them: the inverse of :func:`taken_apart`."""
-    return _Together(io.BytesIO(frame), tensors).load()
+def _head(raw: Tensor) -> tuple[int, int]:
+    """Return the bytes of a message's frame, and of the message."""
+    frame, size = _HEAD.unpack(raw[: _HEAD.size].cpu().numpy().tobytes())
+    return frame, size

@@ -13,7 +13,8 @@ import evalkit
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
 errors version machine quiet names notebooks interruption
-registry extras settings reductions signs launch group
+registry extras settings reductions signs launch messages
+group
 storage.files given_settings
 storage.json_files storage.rows storage.locks
 storage.columns
@@ -31,7 +32,7 @@ evaluation.wrapped evaluation.substitutes evaluation.determinism
 evaluation.failures evaluation.full_precision evaluation.devices
 evaluation.forward
 evaluation
-linearization.broadcasts
+linearization.broadcasts linearization.lost_ranks
 linearization.recorder
 linearization.graph_ends
 linearization.recording

@@ -20,8 +20,9 @@ from evalkit.cli import main
 from evalkit.errors import EvalkitError
 from evalkit.group import Group
 from evalkit.linearization import split_gram
+from evalkit.linearization.lost_ranks import LostRankError, lost_ranks
 from evalkit.linearization.shares import shares_of
-from evalkit.linearization.split import LostRankError, Split, lost_ranks
+from evalkit.linearization.split import Split
 from evalkit.study.running import run_study
 from tests.support.dense import assert_near
 from tests.support.ranks import together

@@ -55,7 +55,8 @@ def joined_split(
     import torch.distributed as dist
 
     from evalkit.group import Group
-    from evalkit.linearization.split import Split, lost_ranks
+    from evalkit.linearization.lost_ranks import lost_ranks
+    from evalkit.linearization.split import Split
 
     store = dist.TCPStore(
         launch.host, launch.port, is_master=False, wait_for_workers=False, timeout=SILENT

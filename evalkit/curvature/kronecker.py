@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evalkit.curvature.eigen import Eigen
 from evalkit.curvature.rotated import Rotated
-from evalkit.layers.low_rank import LowRank
+from evalkit.layers.low_rank import LowRank, formed
 
 Style = Literal["tikhonov", "pi", "plain"]
 
@@ -51,7 +51,7 @@ class Solution:
     def matrix(self) -> Tensor:
         """X, formed."""
         found = self.joined()
-        return found.formed() if isinstance(found, LowRank) else found
+        return formed(found)
 
     def joined(self) -> Tensor | LowRank:
         """Return X."""
@@ -61,7 +61,7 @@ class Solution:
         """Return a change of X of the kind that rounding makes, formed."""
         assert self.deviation is not None
         found = self.deviation(generator)
-        return found.formed() if isinstance(found, LowRank) else found
+        return formed(found)
 
 
 @dataclass(frozen=True, eq=False)

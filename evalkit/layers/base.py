@@ -124,6 +124,12 @@ class MovedLayer(Layer):
         """Return :meth:`moved` for a change of the weight of low rank."""
         return self.moved(weight.formed(), bias)
 
+    def moved_along(self, weight: Tensor | LowRank | None, bias: Tensor | None) -> Tensor:
+        """Return :meth:`moved` for a change of the weight of any kind."""
+        if isinstance(weight, LowRank):
+            return self.moved_by(weight, bias)
+        return self.moved(weight, bias)
+
     def parameter_gradients(
         self, d: Tensor, weight: bool, bias: bool
     ) -> tuple[Tensor | None, Tensor | None]:

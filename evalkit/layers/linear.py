@@ -119,8 +119,12 @@ class LinearCalls(WeightCalls):
             moved = a @ (a.T @ rows)
         else:
             moved = self._inner_products @ rows
-        parts = moved.split([x.shape[:-1].numel() for x in self._inputs])
-        return [part.view_as(one) for part, one in zip(parts, d, strict=True)]
+        return self.parts(moved)
+
+    def parts(self, rows: Tensor) -> list[Tensor]:
+        """Return rows at all positions as changes of the outputs of each call."""
+        parts = rows.split([x.shape[:-1].numel() for x in self._inputs])
+        return [part.view(*x.shape[:-1], -1) for part, x in zip(parts, self._inputs, strict=True)]
 
     @cached_property
     def _inner_products(self) -> Tensor:

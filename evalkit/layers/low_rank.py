@@ -42,3 +42,8 @@ class LowRank:
     def to(self, dtype: torch.dtype) -> LowRank:
         """Return it in a dtype."""
         return LowRank(self.left.to(dtype), self.right.to(dtype))
+
+
+def formed(value: Tensor | LowRank) -> Tensor:
+    """Return a change of a parameter as a tensor."""
+    return value.formed() if isinstance(value, LowRank) else value

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from evalkit.layers.low_rank import LowRank
+from evalkit.layers.low_rank import LowRank, formed
 from evalkit.reductions import is_finite, norm
 
 Parts = Mapping[str, Tensor | LowRank]
@@ -65,5 +65,4 @@ class ByParameter:
 
     def vector(self) -> Tensor:
         """Return it formed: (P,)."""
-        formed = (one.formed() if isinstance(one, LowRank) else one for one in self.parts.values())
-        return torch.cat([one.flatten() for one in formed])
+        return torch.cat([formed(one).flatten() for one in self.parts.values()])

@@ -39,6 +39,19 @@ class _Kept:
     pulled: OutputGradients
 
 
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """J^T c by parameter's name.
+
+    Attributes:
+        formed: in the shapes of the parameters, without those that the logits do not depend on.
+        rows: of some weights, D, (rows, out), where the weight's part is D^T A.
+    """
+
+    formed: dict[str, Tensor]
+    rows: dict[str, Tensor]
+
+
 class KeptGradients:
     """The output gradients of a batch that is linearised as a whole, none of micro-batches.
 
@@ -88,43 +101,29 @@ class KeptGradients:
         return self._tangents.weighted_product(parts).double() * scale
 
     def gradients(
-        self, terms: Sequence[tuple[Tensor, Tensor]], but: Collection[str] = ()
-    ) -> dict[str, Tensor] | None:
+        self, terms: Sequence[tuple[Tensor, Tensor]], by_rows: Collection[str] = ()
+    ) -> Gradients | None:
         """Return J^T c for c = the sum of w_n c_n over some terms, by parameter's name.
 
         Args:
             terms: as for :meth:`product`.
-            but: names of parameters whose gradients are not asked for.
+            by_rows: names of weights, of
+                :attr:`evalkit.linearization.tangents.Tangents.input_rows`, of whose gradients D^T A
+                the rows D are asked for.
 
         Returns:
-            In the shapes of the parameters, without those that the logits do not depend on; None
-            where the output gradients of a term have not been kept.
+            None where the output gradients of a term have not been kept.
         """
         known = self._parts(terms)
         if self._tangents is None or known is None:
             return None
         parts, scale = known
-        found = self._tangents.weighted_gradients(parts, but)
-        return {name: value.mul_(scale) for name, value in found.items()}
-
-    def rows(
-        self, terms: Sequence[tuple[Tensor, Tensor]], weights: Collection[str]
-    ) -> dict[str, Tensor] | None:
-        """Return the rows D of weights of which D^T A is their part in :meth:`gradients`.
-
-        Args:
-            terms: as for :meth:`product`.
-            weights: names, of :attr:`evalkit.linearization.tangents.Tangents.input_rows`.
-
-        Returns:
-            (rows, out) by weight; None where the output gradients of a term have not been kept.
-        """
-        known = self._parts(terms)
-        if self._tangents is None or known is None:
-            return None
-        parts, scale = known
-        found = self._tangents.weighted_rows(parts, weights)
-        return {name: value * scale for name, value in found.items()}
+        formed = self._tangents.weighted_gradients(parts, but=by_rows)
+        rows = self._tangents.weighted_rows(parts, by_rows)
+        return Gradients(
+            {name: value.mul_(scale) for name, value in formed.items()},
+            {name: value * scale for name, value in rows.items()},
+        )
 
     def _parts(
         self, terms: Sequence[tuple[Tensor, Tensor]]

@@ -13,7 +13,7 @@ from evalkit.evaluation.given import describe
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.by_parameter import ByParameter
 from evalkit.linearization.micro_batches import MicroBatches
-from evalkit.reductions import norm, power_of_two
+from evalkit.reductions import power_of_two
 
 
 class LinearMaps:
@@ -108,6 +108,16 @@ class LinearMaps:
         """Return S_n u_n for every sample: like logits -> like logits, float64."""
         return self.likelihood.fisher_product(self.logits, self.targets, vectors)
 
+    @full_precision()
+    def vjp_norm(self, cotangents: Tensor) -> float:
+        """Return the norm of sum_n J_n^T c_n, which is formed.
+
+        Args:
+            cotangents: c, like logits.
+        """
+        scaled, scale = self._scaled(self._checked(cotangents))
+        return self._batches.vjp_norm(scaled) * float(scale)
+
     def pulled_norm(self, cotangents: Tensor, product: Tensor) -> float:
         """Return the norm of d = sum_n J_n^T c_n.
 
@@ -122,7 +132,7 @@ class LinearMaps:
         # Rounding is relative to the terms: a sum of a hundredth of them has lost two digits.
         if total > 0.01 * magnitude:
             return float(total**0.5)
-        return norm(self.vjp(cotangents))
+        return self.vjp_norm(cotangents)
 
     def sample_dots(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the inner product of two logit-shaped values for each sample: (N,) float64."""

@@ -229,7 +229,7 @@ class Linearization(SampleGradients):
             terms: pairs of cotangents c, like logits in float64, and weights w, (N,).
         """
         if (known := self._kept.gradients(terms)) is not None:
-            return known
+            return known.formed
         return self.by_name(self.vjp(summed_terms(terms)))
 
     @full_precision()

@@ -28,6 +28,7 @@ from evalkit.linearization.sample_axis import (
     split_leaves,
 )
 from evalkit.linearization.tangents import Tangents
+from evalkit.reductions import norm
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,10 @@ class MicroBatches:
             total = pulled if total is None else total.add_(pulled)
         assert total is not None
         return total
+
+    def vjp_norm(self, cotangents: Tensor) -> float:
+        """Return |J^T c|."""
+        return norm(self.vjp(cotangents, torch.ones((), device=cotangents.device)))
 
     def kernel_product(self, cotangents: Tensor) -> Tensor:
         """Return J J^T c: like logits. With several micro-batches J^T c is formed."""

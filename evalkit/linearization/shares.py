@@ -60,7 +60,6 @@ class Share:
         dtype: of the logits.
         kept: output gradients of them that are kept.
         sides: per-sample gradients of them that several matrices have as columns, by a key.
-        inputs: inputs of layers of all processes, once a product J J^T c needs them.
     """
 
     batches: MicroBatches | None
@@ -71,7 +70,6 @@ class Share:
     dtype: torch.dtype
     kept: KeptGradients
     sides: dict[str, Side]
-    inputs: list[dict[str, Tensor]]
 
     @property
     def num_params(self) -> int:
@@ -135,7 +133,6 @@ def _open(split: Split, given: Given, how: How) -> Share:
         evaluated.precision if batches is None else batches.dtype,
         KeptGradients(batches),
         {},
-        [],
     )
 
 

@@ -12,7 +12,6 @@ raised in rank 0, and the others wait for the next call.
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,11 +20,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from evalkit.errors import EvalkitError, shortened
+from evalkit.errors import EvalkitError
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs, check_batch, given_inputs, given_targets
 from evalkit.evaluation.wrapped import evaluated_module
-from evalkit.group import Group, forms_of, put_together, taken_apart
+from evalkit.group import SHORT, Group
+from evalkit.linearization.lost_ranks import LostRankError, lost_ranks, out_of_step
+from evalkit.messages import bytes_of, forms_of, put_together, taken_apart
 
 T = TypeVar("T")
 
@@ -181,7 +182,7 @@ class Split:
         except _Failed as failed:
             raise failed.error from None
         except BaseException as error:
-            self.lost = error if isinstance(error, LostRankError) else _out_of_step(error)
+            self.lost = error if isinstance(error, LostRankError) else out_of_step(error)
             raise
 
     def _say(self, function: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
@@ -231,11 +232,11 @@ class Split:
     def agreed(
         self, compute: Callable[[], T], everywhere: Callable[[T], Any] | None = None
     ) -> list[Any]:
-        """Return small parts of what all processes compute, by rank; for functions of calls.
+        """Return parts of what all processes compute, by rank; for functions of calls.
 
         Args:
             compute: this process's own part, which may fail and uses nothing that is used together.
-            everywhere: what of it the others get, nothing by default.
+            everywhere: what of it all get, anything that is made of tensors; nothing by default.
 
         Raises:
             _Failed: it failed in some process; in all of them.
@@ -247,7 +248,7 @@ class Split:
         except Exception as error:
             answer = _picklable(error), None
         with lost_ranks():
-            answers = self.ranks.objects(answer)
+            answers = self.ranks.gathered(answer, self.device)
         for failed, _ in answers:
             if failed is not None:
                 raise _Failed(failed)
@@ -278,19 +279,25 @@ class Split:
         """
         mine: list[Any] = []
 
-        def apart(value: T) -> tuple[bytes, Any]:
+        def apart(value: T) -> tuple[bytes, Any, list[Tensor]]:
             frame, flat = taken_apart(value)
             mine[:] = [value, flat]
-            return frame, forms_of(flat)
+            few = bytes_of(forms_of(flat)) <= SHORT // 2  # of no account that all get them
+            return frame, [] if few else forms_of(flat), flat if few else []
 
         everyone = self.agreed(compute, apart)
         with lost_ranks():
             if not self.leads:
-                self.ranks.swapped({0: mine[1]}, {}, self.device)
+                _, forms, _ = everyone[self.ranks.rank]
+                self.ranks.swapped({0: mine[1] if forms else []}, {}, self.device)
                 return []
-            awaited = {rank: forms for rank, (_, forms) in enumerate(everyone) if rank}
+            awaited = {rank: forms for rank, (_, forms, _) in enumerate(everyone) if rank}
             found = self.ranks.swapped({}, awaited, self.device)
-        others = (put_together(everyone[rank][0], found[rank]) for rank in awaited)
+        others = (
+            put_together(frame, few or found[rank])
+            for rank, (frame, _, few) in enumerate(everyone)
+            if rank
+        )
         return [mine[0], *others]
 
     def summed(self, compute: Callable[[], Tensor]) -> Tensor:
@@ -307,37 +314,6 @@ class Split:
         with lost_ranks():
             self.ranks.sum(found)
         return found[0]
-
-
-class LostRankError(EvalkitError):
-    """Another process of the group is gone: nothing can be asked of the others any more."""
-
-
-@contextmanager
-def lost_ranks() -> Iterator[None]:
-    """Say in one sentence that another process is gone or does not answer.
-
-    Raises:
-        LostRankError: it is.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        # The place in torch's own code, and what it guesses of causes, are left out.
-        said = re.sub(r"^\[[^\]]*\] *", "", str(error).split("\n")[0]).split(". ")[0]
-        raise LostRankError(
-            "expected all processes of the group to go on together, found one that has ended or "
-            f"does not answer ({shortened(said, 200)}); look at what it said, and start the "
-            "command again"
-        ) from error
-
-
-def _out_of_step(error: BaseException) -> LostRankError:
-    """Return what is said once a call has ended half-way, so that others may wait within it."""
-    return LostRankError(
-        "expected all processes of the group to end a call together, found that this one left it "
-        f"({type(error).__name__}); start the command again"
-    )
 
 
 def _picklable(error: Exception) -> Exception:

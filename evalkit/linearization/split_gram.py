@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evalkit.group import Form, bytes_of, forms_of, put_together, taken_apart
 from evalkit.layers.rows import GradientRows, mirror
 from evalkit.linearization.gram import Side
 from evalkit.linearization.gram_strips import Asked, Names, Strips
+from evalkit.linearization.lost_ranks import lost_ranks
 from evalkit.linearization.ruled_rows import joined_biases
 from evalkit.linearization.shares import Share
-from evalkit.linearization.split import Split, lost_ranks
+from evalkit.linearization.split import Split
+from evalkit.messages import Form, bytes_of, forms_of, put_together, taken_apart
 
 MOST_SENT = 1 << 26
 """Bytes that one process sends another at a time: 64 MiB, unless one layer has more."""

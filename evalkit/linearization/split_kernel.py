@@ -1,4 +1,4 @@
-"""J J^T c of a batch whose samples are split over processes.
+"""J J^T c and |J^T c| of a batch whose samples are split over processes.
 
 J^T c is a sum over the samples of all processes, of which each adds its own before it applies J:
 P numbers go over for every product. But the part of a weight whose calls are linear is D^T A over
@@ -9,21 +9,38 @@ they go over in the place of its gradient: A once, D with every product.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from evalkit.layers.low_rank import LowRank
 from evalkit.linearization.kept import summed_terms
+from evalkit.linearization.lost_ranks import lost_ranks
 from evalkit.linearization.micro_batches import MicroBatches
 from evalkit.linearization.shares import Share, joined
-from evalkit.linearization.split import Split, lost_ranks
-from evalkit.reductions import power_of_two
+from evalkit.linearization.split import Split
+from evalkit.reductions import norm, power_of_two
+
+T = TypeVar("T")
 
 Rows = Mapping[str, Tensor]
 """A or D by weight: a row for each position."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exchanged:
+    """What a process knows of the others' inputs, by weight whose rows go over.
+
+    Attributes:
+        inputs: A of the positions of all processes.
+        products: A_own A^T, of the own positions with all.
+    """
+
+    inputs: Rows
+    products: Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,58 +56,68 @@ class Pulled:
     rest: Tensor
 
 
-def kernel(split: Split, key: int, cotangents: Tensor) -> Tensor:
-    """Return J J^T c in rank 0: like logits. A call of :class:`Split`."""
+def exchanged(split: Split, key: int, place: int) -> None:
+    """Keep under a place what kernel products need of all inputs. A call of :class:`Split`."""
     share: Share = split.kept(key)
-    inputs = _inputs_of_all(split, share)
-    found: list[Pulled] = []
+    own: dict[str, Tensor] = {}
+    if share.batches is not None and len(share.batches) == 1:
+        own = share.batches[0].tangents.input_rows
+    shapes = {name: rows.shape for name, rows in own.items()}
+    told = split.agreed(lambda: shapes if share.batches is not None else None, _as_it_is)
+    counted = [one for one in told if one is not None]
+    chosen = [name for name in counted[0] if _are_few(name, counted, share.sizes[name])]
+    mine = {name: own[name] for name in chosen if name in own}
+    inputs = _joined(chosen, split.agreed(lambda: mine, _as_it_is) if chosen else [])
+    products = {name: mine[name] @ inputs[name].T for name in mine}
+    split.keep(place, Exchanged(inputs, products))
 
-    def compute() -> None:
-        own = cotangents[share.here]
-        found.append(_pulled(share, inputs, own, torch.ones((), device=own.device)))
 
-    split.agreed(compute)
-    return _pushed(split, share, inputs, found[0])
+def kernel(split: Split, key: int, place: int, cotangents: Tensor) -> Tensor:
+    """Return J J^T c in rank 0: like logits. A call of :class:`Split`."""
+    share, known = split.kept(key), split.kept(place)
+    own = cotangents[share.here]
+    return _pushed(split, share, known, lambda: _pulled(share, known, own, _one(own)))
 
 
-def weighted(split: Split, key: int, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def weighted(split: Split, key: int, place: int, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Return J d for d = sum_n J_n^T w_n c_n over terms (c, w), in rank 0: like logits.
 
     Output gradients that are kept make it without a backward. A call of :class:`Split`.
     """
-    share: Share = split.kept(key)
-    inputs = _inputs_of_all(split, share)
-    found: list[Pulled] = []
+    share, known = split.kept(key), split.kept(place)
+    own = [(c[share.here], w[share.here]) for c, w in terms]
 
-    def compute() -> None:
-        own = [(c[share.here], w[share.here]) for c, w in terms]
-        known = _kept(share, inputs, own)
-        found.append(_weighted(share, inputs, own) if known is None else known)
+    def compute() -> Pulled:
+        kept = _kept(share, known, own)
+        return _weighted(share, known, own) if kept is None else kept
 
-    split.agreed(compute)
-    return _pushed(split, share, inputs, found[0])
+    return _pushed(split, share, known, compute)
 
 
-def _inputs_of_all(split: Split, share: Share) -> Rows:
-    """Return A of the positions of all processes, of the weights whose rows go over."""
-    if not share.inputs:
-        own: dict[str, Tensor] = {}
+def length(split: Split, key: int, place: int, cotangents: Tensor) -> float:
+    """Return |J^T c| in rank 0. A call of :class:`Split`.
 
-        def compute() -> dict[str, torch.Size] | None:
-            if share.batches is None:
-                return None
-            if len(share.batches) == 1:
-                own.update(share.batches[0].tangents.input_rows)
-            return {name: rows.shape for name, rows in own.items()}
+    Of D^T A each process forms the rows of some outputs, for the positions of all.
+    """
+    share, known = split.kept(key), split.kept(place)
+    own = cotangents[share.here]
+    everyone, rest = _summed(split, share, lambda: _pulled(share, known, own, _one(own)))
+    rows = _joined(known.inputs, everyone)
 
-        told = split.agreed(compute, lambda shapes: shapes)
-        counted = [shapes for shapes in told if shapes is not None]
-        chosen = [name for name in counted[0] if _are_few(name, counted, share.sizes[name])]
-        mine = {name: own[name] for name in chosen if name in own}
-        with lost_ranks():
-            everyone = split.ranks.gathered(mine, split.device)
-        share.inputs.append(_joined_rows(chosen, everyone))
-    return share.inputs[0]
+    def compute() -> list[float]:
+        mine = [d.tensor_split(split.ranks.size, 1)[split.ranks.rank] for d in rows.values()]
+        return [norm((d.T @ a).flatten()) for d, a in zip(mine, known.inputs.values(), strict=True)]
+
+    parts = [part for one in split.agreed(compute, _as_it_is) for part in one]
+    return math.hypot(norm(rest), *parts)
+
+
+def _as_it_is(value: T) -> T:
+    return value
+
+
+def _one(cotangents: Tensor) -> Tensor:
+    return torch.ones((), device=cotangents.device)
 
 
 def _are_few(name: str, counted: Sequence[Mapping[str, torch.Size]], size: int) -> bool:
@@ -108,70 +135,85 @@ def _are_few(name: str, counted: Sequence[Mapping[str, torch.Size]], size: int) 
     return positions * (inside + size // inside) <= size
 
 
-def _joined_rows(names: Iterable[str], everyone: Sequence[Rows]) -> dict[str, Tensor]:
+def _joined(names: Iterable[str], everyone: Sequence[Rows]) -> dict[str, Tensor]:
     return {name: torch.cat([rows[name] for rows in everyone if name in rows]) for name in names}
 
 
-def _pulled(share: Share, inputs: Rows, cotangents: Tensor, scale: Tensor) -> Pulled:
+def _pulled(share: Share, known: Exchanged, cotangents: Tensor, scale: Tensor) -> Pulled:
     """Return J^T c times a scale, for c of the samples of this process."""
     if share.batches is None:
-        return Pulled({}, _zeros(share, inputs, cotangents.device))
-    if not inputs:  # and perhaps several micro-batches
+        return Pulled({}, _zeros(share, known, cotangents.device))
+    if not known.inputs:  # and perhaps several micro-batches
         return Pulled({}, share.batches.vjp(cotangents, scale))
-    rest = _zeros(share, inputs, cotangents.device)
-    places = _by_name(share.batches, inputs, rest)
+    rest = _zeros(share, known, cotangents.device)
+    places = _by_name(share.batches, known, rest)
     return Pulled(share.batches[0].tangents.pull_into(places, cotangents, scale), rest)
 
 
-def _weighted(share: Share, inputs: Rows, terms: Sequence[tuple[Tensor, Tensor]]) -> Pulled:
+def _weighted(share: Share, known: Exchanged, terms: Sequence[tuple[Tensor, Tensor]]) -> Pulled:
     """Return J^T c for c = the sum of w_n c_n over some terms, by a backward."""
     total = summed_terms(terms)
     scale = power_of_two(total) if share.batches is not None else total.new_ones(())
-    return _pulled(share, inputs, (total / scale).to(share.dtype), scale)
+    return _pulled(share, known, (total / scale).to(share.dtype), scale)
 
 
-def _kept(share: Share, inputs: Rows, terms: Sequence[tuple[Tensor, Tensor]]) -> Pulled | None:
+def _kept(share: Share, known: Exchanged, terms: Sequence[tuple[Tensor, Tensor]]) -> Pulled | None:
     """Return J^T c for c = the sum of w_n c_n over some terms, from kept output gradients alone.
 
     Args:
         share: the samples.
-        inputs: A of the weights whose rows go over.
+        known: of all inputs.
         terms: pairs (c, w) of the samples of this process.
     """
-    gradients, rows = share.kept.gradients(terms, but=inputs), share.kept.rows(terms, inputs)
-    if gradients is None or rows is None or share.batches is None:
+    found = share.kept.gradients(terms, known.inputs)
+    if found is None or share.batches is None:
         return None
-    rest = _zeros(share, inputs, terms[0][0].device)
-    for name, place in _by_name(share.batches, inputs, rest).items():
-        if name in gradients:
-            place.copy_(gradients[name])
-    return Pulled({name: one.to(share.dtype) for name, one in rows.items()}, rest)
+    rest = _zeros(share, known, terms[0][0].device)
+    for name, place in _by_name(share.batches, known, rest).items():
+        if name in found.formed:
+            place.copy_(found.formed[name])
+    return Pulled({name: one.to(share.dtype) for name, one in found.rows.items()}, rest)
 
 
-def _pushed(split: Split, share: Share, inputs: Rows, own: Pulled) -> Tensor:
-    """Return J of the sum of what the samples of all processes pull back to, in rank 0."""
+def _summed(split: Split, share: Share, compute: Callable[[], Pulled]) -> tuple[list[Rows], Tensor]:
+    """Return the rows of each process, and the sum of the other gradients of all."""
+    rest: list[Tensor] = []
+
+    def own() -> Rows:
+        pulled = compute()
+        rest.append(pulled.rest)
+        return pulled.rows
+
+    everyone = split.agreed(own, _as_it_is)
     with lost_ranks():
-        split.ranks.sum([own.rest])
-        everyone = split.ranks.gathered(own.rows, split.device) if inputs else []
+        split.ranks.sum(rest)
+    return everyone, rest[0]
 
-    def compute() -> Tensor | None:
+
+def _pushed(split: Split, share: Share, known: Exchanged, compute: Callable[[], Pulled]) -> Tensor:
+    """Return J of the sum of what the samples of all processes pull back to, in rank 0."""
+    everyone, rest = _summed(split, share, compute)
+    rows = _joined(known.inputs, everyone)
+
+    def moved() -> Tensor | None:
         if share.batches is None:
             return None
-        values: dict[str, Tensor | LowRank] = {**_by_name(share.batches, inputs, own.rest)}
-        for name, rows in _joined_rows(inputs, everyone).items():
-            values[name] = LowRank(rows.mT, inputs[name].mT)
-        return share.batches.jvp([values[name] for name in share.batches.parameters])
+        parts = _by_name(share.batches, known, rest)
+        if not rows:
+            return share.batches.jvp([parts[name] for name in share.batches.parameters])
+        moves = {name: known.products[name] @ d for name, d in rows.items()}
+        return share.batches[0].tangents.push_parts(parts, moves)
 
-    return joined(split.collected(compute))
+    return joined(split.collected(moved))
 
 
-def _zeros(share: Share, inputs: Rows, device: torch.device) -> Tensor:
-    numbers = sum(size for name, size in share.sizes.items() if name not in inputs)
+def _zeros(share: Share, known: Exchanged, device: torch.device) -> Tensor:
+    numbers = sum(size for name, size in share.sizes.items() if name not in known.inputs)
     return torch.zeros(numbers, dtype=share.dtype, device=device)
 
 
-def _by_name(batches: MicroBatches, inputs: Rows, rest: Tensor) -> dict[str, Tensor]:
+def _by_name(batches: MicroBatches, known: Exchanged, rest: Tensor) -> dict[str, Tensor]:
     """Return the parameters' parts of what is one after the other, in their shapes."""
-    named = {n: value for n, value in batches.parameters.items() if n not in inputs}
+    named = {n: value for n, value in batches.parameters.items() if n not in known.inputs}
     parts = rest.split([value.numel() for value in named.values()])
     return {n: part.view_as(named[n]) for n, part in zip(named, parts, strict=True)}

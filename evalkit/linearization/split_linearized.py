@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -25,7 +26,7 @@ from evalkit.linearization.per_sample import PerSample
 from evalkit.linearization.shares import How, Share
 from evalkit.linearization.split import Split
 from evalkit.linearization.split_gram import inner_products
-from evalkit.linearization.split_kernel import kernel, weighted
+from evalkit.linearization.split_kernel import exchanged, kernel, length, weighted
 from evalkit.reductions import power_of_two
 
 T = TypeVar("T")
@@ -102,7 +103,23 @@ class SplitBatches(MicroBatches):
 
     def kernel_product(self, cotangents: Tensor) -> Tensor:
         """Return J J^T c: like logits."""
-        return self.call(kernel, cotangents)
+        return self.call(kernel, self._inputs_of_all, cotangents)
+
+    def weighted_product(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return J d for d = sum_n J_n^T w_n c_n over terms (c, w): like logits."""
+        return self.call(weighted, self._inputs_of_all, terms)
+
+    def vjp_norm(self, cotangents: Tensor) -> float:
+        """Return |J^T c|."""
+        return self.call(length, self._inputs_of_all, cotangents)
+
+    @cached_property
+    def _inputs_of_all(self) -> int:
+        """Where each process keeps what kernel products need of the inputs of all."""
+        place = self.processes.new_key()
+        self.call(exchanged, place)
+        weakref.finalize(self, self.processes.retire, place)
+        return place
 
 
 class SplitLinearization(Linearization):
@@ -194,7 +211,7 @@ class SplitLinearization(Linearization):
         """Return J d for d = sum_n J_n^T w_n c_n over terms (c, w): like logits, float64."""
         scale = power_of_two(torch.stack([weights for _, weights in terms]))
         scaled = [(c, weights / scale) for c, weights in terms]
-        return self._batches.call(weighted, scaled).double() * scale
+        return self._batches.weighted_product(scaled).double() * scale
 
     @full_precision()
     def weighted_gradients(self, terms: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

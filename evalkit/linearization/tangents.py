@@ -23,7 +23,7 @@ from torch import Tensor
 from evalkit.layers import MovedLayer, weight_calls
 from evalkit.layers.base import WeightCalls
 from evalkit.layers.linear import LinearCalls
-from evalkit.layers.low_rank import LowRank
+from evalkit.layers.low_rank import LowRank, formed
 from evalkit.linearization.adjoint import compare, differentiating, refuse_opaque_backward
 from evalkit.linearization.recording import Recording
 from evalkit.linearization.ruled_rows import OutputGradients
@@ -174,16 +174,30 @@ class Tangents:
 
     def push(self, values: Sequence[Tensor | LowRank]) -> Tensor:
         """Return J v for v in the shapes of the parameters: like logits."""
-        by_name = dict(zip(self._recording.parameters, values, strict=True))
-        moved: list[Tensor | None] = []
-        for use, layer in self._uses:
-            weight = by_name[use.weight] if use.weight in self._weights else None
-            bias = _formed(by_name[use.bias]) if use.bias in self._biases else None
-            if isinstance(weight, LowRank):
-                moved.append(layer.moved_by(weight, bias))
-            else:
-                moved.append(layer.moved(weight, bias))
-        return self._push([*moved, *(_formed(by_name[name]) for name in self._others)])
+        return self.push_parts(dict(zip(self._recording.parameters, values, strict=True)), {})
+
+    def push_parts(
+        self, parts: Mapping[str, Tensor | LowRank], moves: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return J v, like logits, for v of which some weights' parts are known by what they move.
+
+        Args:
+            parts: of the other parameters, in their shapes, by name.
+            moves: by weight of :attr:`input_rows`, how far its part moves the outputs of its calls,
+                (rows, out).
+        """
+        moved: list[Tensor | None] = [None] * len(self._uses)
+        for name, rows in moves.items():
+            places = [place for place, _ in self._weights[name]]
+            for place, change in zip(places, self._linear[name].parts(rows), strict=True):
+                moved[place] = change
+        for place, (use, layer) in enumerate(self._uses):
+            weight = parts.get(use.weight) if use.weight in self._weights else None
+            bias = formed(parts[use.bias]) if use.bias in self._biases else None
+            if weight is not None or bias is not None:
+                own, known = layer.moved_along(weight, bias), moved[place]
+                moved[place] = own if known is None else own + known
+        return self._push([*moved, *(formed(parts[name]) for name in self._others)])
 
     def _push(self, changes: Sequence[Tensor | None]) -> Tensor:
         """Return the derivative of u -> J^T u along changes of what it pulls back to."""
@@ -328,10 +342,6 @@ class Tangents:
                 by_weight, by_bias = moved[place], layer.moved(None, totals[name])
                 moved[place] = by_bias if by_weight is None else by_weight.add_(by_bias)
         return self._push([*moved, *others])
-
-
-def _formed(value: Tensor | LowRank) -> Tensor:
-    return value.formed() if isinstance(value, LowRank) else value
 
 
 def _bias_gradient(calls: Sequence[tuple[int, MovedLayer]], d: Sequence[Tensor]) -> Tensor:

@@ -168,4 +168,4 @@ def _scaled(lin: Linearization, damping: float, y: Tensor) -> _Candidate | None:
         scale = 1.0
     depth = scale * (2 * slope - scale * curvature)
     residual = lin.logit_gradients - scale * (lin.output_fisher(jx) + damping * y)
-    return _Candidate(scale * y, scale * x, depth, residual, length=norm(lin.vjp(residual)))
+    return _Candidate(scale * y, scale * x, depth, residual, length=lin.vjp_norm(residual))

@@ -43,7 +43,7 @@ def cotangents(lin: Linearization) -> Space:
         adjoint=lambda u: u,
         push=lin.kernel_product,
         inner=lambda u, v, jv: (u * jv).sum(),
-        norm=lambda v, jv: norm(lin.vjp(v)) if jv is None else lin.pulled_norm(v, jv),
+        norm=lambda v, jv: lin.vjp_norm(v) if jv is None else lin.pulled_norm(v, jv),
         of_cotangents=True,
     )
 
