@@ -304,11 +304,11 @@ def exact_gamma(make: Callable[[int], Batch], method: str, damping: float) -> fl
 
 def _smallness(make: Callable[[int], Batch]) -> int:
     """Return how many powers of two lie between one and the smallest squared gradient."""
-    with bits(FEWEST_BITS):
-        one = make(FEWEST_BITS)
-        r = one.residual
-        outputs, least = len(r[0]), 0
-        for n, row in enumerate(r):
+    with bits(MOST_BITS):  # so that 1 - p of drawn labels keeps digits
+        one = make(MOST_BITS)
+        outputs, least = len(one.residual[0]), 0
+        for place, row in enumerate([*one.residual, *one.sampled]):
+            n = place % one.samples
             block = range(n * outputs, (n + 1) * outputs)
             size = sum((abs(one.kernel[i, i]) for i in block), arb(0)) * dot([row], [row])
             if size > 0:
