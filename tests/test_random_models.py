@@ -87,6 +87,20 @@ FOUND = {
             seed=134,
         ),
     ),
+    "a direct solve that misses nearly all": (
+        "ngd",
+        Plan(
+            blocks=("used twice",),
+            samples=5,
+            width=1,
+            classes=4,
+            power=6,
+            ignored=True,
+            head_bias=False,
+            dtype="float32",
+            seed=200413,
+        ),
+    ),
 }
 """Methods and plans whose stated errors were once too small, by what is difficult of them."""
 

@@ -131,9 +131,10 @@ def differentiating(recording: Recording, again: bool) -> Iterator[None]:
                 refuse_opaque_backward(recording, said)
             if "modified by an inplace operation" in said:
                 raise EvalkitError(
-                    "expected a forward whose backward runs, found values that it changes in place "
-                    "after another operation has kept them for its gradient; leave out operations "
-                    "in place (names that end in _, inplace=True)"
+                    "expected a forward whose backward runs, found values that were changed in "
+                    "place after another operation kept them for its gradient; linearize again "
+                    "where parameters have moved since, or leave out operations in place (names "
+                    "that end in _, inplace=True)"
                 ) from error
             raise
 

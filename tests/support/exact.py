@@ -25,8 +25,10 @@ from torch import Tensor, nn
 Rows = list[list[arb]]
 """Numbers by samples."""
 
-CERTAIN = 1e-9
-"""Relative radius at which a gamma is known."""
+CERTAIN = 1e-17
+"""Relative radius at which a gamma is known: below the rounding of scores."""
+LIMIT = 1e-9
+"""Relative difference of gammas at lambda and lambda^2 from which on the latter is the limit."""
 FEWEST_BITS, MOST_BITS = 256, 1 << 12
 SMALLEST = 96
 """Minus the power of two of the first damping that stands in for zero."""
@@ -282,7 +284,7 @@ def _natural(one: Batch, damping: arb) -> Rows:
 
 
 def exact_gamma(make: Callable[[int], Batch], method: str, damping: float) -> float:
-    """Return gamma to nine digits, with as many bits as that takes.
+    """Return gamma to the digits of float64, with as many bits as that takes.
 
     Undamped, it is the limit of dampings that fall until gamma stays.
 
@@ -296,7 +298,7 @@ def exact_gamma(make: Callable[[int], Batch], method: str, damping: float) -> fl
     power, before = SMALLEST + _smallness(make), 0.0
     while power < MOST_BITS:
         found = _known(make, method, partial(_power_of_two, -power))
-        if abs(found - before) <= CERTAIN * found:
+        if abs(found - before) <= LIMIT * found:
             return found
         before, power = found, 2 * power
     raise Unknown(f"gamma of {method} has no limit at damping 0 that {MOST_BITS} bits show")
