@@ -21,7 +21,9 @@ CANCELLED = 1e-3
 """Size of the terms that a Jacobian of zeros is the sum of."""
 LOGIT_ROUNDING = 1e-2
 """Rounding of a logit, as a part of it, over the absolute tolerance of :func:`near`."""
-METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "fgn", "fgn-tikhonov", "polyak", "ngd")
+METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "fgn", "fgn-tikhonov", "polyak")
+NGD = "ngd:tolerance=1e-12"
+"""Of a residual that allows 1e-6, small eigenvalues leave the direction fewer digits than gamma."""
 
 
 def linearized(batch: Batch) -> evalkit.Linearization:
@@ -90,11 +92,11 @@ def check_directions(plan: Plan) -> None:
     damping = 0.1 * float(expected.gram.diagonal().max())
     damping = max(damping, 1e-9 * float(expected.jacobian.square().sum()))
     best = penalised(expected, dense.ngd(expected, damping), damping)
-    for method in METHODS:
+    for method in (*METHODS, NGD):
         d = evalkit.update(method, lin, damping=damping)
-        makes = getattr(dense, method.replace("-", "_"))
+        makes = getattr(dense, method.split(":")[0].replace("-", "_"))
         wanted = makes(expected) if method == "sgd" else makes(expected, damping)
-        assert_near(d, wanted, 1e-6)  # that of the iterations of ngd
+        assert_near(d, wanted, 1e-6)
         if abs(float(wanted @ expected.gradient)) < 1e-6 * float(wanted.norm()) * float(
             expected.gradient_norms.sum()
         ):
