@@ -87,6 +87,23 @@ FOUND = {
             seed=134,
         ),
     ),
+    "inner products that are alike where rows are not": (
+        "ief-tikhonov",
+        Plan(
+            inputs="images",
+            blocks=("residual",),
+            likelihood="bernoulli",
+            samples=4,
+            classes=2,
+            power=3,
+            same="all",
+            fitted="one",
+            soft=True,
+            head_bias=False,
+            dtype="float32",
+            seed=0,
+        ),
+    ),
     "a direct solve that misses nearly all": (
         "ngd",
         Plan(

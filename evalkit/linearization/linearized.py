@@ -102,7 +102,9 @@ class Linearization(SampleGradients):
                 if formed_rows
                 else factorize(rows, unit=self.unit, columns=self.num_params)
             )
-        if not factor.complete and factor.rank >= self._distinct(cotangents, rows):
+        # Inner products are alike to the last digit where rows are not: squares hide more.
+        deficient = formed_rows and not factor.complete
+        if deficient and factor.rank >= self._distinct(cotangents, rows):
             return replace(factor, complete=True, certain=True)
         return factor
 
@@ -113,7 +115,7 @@ class Linearization(SampleGradients):
 
         Args:
             cotangents: c, (K, N, ..., C) float64.
-            rows: their gradients or inner products, (K N, ...).
+            rows: their gradients, (K N, P).
         """
         logits, weights = self.logits.double(), torch.arange(1, cotangents[0, 0].numel() + 1)
         tells = [self.sample_dots(logits, weights.to(logits).view_as(logits[0]).expand_as(logits))]

@@ -295,7 +295,7 @@ def exact_gamma(make: Callable[[int], Batch], method: str, damping: float) -> fl
     """
     if damping or method == "sgd":
         return _known(make, method, lambda: arb(damping))
-    power, before = SMALLEST + _smallness(make), 0.0
+    power, before = SMALLEST + _smallness(make, method), 0.0
     while power < MOST_BITS:
         found = _known(make, method, partial(_power_of_two, -power))
         if abs(found - before) <= LIMIT * found:
@@ -304,12 +304,12 @@ def exact_gamma(make: Callable[[int], Batch], method: str, damping: float) -> fl
     raise Unknown(f"gamma of {method} has no limit at damping 0 that {MOST_BITS} bits show")
 
 
-def _smallness(make: Callable[[int], Batch]) -> int:
+def _smallness(make: Callable[[int], Batch], method: str) -> int:
     """Return how many powers of two lie between one and the smallest squared gradient."""
     with bits(MOST_BITS):  # so that 1 - p of drawn labels keeps digits
         one = make(MOST_BITS)
         outputs, least = len(one.residual[0]), 0
-        for place, row in enumerate([*one.residual, *one.sampled]):
+        for place, row in enumerate([*one.residual, *(one.sampled if method == "sf" else ())]):
             n = place % one.samples
             block = range(n * outputs, (n + 1) * outputs)
             size = sum((abs(one.kernel[i, i]) for i in block), arb(0)) * dot([row], [row])
