@@ -65,8 +65,10 @@ class GramFactor:
         squared: K was factorised itself, so that its rounding meets the squares of G's singular
             values; otherwise its rows G were.
         level: singular values of G below which rounding hides what is there.
-        complete: the rank is all that M rows of P numbers can have.
+        complete: the rank is all that M rows of P numbers can have, those that repeat aside.
         certain: it is that, or the smallest direction is clearly above rounding.
+        lost: the decomposition has fewer directions than the rank, for rows that are shorter than
+            its error of the longest.
     """
 
     vectors: Tensor
@@ -76,6 +78,7 @@ class GramFactor:
     level: float
     complete: bool
     certain: bool
+    lost: bool = False
 
     @property
     def rank(self) -> int:
@@ -109,6 +112,17 @@ class GramFactor:
         spread = self.eigenvalues / (self.eigenvalues + damping).square()
         return math.sqrt(float(noise.square() @ (self.vectors.square() @ spread)))
 
+    def overlooked(self, damping: float) -> float:
+        """Return the most that s^2 / (s^2 + lambda) is for directions of length s in hiding.
+
+        A right side G x fits a dependence of rows whether or not that is exact, so that only what G
+        can have hidden says how much of x remains along them. Rows whose inner products depend on
+        each other in spite of their rounding are taken to repeat.
+        """
+        if self.complete or self.squared or damping == 0:
+            return 0.0  # without damping, :meth:`movement` knows of none
+        return self.level**2 / (self.level**2 + damping)
+
     def with_decomposition(self, noise: Tensor) -> Tensor:
         """Return how far rows move, (M,), where rounding moves them by ``noise`` beforehand.
 
@@ -128,7 +142,8 @@ class GramFactor:
             |delta d|^2 = 2 u^2 sum_n a_n^2 |G_n|^2 sum_n |G_n|^2 [K (K + lambda I)^-2]_nn.
 
         Parts of G of length s that rounding hides would add up to s / (s^2 + lambda) times the part
-        of b that lies outside of the range of K.
+        of b that lies outside of the range of K, and a lost row of length e to no more than
+        e (|b_n| + e |d|) / lambda.
 
         Args:
             right: b, (M,).
@@ -149,7 +164,15 @@ class GramFactor:
             spread = squares @ (self.eigenvalues * shrunk.square())
             size = float((weights * self.norms).square().sum())
             moved += 2 * unit**2 * size * float(self.norms.square() @ spread)
-        return math.sqrt(moved) + self._hidden(right, right - self.vectors @ inside, damping)
+        outside = right - self.vectors @ inside
+        if not self.lost:
+            return math.sqrt(moved) + self._hidden(right, outside, damping)
+        if damping == 0:  # such a row asks for its own part of b, whatever its length
+            return math.inf
+        short = self.norms <= DECOMPOSED * self.norms.max()
+        sizes = self.norms.where(short, 0.0)
+        lost = float((sizes * (right.abs() + sizes * length)).norm()) / damping
+        return math.sqrt(moved) + lost + self._hidden(right, outside.where(~short, 0.0), damping)
 
     def unresolved(self, right: Tensor, damping: float) -> float:
         """Return the part of b^T K (K + lambda I)^-1 b that rounding leaves open.
@@ -166,7 +189,7 @@ class GramFactor:
         kept = inside.square() * self.eigenvalues / (self.eigenvalues + damping)
         doubt = float((kept * (least / self.eigenvalues).clamp_max(1.0)).sum())
         outside = float((right - self.vectors @ inside).square().sum())
-        known = self.certain if damping else self.complete
+        known = self.certain and not self.lost if damping else self.complete
         if known or outside <= CONSISTENT**2 * float(right.square().sum()):
             return doubt
         return doubt + outside * (least / (least + damping) if damping else 1.0)
@@ -177,11 +200,8 @@ class GramFactor:
             return 0.0
         part = float(outside.norm())
         consistent = part <= CONSISTENT * float(right.norm())
-        if damping == 0:  # of a direction however small, such as that of a saturated unit
-            # A row however short asks for its own part of b.
-            rows = (outside / self.norms).where(self.norms > 0, 0.0)
-            least = CONSISTENT * self.length(self.solve(right, damping))
-            return 0.0 if consistent and float(rows.norm()) <= least else math.inf
+        if damping == 0:  # a direction however small, as of a saturated unit, asks for its part
+            return math.inf
         if consistent:
             return 0.0
         if self.certain:
@@ -235,6 +255,7 @@ def factorize(
         level=math.sqrt(max(tolerance, rounding, unit)) * largest,
         complete=complete,
         certain=complete,
+        lost=len(eigenvalues) < rank,
     )
 
 
@@ -282,7 +303,9 @@ def factorize_rows(rows: Tensor) -> GramFactor:
     with _one_thread(len(rows)):
         # Pivots of all P numbers would be as many reads of G: it is made small before.
         triangle = torch.linalg.qr(rows.T, mode="r").R / scale.where(scale > 0, 1.0)
-        packed, pivots, *_ = dgeqp3(triangle.cpu().numpy())
+        packed, pivots = triangle.cpu().numpy(), np.arange(len(rows)) + 1
+        if most:  # LAPACK prints that it takes no empty matrix
+            packed, pivots, *_ = dgeqp3(packed)
         upper = np.triu(packed[:most])
         diagonal = np.abs(np.diag(upper))
         rank = int((diagonal > rounding).sum())
@@ -302,6 +325,7 @@ def factorize_rows(rows: Tensor) -> GramFactor:
         level=rounding * largest,
         complete=complete,
         certain=complete or (0 < rank < most and diagonal[rank - 1] > CLEAR_GAP * rounding),
+        lost=int(keep.sum()) < rank,
     )
 
 

@@ -22,10 +22,12 @@ def norm(vector: Tensor) -> float:
     whole = vector.numel() // BLOCK * BLOCK
     blocks = torch.linalg.vector_norm(vector[:whole].view(-1, BLOCK), dim=1).double()
     total = float(torch.linalg.vector_norm(torch.cat([blocks, vector[whole:].double()])))
-    if 1e-15 < total < 1e15 or vector.dtype == torch.float64:
+    most = 1e140 if vector.dtype == torch.float64 else 1e15
+    if 1 / most < total < most or not vector.any():
         return total
-    # Squares in float32 underflow or overflow here.
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+    # Squares underflow or overflow here.
+    scale = float(power_of_two(vector.double()))
+    return float(torch.linalg.vector_norm(vector.double() / scale)) * scale
 
 
 def is_finite(values: Tensor) -> bool:
@@ -44,7 +46,7 @@ def inverse(values: Tensor) -> Tensor:
 
 
 def power_of_two(values: Tensor, dim: int | None = None) -> Tensor:
-    """Return the power of two at the largest magnitude: dividing by it is exact and tames 1e12.
+    """Return the power of two below the largest magnitude: dividing by it is exact and tames 1e12.
 
     Args:
         values: any shape.
@@ -52,4 +54,4 @@ def power_of_two(values: Tensor, dim: int | None = None) -> Tensor:
     """
     largest = torch.linalg.vector_norm(values, math.inf, dim)
     _, exponents = torch.frexp(largest)  # of zero: zero
-    return torch.ldexp(torch.ones_like(largest), exponents)
+    return torch.ldexp(torch.ones_like(largest), exponents - 1)  # that above may overflow

@@ -102,8 +102,8 @@ def vanishes(lin: Linearization) -> bool:
     def compute() -> bool:
         r = lin.logit_gradients.flatten(1)
         scaled = r / power_of_two(r, 1)[:, None]
-        # No two alike: gradients of samples that repeat would cancel.
-        weights = torch.linspace(0.5, 1.0, lin.num_samples).to(r)
+        # No two alike, nor simple fractions: gradients of samples that repeat would cancel.
+        weights = torch.linspace(-1.0, 0.0, lin.num_samples).exp().to(r)
         pulled = lin.vjp((scaled * weights[:, None]).view(lin.logits.shape))
         return not bool(pulled.any()) and not bool(saturated(lin).any())
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import evalkit
 from evalkit.doubts import MARKED
+from evalkit.reductions import norm
 from evalkit.scoring.metrics import imbalance
 from tests.support.strategies import Plan
 
@@ -70,6 +71,38 @@ def test_samples_fitted_to_1e_170_keep_their_gamma_floor_and_imbalance() -> None
     assert alone["gamma"][0] == pytest.approx(math.exp(150.0), rel=1e-10)
 
 
+def test_the_floor_of_samples_whose_floor_terms_vanish() -> None:
+    """f = e^-1024 is no float64, the floor e^512 is one; of soft targets f = e^1024 / 4 is none."""
+    model = Table([[1024.0], [-1024.0]])
+    lin = evalkit.linearize(*table(model, torch.tensor([[1.0], [0.0]]).double(), "bernoulli"))
+    assert lin.gamma_floor == pytest.approx(math.exp(512.0) / math.sqrt(2.0), rel=1e-12)
+    lin = evalkit.linearize(*table(model, torch.tensor([[0.5], [0.5]]).double(), "bernoulli"))
+    assert lin.gamma_floor == pytest.approx(2 * math.exp(-512.0) / math.sqrt(2.0), rel=1e-12)
+
+
+def test_lengths_whose_squares_underflow() -> None:
+    """iEF of samples fitted to 1e-57 has a length of 1e-169 at damping 1: |r|^2 |g|."""
+    model = Table([[0.0, 130.0]])
+    batch = table(model, torch.ones(1).long())
+    row = evalkit.score(*batch, methods="ief", damping=1.0).iloc[0]
+    r = math.sqrt(2.0) * math.exp(-130.0)
+    assert row.norm == pytest.approx(r**3, rel=1e-10)
+    assert row.cosine_sgd == pytest.approx(1.0, rel=1e-10)
+    assert row.gamma == pytest.approx(math.exp(65.0), rel=1e-10)
+    assert row.error < MARKED
+
+
+@pytest.mark.parametrize("size", [1e-310, 1e-170, 1e-30, 1.0, 1e30, 1e170, 4e307])
+def test_norms_over_the_whole_range(size: float) -> None:
+    assert norm(size * torch.tensor([3.0, 4.0]).double()) == pytest.approx(5 * size, rel=1e-12)
+
+
+def test_norms_of_what_is_no_number() -> None:
+    assert norm(torch.tensor([math.inf, 1.0])) == math.inf
+    assert math.isnan(norm(torch.tensor([math.nan, 1.0])))
+    assert norm(torch.zeros(3)) == norm(torch.zeros(0)) == 0.0
+
+
 @pytest.mark.parametrize("solver", ["direct", "cg", "auto"])
 def test_a_loss_whose_exponential_overflows(solver: str) -> None:
     """e^755 is no float64, the floor e^(-755/2) is one."""
@@ -104,6 +137,29 @@ def test_undamped_weights_of_a_gradient_that_the_decomposition_hides() -> None:
     )
     rows = evalkit.score(*plan.make(), methods=("ef", "ief", "polyak"), damping=0.0)
     assert (rows["error"] > MARKED).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weights_of_a_gradient_that_the_decomposition_loses(dtype: str) -> None:
+    """Of samples of |G| 1e-22 and 506, and one of none, singular values show one direction.
+
+    FGN asks e^96 of the long one: undamped, its direction is turned away from the short one.
+    """
+    plan = Plan(
+        inputs="images",
+        blocks=("tied",),
+        samples=3,
+        width=1,
+        power=6,
+        fitted="one",
+        head_bias=False,
+        seed=636,
+    )
+    exact = {"ef": 3.8203247677782036e-13, "fgn": 2.368739411997784e-14}  # of ball arithmetic
+    for (method, gamma), damping in zip(exact.items(), (1e-12, 0.0), strict=True):
+        row = evalkit.score(*plan.make(), methods=method, damping=damping, dtype=dtype).iloc[0]
+        assert abs(row.gamma / gamma - 1) <= row.error
+        assert row.error < MARKED or not damping
 
 
 def test_tikhonov_ief_of_a_sample_whose_gradient_is_rounded_to_zero() -> None:

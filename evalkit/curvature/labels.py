@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.likelihoods import IGNORED_LABEL
+from evalkit.likelihoods import IGNORED_LABEL, Categorical
 from evalkit.linearization import Linearization
-from evalkit.reductions import inverse
+from evalkit.reductions import inverse, power_of_two
 from evalkit.registry import suggest
 from evalkit.rounding import check_range, saturated, saturated_positions
 
@@ -292,3 +292,27 @@ def combination(lin: Linearization, drawn: Tensor) -> tuple[Tensor, Tensor | Non
     if rest.norm() > CANCELLED * lin.logit_gradient_norms.norm():
         return torch.zeros_like(flat), lin.logit_gradients
     return flat, rest.view_as(lin.logit_gradients)
+
+
+def left_by(lin: Linearization, drawn: Tensor, h: Tensor) -> Tensor:
+    """Return |r_n - sum_k h_kn c_kn| where that is not known to be zero: (N,).
+
+    It is known where r_n is a multiple of a c_kn to the last digit, as with one output, with two
+    classes and where the label of the data is drawn, and where draws span all that r_n can be.
+
+    Args:
+        lin: the model and batch.
+        drawn: c, (K, N, ..., C).
+        h: (K N,), of :func:`combination`.
+    """
+    r, c = lin.logit_gradients.flatten(1), drawn.flatten(2)
+    largest = c.abs().argmax(2, keepdim=True)
+    x, y = (one / power_of_two(one, -1).unsqueeze(-1) for one in (r.expand_as(c), c))
+    known = (x * y.gather(2, largest) == y * x.gather(2, largest)).all(2).any(0)
+    if len(c) > 1:
+        sums = (
+            r[0].numel() // lin.logits.shape[-1] if isinstance(lin.likelihood, Categorical) else 0
+        )
+        known |= torch.linalg.matrix_rank(c.movedim(0, 1)) >= r.shape[1] - sums
+    left = (r - (h.view(len(c), -1, 1) * c).sum(0)).norm(dim=1)
+    return left.where(~known, 0.0)

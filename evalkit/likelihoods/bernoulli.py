@@ -96,12 +96,12 @@ class Bernoulli(Likelihood):
         return sum_positions(terms.where(targets != IGNORED_LABEL, 0.0))
 
     def log_floor_terms(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the logarithm of the terms with e^(|z|/2) taken out: (N,)."""
-        z, labelled = logits.double(), targets != IGNORED_LABEL
-        up = (1 - targets) * ((z - z.abs()) / 2).exp()
-        down = targets * ((-z - z.abs()) / 2).exp()
-        logs = z.abs() + 2 * (up - down).abs().log()
-        return logs.where(labelled, -math.inf).view(len(z), -1).logsumexp(1)
+        """Return the logarithm of the terms from those of (1 - y) e^(z/2) and y e^(-z/2): (N,)."""
+        half, labelled = logits.double() / 2, targets != IGNORED_LABEL
+        y = targets.double().where(labelled, 0.0)
+        up, down = torch.log1p(-y) + half, y.log() - half
+        logs = 2 * (torch.maximum(up, down) + (-torch.expm1(-(up - down).abs())).log())
+        return logs.where(labelled, -math.inf).view(len(half), -1).logsumexp(1)
 
     def target_probabilities(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return y p + (1 - y) (1 - p), averaged over the labelled outputs: (N,)."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import describe
+from evalkit.factor import SMALLEST
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.by_parameter import ByParameter
 from evalkit.linearization.micro_batches import MicroBatches
@@ -129,8 +130,9 @@ class LinearMaps:
         """
         terms = self.sample_dots(cotangents, product)
         total, magnitude = torch.stack([terms.sum(), terms.abs().sum()]).tolist()
-        # Rounding is relative to the terms: a sum of a hundredth of them has lost two digits.
-        if total > 0.01 * magnitude:
+        # Rounding is relative to the terms: a sum of a hundredth of them has lost two digits, and
+        # so have products that underflow.
+        if total > max(0.01 * magnitude, SMALLEST):
             return float(total**0.5)
         return self.vjp_norm(cotangents)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -93,13 +94,36 @@ class Linearization(SampleGradients):
         Small float64 evaluations form the rows themselves, which keep twice the digits.
         """
         size = cotangents.shape[:2].numel() * self.num_params
+        formed_rows = self.logits.dtype == torch.float64 and size <= MOST_ROW_NUMBERS
         with range_failures():
-            return self._factored(cotangents, gram, size)
+            rows = self.sample_gradients(cotangents) if formed_rows else gram()
+            factor = (
+                factorize_rows(rows)
+                if formed_rows
+                else factorize(rows, unit=self.unit, columns=self.num_params)
+            )
+        # Inner products are alike to the last digit where rows are not: squares hide more.
+        deficient = formed_rows and not factor.complete
+        if deficient and factor.rank >= self._distinct(cotangents, rows):
+            return replace(factor, complete=True, certain=True)
+        return factor
 
-    def _factored(self, cotangents: Tensor, gram: Callable[[], Tensor], numbers: int) -> GramFactor:
-        if self.logits.dtype == torch.float64 and numbers <= MOST_ROW_NUMBERS:
-            return factorize_rows(self.sample_gradients(cotangents))
-        return factorize(gram(), unit=self.unit, columns=self.num_params)
+    def _distinct(self, cotangents: Tensor, rows: Tensor) -> int:
+        """Return how many cotangents are left when those of samples that repeat are counted once.
+
+        Samples repeat that have the same logits, cotangents and gradients, to the last digit.
+
+        Args:
+            cotangents: c, (K, N, ..., C) float64.
+            rows: their gradients, (K N, P).
+        """
+        logits, weights = self.logits.double(), torch.arange(1, cotangents[0, 0].numel() + 1)
+        tells = [self.sample_dots(logits, weights.to(logits).view_as(logits[0]).expand_as(logits))]
+        keys = [
+            torch.stack([*tells, self.sample_dots(c, logits), self.sample_dots(c, c)], 1)
+            for c in cotangents
+        ]
+        return len(torch.unique(torch.cat([torch.cat(keys), rows], 1), dim=0))
 
     @full_precision()
     def sample_gradients(self, cotangents: Tensor) -> Tensor:

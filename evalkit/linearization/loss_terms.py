@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import Any, TypeVar
@@ -116,7 +117,8 @@ class LossTerms(LinearMaps):
         equality for the exact natural gradient when the stacked J has full row rank.
         """
         total = self.floor_terms.sum()
-        if not 0 < float(total) < math.inf:  # e^l overflows from a loss of 710 on
+        # e^l overflows from a loss of 710 on; what is fitted as far loses digits, then vanishes.
+        if not sys.float_info.min <= float(total) < math.inf:
             logs = self.likelihood.log_floor_terms(self.logits, self.targets)
             return float((-logs.logsumexp(0) / 2).exp())
         return float(total**-0.5)

@@ -84,10 +84,11 @@ def score_error(
     relative += (LEAST + float(lin.logits.abs().max())) * lin.unit
     relative = max(relative, floor_ratio - 1)
     least = min(found.fisher_norm, abs(found.slope), length)
-    if relative >= 1 or underflows(lin) or least < SMALLEST or math.isnan(relative):
+    known = math.isfinite(relative) and math.isfinite(found.fisher_norm + found.slope + length)
+    if not known or relative >= 1 or underflows(lin) or least < SMALLEST:
         relative = math.inf
     report = update.report
-    left = report.error if report else 0.0
+    left = report.error * (1 + min(relative, 1.0)) if report else 0.0  # each of what the other is
     return Error(relative + left, relative + (left if report and report.curable else 0.0))
 
 

@@ -239,4 +239,5 @@ def _left(system: System, at: Point, status: Status, relative: float) -> float:
     gained = abs(gammas[-1 - min(DELAY, len(gammas) - 1)] / last - 1)
     missed = (relative * system.lin.gradient_norm) ** 2 / (damping * at.depth)
     share = damping * float(system.space.inner(at.x, at.x, at.jx)) / at.depth
-    return min(between, max(gained, 1.5 * missed + math.sqrt(missed * max(share, 0.0))))
+    estimate = max(gained, 1.5 * missed + math.sqrt(missed * max(share, 0.0)))
+    return min(between, estimate) if estimate < 1 else between

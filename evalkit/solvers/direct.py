@@ -99,8 +99,9 @@ def solve_directly(lin: Linearization, damping: float, tolerance: float) -> Solv
     error = _left(lin, damping, best, deepest, open_part)
     reached = lin.gamma_floor * math.sqrt(best.depth)
     above = 0.0 if not best.depth else 1 / reached - 1 if reached > 0 else math.inf
-    if damping == 0 and above > MARKED and not space.complete:
-        error = max(error, above)  # a direction that rounding hides may lead down to the floor
+    hidden = damping == 0 and above > MARKED and not space.complete
+    if hidden or error >= 1:  # a direction that rounding hides may lead down to the floor
+        error = max(error, above)
     relative = best.length / lin.gradient_norm if lin.gradient_norm > 0 else 0.0
     converged = relative <= tolerance
     return Solved(

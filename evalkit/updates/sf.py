@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evalkit.curvature.labels import combination
+from evalkit.curvature.labels import combination, left_by
 from evalkit.factor import GramFactor
 from evalkit.linearization import Linearization
 from evalkit.rounding import relative_noise
@@ -28,6 +28,7 @@ class _Sample:
         rest: cotangents of g', like logits; None where g lies in the span of Gs.
         slopes: Gs g', (K N,).
         square: |g'|^2.
+        dropped: how long g' may be where it counts as zero and is not known to be.
     """
 
     logit_gradients: tuple[Tensor, ...]
@@ -37,6 +38,7 @@ class _Sample:
     rest: Tensor | None
     slopes: Tensor
     square: float
+    dropped: float = 0.0
 
 
 @method("sf")
@@ -101,7 +103,8 @@ def _rounding(
 ) -> Rounding:
     """Return how far rounding moves d = g' + Gs^T b and its slope.
 
-    Beside what moves the sum Gs^T b, rounding moves Gs g' by |g'| v_n, and g' itself. The slope is
+    Beside what moves the sum Gs^T b, rounding moves Gs g' by |g'| v_n, and g' itself; directions of
+    Gs that it hides would take a part of g' that Gs g' does not tell of. The slope is
     a minimum over the span of Gs, so that changes of its rows and of g' move it to first order by
 
         2 b^T (delta Gs) d + 2 (delta g')^T d,
@@ -123,9 +126,12 @@ def _rounding(
     relative = float(sample.noise.norm()) / max(float(factor.norms.norm()), 1e-300)
     moved = factor.movement(right, ridge, sample.noise, lin.unit)
     moved += factor.shift(sample.noise, ridge) * rest + relative * rest
+    moved += factor.overlooked(ridge) * rest + sample.dropped
+    if sample.dropped and not ridge:  # without damping g' is all that there is of d
+        moved = math.inf
     left = b if ridge or sample.rest is not None else h - product
     length = factor.length(b) if sample.rest is None else math.sqrt(max(slope, 0.0))
-    turned = 2 * length * (float((left * noise).norm()) + relative * rest)
+    turned = 2 * length * (float((left * noise).norm()) + relative * rest + sample.dropped)
     summed = rest * (2 * relative * rest + float(((b + h) * noise).norm()))
     summed += 2 * lin.unit * float(h.norm() * product.norm())
     return Rounding(moved=moved, slope=turned + summed)
@@ -136,14 +142,28 @@ def _draw(lin: Linearization, seed: int, labels_per_sample: int) -> _Sample:
     factor = lin.factor_of(r)
     noise = factor.norms * relative_noise(lin).clamp_min(lin.unit).repeat(len(r))
     h, rest = combination(lin, r)
+    dropped = 0.0 if rest is not None else _dropped(lin, r, h)
     if rest is not None and factor.rank >= lin.num_params:
         slopes = torch.cat([lin.sample_dots(draw, lin.gradient_jvp) for draw in r])
         h, rest = factor.solve(slopes, 0.0), None
     if rest is None:
-        return _Sample(tuple(r), factor, noise, h, None, torch.zeros_like(h), 0.0)
+        return _Sample(tuple(r), factor, noise, h, None, torch.zeros_like(h), 0.0, dropped)
     jvp, length = lin.gradient_jvp, lin.gradient_norm
     if rest is not lin.logit_gradients:
         jvp = lin.kernel_product(rest)
         length = lin.pulled_norm(rest, jvp)
     slopes = torch.cat([lin.sample_dots(draw, jvp) for draw in r])
     return _Sample(tuple(r), factor, noise, h, rest, slopes, length**2)
+
+
+def _dropped(lin: Linearization, drawn: Tensor, h: Tensor) -> float:
+    """Return how long the sum of gradients r_n - sum_k h_kn rs_kn may be that counts as zero.
+
+    Args:
+        lin: the model and batch.
+        drawn: rs, (K, N, ..., C).
+        h: (K N,).
+    """
+    norms = lin.logit_gradient_norms
+    relative = left_by(lin, drawn, h) / norms.where(norms > 0, 1.0)
+    return float((relative * lin.gradient_norms).norm())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hypothesis.strategies import SearchStrategy
 
-from tests.properties import laws, scores
+from tests.properties import laws, scores, steps, structured
 from tests.support.strategies import Plan, plans
 
 EXTREME = (0, 0, 3, 6, 13, -20, -100)
@@ -36,4 +36,8 @@ PROPERTIES: dict[str, Property] = {
     "directions": Property(laws.check_directions, plans(ties=False), 8),
     "table": Property(laws.check_table, plans(powers=EXTREME), 8),
     "orders": Property(laws.check_orders, plans(), 6),
+    "one layer": Property(structured.check_one_layer, plans(), 8),
+    "one input": Property(structured.check_one_layer, plans(ties=False).map(structured.single), 4),
+    "whole": Property(structured.check_whole, plans(ties=False), 3),
+    "steps": Property(steps.check_steps, plans(ties=False), 3),
 }

@@ -29,6 +29,7 @@ class Dense:
     jacobian: Tensor  # (N, E, P), J_n = d z_n / d theta
     residual: Tensor  # (N, E), r_n = d l_n / d z_n
     curvature: Tensor  # (N, E, E), S_n = d2 l_n / d z_n2
+    floor_terms: Tensor  # (N,), f_n = r_n^T S_n^+ r_n
 
     @property
     def num_samples(self) -> int:
@@ -70,7 +71,7 @@ class Dense:
     @property
     def gamma_floor(self) -> float:
         """(sum_n r_n^T S_n^+ r_n)^(-1/2)."""
-        return float(floor_terms(self).sum() ** -0.5)
+        return float(self.floor_terms.sum() ** -0.5)
 
     def jvp(self, v: Tensor) -> Tensor:
         return (self.jacobian @ v).reshape(self.logits.shape)
@@ -114,10 +115,11 @@ def dense(model: nn.Module, inputs: Any, targets: Tensor, likelihood: str) -> De
     output = [LIKELIHOODS[likelihood](z, y) for z, y in zip(logits, targets, strict=True)]
     return Dense(
         logits=logits,
-        losses=torch.stack([loss for loss, _, _ in output]),
+        losses=torch.stack([one[0] for one in output]),
         jacobian=rows.reshape(samples, logits[0].numel(), -1),
-        residual=torch.stack([r for _, r, _ in output]),
-        curvature=torch.stack([s for _, _, s in output]),
+        residual=torch.stack([one[1] for one in output]),
+        curvature=torch.stack([one[2] for one in output]),
+        floor_terms=torch.stack([one[3] for one in output]),
     )
 
 
@@ -156,35 +158,44 @@ def gradient_rows(
     return torch.cat(parts, -1)
 
 
-def categorical(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, r (E,) and S (E, E) of one sample: logits (..., C), labels (...)."""
+Output = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Loss, r (E,), S (E, E) and f = r^T S^+ r of one sample."""
+
+
+def categorical(z: Tensor, y: Tensor) -> Output:
+    """Softmax of logits (..., C) for labels (...): S x = r has the solution -e_y / p_y."""
     positions = zip(z.reshape(-1, z.shape[-1]), y.reshape(-1).tolist(), strict=True)
-    loss, residuals, blocks = torch.zeros((), dtype=z.dtype), [], []
+    loss, term = torch.zeros(2, dtype=z.dtype)
+    residuals, blocks = [], []
     for logits, label in positions:
-        p = torch.softmax(logits, 0)
+        p, unit = torch.softmax(logits, 0), identity(len(logits))
+        others = (1 - unit) @ p  # 1 - p, which loses the digits of p near one
         labelled = float(label != IGNORED)
-        one_hot = torch.zeros_like(p)
+        r = p
         if labelled:
-            one_hot[label] = 1.0
-            loss = loss - torch.log_softmax(logits, 0)[label]
-        residuals.append(labelled * (p - one_hot))
-        blocks.append(labelled * (torch.diag(p) - torch.outer(p, p)))
-    return loss, torch.cat(residuals), torch.block_diag(*blocks)
+            odds = others[label] / p[label]
+            loss, term = loss + odds.log1p(), term + odds
+            r = torch.where(unit[label] > 0, -others, p)
+        residuals.append(labelled * r)
+        blocks.append(labelled * torch.where(unit > 0, p * others, -torch.outer(p, p)))
+    return loss, torch.cat(residuals), torch.block_diag(*blocks), term
 
 
-def bernoulli(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, r and S of one sample: independent yes or no per entry."""
-    z, y = z.flatten(), y.flatten()
+def bernoulli(z: Tensor, y: Tensor) -> Output:
+    """Independent yes or no per entry, or a probability of yes."""
+    z, y = z.flatten(), y.flatten().to(z.dtype)
     labelled = (y != IGNORED).to(z.dtype)
-    p = torch.sigmoid(z)
-    loss = -(labelled * torch.where(y == 1, p, 1 - p).log()).sum()
-    return loss, labelled * (p - y.to(z.dtype)), torch.diag(labelled * p * (1 - p))
+    p, q = torch.sigmoid(z), torch.sigmoid(-z)  # 1 - p loses the digits of p near one
+    log = nn.functional.logsigmoid
+    loss = -(labelled * (y * log(z) + (1 - y) * log(-z))).sum()
+    r, s = labelled * ((1 - y) * p - y * q), p * q
+    return loss, r, torch.diag(labelled * s), (r.square() / s).sum()
 
 
-def gaussian(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss 1/2 |z - y|^2, r = z - y and S = I of one sample."""
+def gaussian(z: Tensor, y: Tensor) -> Output:
+    """Loss 1/2 |z - y|^2, r = z - y, S = I and f = |r|^2."""
     r = (z - y.to(z.dtype)).flatten()
-    return 0.5 * r @ r, r, torch.eye(r.numel(), dtype=z.dtype)
+    return 0.5 * r @ r, r, torch.eye(r.numel(), dtype=z.dtype), r @ r
 
 
 LIKELIHOODS = {"categorical": categorical, "bernoulli": bernoulli, "gaussian": gaussian}
@@ -219,21 +230,15 @@ def ief_tikhonov(reference: Dense, damping: float) -> Tensor:
     return torch.linalg.solve(matrix + damping * identity(len(matrix)), reference.gradient)
 
 
-def floor_terms(reference: Dense) -> Tensor:
-    """f_n = r_n^T S_n^+ r_n."""
-    inverse = torch.linalg.pinv(reference.curvature, rtol=1e-12, hermitian=True)
-    return torch.einsum("ne,nef,nf->n", reference.residual, inverse, reference.residual)
-
-
 def fgn(reference: Dense, damping: float) -> Tensor:
     """G^T (G G^T + lambda I)^-1 f."""
     damped = reference.gram + damping * identity(reference.num_samples)
-    return reference.sample_gradients.T @ torch.linalg.solve(damped, floor_terms(reference))
+    return reference.sample_gradients.T @ torch.linalg.solve(damped, reference.floor_terms)
 
 
 def fgn_tikhonov(reference: Dense, damping: float) -> Tensor:
     """(G^T diag(f)^-1 G + lambda I)^-1 g."""
-    f = floor_terms(reference)
+    f = reference.floor_terms
     matrix = reference.sample_gradients.T @ torch.diag(1 / f) @ reference.sample_gradients
     return torch.linalg.solve(matrix + damping * identity(len(matrix)), reference.gradient)
 

@@ -25,8 +25,10 @@ from torch import Tensor, nn
 Rows = list[list[arb]]
 """Numbers by samples."""
 
-CERTAIN = 1e-9
-"""Relative radius at which a gamma is known."""
+CERTAIN = 1e-17
+"""Relative radius at which a gamma is known: below the rounding of scores."""
+LIMIT = 1e-9
+"""Relative difference of gammas at lambda and lambda^2 from which on the latter is the limit."""
 FEWEST_BITS, MOST_BITS = 256, 1 << 12
 SMALLEST = 96
 """Minus the power of two of the first damping that stands in for zero."""
@@ -282,7 +284,7 @@ def _natural(one: Batch, damping: arb) -> Rows:
 
 
 def exact_gamma(make: Callable[[int], Batch], method: str, damping: float) -> float:
-    """Return gamma to nine digits, with as many bits as that takes.
+    """Return gamma to the digits of float64, with as many bits as that takes.
 
     Undamped, it is the limit of dampings that fall until gamma stays.
 
@@ -293,22 +295,22 @@ def exact_gamma(make: Callable[[int], Batch], method: str, damping: float) -> fl
     """
     if damping or method == "sgd":
         return _known(make, method, lambda: arb(damping))
-    power, before = SMALLEST + _smallness(make), 0.0
+    power, before = SMALLEST + _smallness(make, method), 0.0
     while power < MOST_BITS:
         found = _known(make, method, partial(_power_of_two, -power))
-        if abs(found - before) <= CERTAIN * found:
+        if abs(found - before) <= LIMIT * found:
             return found
         before, power = found, 2 * power
     raise Unknown(f"gamma of {method} has no limit at damping 0 that {MOST_BITS} bits show")
 
 
-def _smallness(make: Callable[[int], Batch]) -> int:
+def _smallness(make: Callable[[int], Batch], method: str) -> int:
     """Return how many powers of two lie between one and the smallest squared gradient."""
-    with bits(FEWEST_BITS):
-        one = make(FEWEST_BITS)
-        r = one.residual
-        outputs, least = len(r[0]), 0
-        for n, row in enumerate(r):
+    with bits(MOST_BITS):  # so that 1 - p of drawn labels keeps digits
+        one = make(MOST_BITS)
+        outputs, least = len(one.residual[0]), 0
+        for place, row in enumerate([*one.residual, *(one.sampled if method == "sf" else ())]):
+            n = place % one.samples
             block = range(n * outputs, (n + 1) * outputs)
             size = sum((abs(one.kernel[i, i]) for i in block), arb(0)) * dot([row], [row])
             if size > 0:
