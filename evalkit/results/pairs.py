@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evalkit.doubts import mean_error, ratio_error
+from evalkit.doubts import mean_error, ratio_errors
 from evalkit.errors import EvalkitError
 from evalkit.names import display_name
 from evalkit.registry import suggest
@@ -126,7 +126,7 @@ def _rows(run: Run, pair: Pair, marks: Marks) -> Iterator[dict[str, Any]]:
             marks.of_gamma(str(key[0]), member.method, float(damping))
             for member, damping in zip(members, dampings, strict=True)
         ]
-        errors = map(ratio_error, group["error"], group["error_other"])
+        errors = ratio_errors(group["error"], group["error_other"])
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = np.where(one == other, 1.0, one / other)
         found = interval(differences(LOG_RATIO.transform(one), LOG_RATIO.transform(other)))

@@ -28,6 +28,7 @@ _SCORES = averaged(SCORES_FILE)
 _BEST = 5
 """Methods that the headline names, and the last, where there are many."""
 _SUMMARIES = Remembered()
+_SOLVER = ("converged", "iterations", "relative_residual")
 _BATCHES = (*averaged(BATCHES_FILE), "floor_ratio")
 
 
@@ -49,6 +50,7 @@ def summarize(run: Run) -> pd.DataFrame:
 
 def _summary(scores: pd.DataFrame) -> pd.DataFrame:
     ordered = scores.sort_values(["step", "checkpoint", "batch"], kind="stable")
+    ordered = ordered.astype(dict.fromkeys(_SOLVER, float))
     rows = []
     for key, group in ordered.groupby(_CURVE_POINT, sort=False, dropna=False):
         ratio = group["ratio"].to_numpy(float)
@@ -250,5 +252,5 @@ def _spread(values: np.ndarray) -> tuple[float, float]:
 
 
 def _numbers(column: pd.Series, statistic: str) -> float:
-    present = column.dropna().astype(float)
-    return float(present.agg(statistic)) if len(present) else math.nan
+    """Return a statistic of the numbers that are there, NaN where none is."""
+    return float(column.astype(float).agg(statistic))
