@@ -80,6 +80,22 @@ def is_small(
         return False
 
 
+def gains_from_processes(
+    model: nn.Module, samples: Samples | ItemSamples, likelihood: str, settings: Settings
+) -> bool:
+    """Return whether a study is sooner done by processes of one thread than by this one's threads.
+
+    Where this one has a single thread, as ``OMP_NUM_THREADS=1`` asks for, the study stays in it.
+
+    Args:
+        model: as in :func:`is_small`.
+        samples: that batches are drawn from.
+        likelihood: what the model's outputs mean.
+        settings: the settings of the study.
+    """
+    return torch.get_num_threads() > 1 and is_small(model, samples, likelihood, settings)
+
+
 def shared_by(units: int, processes: int) -> int:
     """Return how many processes share some units, of so many that may."""
     return max(1, min(processes, units // FEWEST, MOST))
