@@ -57,6 +57,7 @@ def test_every_option_that_sentences_name_exists() -> None:
         ("give `dtype=float64`.", "give --dtype float64."),
         ("as in `methods=ngd:max_iterations=8`", "as in --methods ngd:max_iterations=8"),
         ("as `settings={'data': DIR}`", "as --set data=DIR"),
+        ("`import FILE` adds your own", "--load FILE adds your own"),
         ("write it with `update_baseline`", "write it with --update-baseline"),
         ("make one with `evalkit train`", "make one with `evalkit train`"),
         ("no option is `shift_labels`", "no option is `shift_labels`"),
