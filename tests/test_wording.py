@@ -13,6 +13,7 @@ import evalkit
 from evalkit.cli import main
 from evalkit.cli.main import COMMANDS, commands
 from evalkit.cli.wording import _OPTIONS, in_options
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.settings import Settings
 from tests.support.folders import BUNDLED
@@ -38,6 +39,22 @@ def texts(path: Path) -> list[str]:
 def test_the_library_names_no_option(path: Path) -> None:
     found = {name for text in texts(path) for name in re.findall(r"(?<![\w-])--[a-z][\w-]+", text)}
     assert found <= OTHERS.get(path.relative_to(PACKAGE).as_posix(), set())
+
+
+@pytest.mark.parametrize(
+    ("count", "thing", "said"),
+    [
+        (0, "row", "0 rows"),
+        (1, "batch", "1 batch"),
+        (2, "batch", "2 batches"),
+        (2, "process", "2 processes"),
+        (2, "epoch", "2 epochs"),
+        (1, "free output", "1 free output"),
+        (1437, "sample", "1,437 samples"),
+    ],
+)
+def test_numbers_agree_with_what_they_count(count: int, thing: str, said: str) -> None:
+    assert counted(count, thing) == said
 
 
 def test_every_option_that_sentences_name_exists() -> None:

@@ -207,7 +207,7 @@ def _log_ticks(lower: float, upper: float, crowded: float) -> list[float]:
         if len(inside) > 1:
             return inside
     even = MaxNLocator(4, steps=[1, 2, 5, 10], min_n_ticks=2).tick_values(lower, upper)
-    return [tick for tick in even.tolist() if lower <= tick <= upper]
+    return [float(tick) for tick in even if lower <= tick <= upper]
 
 
 def _tick(value: float) -> str:

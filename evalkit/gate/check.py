@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.gate.baseline_file import IDENTITY, INFORMATION, NO_PAST, Baseline
 from evalkit.gate.comparison import ALL, METRICS, Check, Comparison, Verdict
@@ -255,7 +256,7 @@ def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
         decided = comparison.verdict in ("worse", "improved")
         comparison = replace(comparison, p_value=p_value)
         if decided and p_value > 1 - LEVEL:
-            reason = f"{_UNDECIDED} once corrected for {count} rows"
+            reason = f"{_UNDECIDED} once corrected for {counted(count, 'row')}"
             comparison = replace(comparison, verdict="same", reason=reason)
         corrected.append(comparison)
     return corrected

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.doubts import (
     CAUSES,
     DOUBTS,
@@ -166,7 +167,7 @@ def _mark(
         impossible: whether the gamma of any is one that it cannot be.
     """
     said = []
-    batches = _count(errors, "batch")
+    batches = counted(len(errors), "batch")
     marked = int((errors > MARKED).sum())
     if marked:
         said.append(
@@ -178,11 +179,6 @@ def _mark(
         return None
     grave = error > MARKED or impossible
     return Mark(UNRELIABLE_SIGN if grave else NOTED_SIGN, "; ".join(said))
-
-
-def _count(rows: Sized, thing: str) -> str:
-    plural = "es" if thing.endswith("ch") else "s"
-    return f"{len(rows)} {thing}{plural if len(rows) != 1 else ''}"
 
 
 def _sentences(rows: pd.DataFrame) -> Iterable[str]:
@@ -221,7 +217,8 @@ def _names(chosen: pd.DataFrame) -> str:
 
 def _share(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
     """Return how many of the rows of these methods are meant."""
-    return f"{len(chosen)} of {_count(rows[rows['method'].isin(chosen['method'].unique())], 'row')}"
+    of = int(rows["method"].isin(chosen["method"].unique()).sum())
+    return f"{len(chosen)} of {counted(of, 'row')}"
 
 
 def _float32(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:

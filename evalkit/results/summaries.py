@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.names import MANY, arranged, display_name
 from evalkit.results.marks import UNRELIABLE_SIGN, Marks, marks_of
 from evalkit.results.remembered import Remembered
@@ -197,10 +198,11 @@ def headline(run: Run) -> str:
     others = "".join(told)
     text = f"At {where} {names[0]} is at {places[0]} SGD's gamma{others}; {floor}."
     for name, (_, row) in zip(names, rows.iterrows(), strict=True):
+        batches = counted(row["batches"], "batch")
         if row["infinite"]:
-            text += f" {name}'s gamma is infinite in {row['infinite']} of {row['batches']} batches."
+            text += f" {name}'s gamma is infinite in {row['infinite']} of {batches}."
         if row["ascents"]:
-            text += f" {name} points uphill in {row['ascents']} of {row['batches']} batches."
+            text += f" {name} points uphill in {row['ascents']} of {batches}."
     if UNRELIABLE_SIGN in signs:
         text += f" What is marked {UNRELIABLE_SIGN} is not to be relied on."
     return text

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError, shortened
 from evalkit.storage.json_files import is_unicode
 
@@ -228,7 +229,7 @@ def parse_csv(text: str, columns: Sequence[Column], source: Source) -> pd.DataFr
     numbered = list(enumerate(lines[1:], start=source.above + 2))
     for number, line in numbered:
         if len(line) != len(head):
-            expected = f"{len(head)} fields in line {number} of {source.path}"
+            expected = f"{counted(len(head), 'field')} in line {number} of {source.path}"
             raise source.error(expected, str(len(line)))
     table = {}
     for column in columns:

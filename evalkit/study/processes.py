@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from evalkit import work
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.linearization import linearize
 from evalkit.machine import end_with_parent
@@ -190,8 +191,8 @@ def _without_processes(
     """
     failed = [place for place in lost if claims[place] in ended]
     warnings.warn(
-        f"{len(failed)} of {len(lost)} units that were left have failed, since the processes that "
-        "scored them were ended, as by too little memory; the others are scored by one process",
+        f"{len(failed)} of {counted(len(lost), 'unit')} left could not be scored, since processes "
+        "were ended, as by too little memory; the others are scored by one process",
         stacklevel=2,
     )
     for place in lost:

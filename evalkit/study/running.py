@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from evalkit.checkpoints import Trajectory
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.launch import Shard
 from evalkit.linearization import Linearization
@@ -255,6 +256,6 @@ def _check_whole(folder: str | Path, cells: Sequence[Cell], settings: Settings) 
     if count:
         raise EvalkitError(
             "expected the store of torchrun to last until all is scored, found that it has gone "
-            f"with {count} batches left, as where rank 0 or its machine has stopped; the same "
-            "command goes on"
+            f"with {counted(count, 'batch')} left, as where rank 0 or its machine has stopped; the "
+            "same command goes on"
         )

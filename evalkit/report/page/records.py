@@ -27,7 +27,7 @@ def provenance_table(provenance: Mapping[str, Any]) -> Table:
 
 def _named(items: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Return entries by what they are of, the rest of each; by number where that is not told."""
-    named = {}
+    named: dict[str, Mapping[str, Any]] = {}
     for number, item in enumerate(items, start=1):
         of = next((key for key in ("checkpoint", "task") if key in item), None)
         name = str(number) if of is None else as_text(item[of])
