@@ -33,7 +33,7 @@ def forward(subject: Subject) -> Finding:
     numbers = {"trainable": trained, "parameters": total, "logits": list(shape[1:])}
     if len(logits) == size:
         every = counted(total, "parameter")
-        of = f"all of {every}" if trained == total else f"{trained:,} of {every}"
+        of = f"all {every}" if 1 < trained == total else f"{trained:,} of {every}"
         tensors = counted(len(evaluated.trainable), "tensor")
         said = f"{of} {'is' if trained == 1 else 'are'} trained, in {tensors}"
         return Finding("forward", "ok", f"{said}; logits in {precision}", numbers=numbers)

@@ -253,7 +253,7 @@ def training_notes(found: Sequence[Contender]) -> list[str]:
             notes.append(f"{contender.label}: {counted(sum(skipped), 'step')} {were} skipped")
     for steps, labels in short.items():
         notes.append(
-            f"{', '.join(labels)}: the final loss is the mean of {counted(steps, 'step')}, fewer than "
-            f"{FINAL_STEPS}"
+            f"{', '.join(labels)}: the final loss is the mean of {counted(steps, 'step')}, "
+            f"fewer than {FINAL_STEPS}"
         )
     return notes
