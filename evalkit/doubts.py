@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from evalkit.errors import EvalkitError
 from evalkit.given_settings import fitted
@@ -77,7 +77,7 @@ def judge(scores: pd.DataFrame) -> pd.DataFrame:
     return _beside_others(rows)
 
 
-def mean_error(errors: Iterable[float]) -> float:
+def mean_error(errors: ArrayLike) -> float:
     """Return the error of a geometric mean over rows from theirs: prod (1 + e_i)^(1/B) - 1.
 
     An error e says that gamma and its exact value differ by a factor of at most 1 + e, to first
@@ -86,25 +86,28 @@ def mean_error(errors: Iterable[float]) -> float:
     none; NaN where no row states one.
 
     Args:
-        errors: the errors of the rows.
+        errors: (B,), the errors of the rows.
     """
-    known = np.asarray(list(errors), float)
+    known = np.asarray(errors, float)
     if np.isnan(known).all():
         return math.nan
     return float(np.expm1(np.log1p(np.nan_to_num(known, nan=0.0, posinf=np.inf)).mean()))
 
 
-def ratio_error(first: float, second: float) -> float:
-    """Return the error of a ratio of two gammas: (1 + a) (1 + b) - 1, nearly a + b.
+def ratio_errors(first: ArrayLike, second: ArrayLike) -> np.ndarray:
+    """Return the errors of ratios of two gammas: (1 + a) (1 + b) - 1, nearly a + b.
 
     Args:
-        first: the error of one, NaN where it is not stated.
-        second: that of the other.
+        first: (B,), the errors of the one, NaN where it is not stated.
+        second: (B,), those of the other.
+
+    Returns:
+        (B,), NaN where neither is stated.
     """
-    if math.isnan(first) and math.isnan(second):
-        return math.nan
-    first, second = (0.0 if math.isnan(error) else error for error in (first, second))
-    return (1 + first) * (1 + second) - 1
+    both = np.asarray(first, float), np.asarray(second, float)
+    stated, other = (np.where(np.isnan(errors), 0.0, errors) for errors in both)
+    unknown = np.isnan(both[0]) & np.isnan(both[1])
+    return np.where(unknown, math.nan, (1 + stated) * (1 + other) - 1)
 
 
 def _causes(rows: pd.DataFrame) -> dict[Doubt, pd.Series]:
@@ -140,7 +143,8 @@ def iteration_limit(method: str) -> float:
 def _beside_others(rows: pd.DataFrame) -> pd.DataFrame:
     """Return rows with what the exact natural gradient says beside other methods of its batch."""
     rows = rows.assign(above_other=math.nan, other="")
-    natural = rows["method"].map(base_name) == "ngd"
+    methods = rows["method"].unique()
+    natural = rows["method"].isin([name for name in methods if base_name(name) == "ngd"])
     columns = [*_BATCH, "method", "gamma", "norm", "slope", "error"]
     ours = rows.loc[natural, columns].reset_index(names="row")
     theirs = rows.loc[~natural & rows["gamma"].notna(), columns].reset_index(names="other_row")

@@ -295,10 +295,15 @@ def factorize_rows(rows: Tensor) -> GramFactor:
 
     Args:
         rows: G.
+
+    Raises:
+        LinAlgError: a number is NaN or infinite.
     """
-    scale = rows.norm(dim=1)
+    scale = _lengths(rows)
     scale = scale.where(scale.square() >= SMALLEST, 0.0)
     most = min(rows.shape)
+    if most == 0:  # which LAPACK complains of in the terminal
+        return factorize(rows.new_zeros(len(rows), len(rows)), columns=rows.shape[1])
     rounding = max(rows.shape) * float(np.finfo(np.float64).eps)
     with _one_thread(len(rows)):
         # Pivots of all P numbers would be as many reads of G: it is made small before.
@@ -329,13 +334,24 @@ def factorize_rows(rows: Tensor) -> GramFactor:
     )
 
 
+def _lengths(rows: Tensor) -> Tensor:
+    """Return |G_n| of rows, (M,), refusing NaN and infinity: LAPACK finds rank zero, or prints."""
+    lengths = rows.norm(dim=1)  # of large rows infinite, and their entries are not
+    if not bool(lengths.isfinite().all()) and not bool(rows.isfinite().all()):
+        raise torch.linalg.LinAlgError("rows that hold NaN or infinity")
+    return lengths
+
+
 def row_basis(rows: Tensor) -> Tensor:
     """Return orthonormal rows that span those of G, by QR with pivoting: (rank, P) float64.
 
     Args:
         rows: G, (M, P) float64; their lengths do not matter.
+
+    Raises:
+        LinAlgError: a number is NaN or infinite.
     """
-    scale = rows.norm(dim=1)
+    scale = _lengths(rows)
     unit_rows = rows / scale.where(scale > 0, 1.0)[:, None]
     with _one_thread(len(rows)):
         q, upper, _ = qr(unit_rows.cpu().numpy().T, mode="economic", pivoting=True)

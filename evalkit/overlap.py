@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from evalkit.counts import counted
 from evalkit.storage.run_folder import Run
 
 NOTEWORTHY = 3.0
@@ -47,7 +48,7 @@ class Overlap:
         if self.batches < 2 or self.narrowness < NOTEWORTHY:
             return ""
         start = (
-            f"{self.batches} batches of {self.batch_size} samples are drawn from "
+            f"{self.batches} batches of {counted(self.batch_size, 'sample')} are drawn from "
             f"{self.training_samples}"
         )
         if math.isinf(self.narrowness):

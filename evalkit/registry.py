@@ -28,15 +28,31 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return "known: " + ", ".join(names)
 
 
+def unknown(kind: str, name: str, hint: str, extended: bool = False) -> EvalkitError:
+    """Return the error that nothing of a kind has a name.
+
+    Args:
+        kind: what was looked for, as the sentence says it (``"method"``).
+        name: what the user wrote.
+        hint: the result of :func:`suggest`, or another part that helps.
+        extended: whether files of the user add to the kind, so that one may not be imported yet.
+    """
+    if extended:
+        hint += f"{'' if hint.endswith('?') else ';'} `import FILE` adds your own"
+    return EvalkitError(f"unknown {kind} '{shortened(name)}'; {hint}")
+
+
 class Registry(Generic[T]):
     """Named entries of one kind, in the order in which they were added.
 
     Args:
         kind: what an entry is, as error sentences say it (``"method"``).
+        extended: whether files of the user add to it.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, extended: bool = False) -> None:
         self.kind = kind
+        self.extended = extended
         self._entries: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> None:
@@ -60,7 +76,7 @@ class Registry(Generic[T]):
         """
         if name not in self._entries:
             hint = suggest(str(name), self._entries)
-            raise EvalkitError(f"unknown {self.kind} '{shortened(str(name))}'; {hint}")
+            raise unknown(self.kind, str(name), hint, self.extended)
         return self._entries[name]
 
     def names(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from evalkit.checkpoints import load_into, open_trajectory, verify_trajectory
 from evalkit.checkpoints.manifest import MANIFEST_NAME
 from evalkit.settings import Settings
 from evalkit.storage.run_folder import read_run
+from evalkit.study.provenance import describe_study
 from evalkit.study.running import run_study
 from evalkit.tasks import Task
 from evalkit.testing import checkpoint_batches
@@ -240,3 +241,13 @@ def test_another_base_model_than_the_adapters_is_told(tmp_path: Path) -> None:
         verify_trajectory(*opened(runs, task(bases["other"])))
     with pytest.warns(UserWarning, match="found one that was not loaded from saved weights"):
         verify_trajectory(*opened(runs, TASK))
+    told = [_bases(runs, one) for one in (task(bases["base"]), task(bases["other"]), TASK)]
+    base, other = (str(place) for place in bases.values())
+    assert told == [(base, None), (other, base), (None, base)]
+
+
+def _bases(folder: Path, task: Task) -> tuple[str | None, str | None]:
+    """Return the base models that ``run.json`` names: what was loaded, and another of adapters."""
+    trajectory, built = opened(folder, task)
+    told = describe_study(trajectory, task, Settings(("sgd",)), built, 8)
+    return told.get("base_model"), told.get("adapters_base_model")

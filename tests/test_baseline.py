@@ -84,6 +84,14 @@ def test_an_unreadable_baseline_can_be_replaced(tmp_path: Path) -> None:
     assert len(read_baseline(path).rows) == 6
 
 
+def test_the_table_of_a_run_is_not_replaced(tmp_path: Path) -> None:
+    run = made(0.5, 0.6, 0.7).write(tmp_path / "run")
+    path = tmp_path / "run" / "scores.csv"
+    before = path.read_bytes()
+    assert "name another file" in sentence(lambda: update_baseline(path, run))
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
@@ -128,7 +136,22 @@ BAD: dict[str, tuple[Callable[[str], str], str]] = {
     "no flag": (lambda text: text.replace("yes", "maybe", 1), "descends in line 12"),
     "a row twice": (lambda text: text.replace(ROW, ROW * 2), "line 13 again"),
     "no rows": (lambda text: text[: text.index("zero,ef")], "rows"),
-    "a quote too many": (lambda text: text.replace("zero,ef", '"zero,ef', 1), "CSV"),
+    "a quote too many": (
+        lambda text: text.replace("zero,ef", '"zero,ef', 1),
+        "CSV in line 12 of",
+    ),
+    "an open quote": (
+        lambda text: text.replace(ROW, ROW.replace("zero", '"zero')),
+        "found a quote that is not closed;",
+    ),
+    "an open quote before much": (
+        lambda text: text.replace(ROW, ROW.replace("zero", '"zero')) + "x" * 140_000,
+        "as where a quote is not closed",
+    ),
+    "a table of scores": (
+        lambda text: 'checkpoint,step\n"a,1\n',
+        "a file that `update_baseline` has written",
+    ),
     "a merge conflict": (lambda text: text.replace(ROW, "<<<<<<< ours\n" + ROW), "line 12"),
 }
 

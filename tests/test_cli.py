@@ -93,6 +93,14 @@ BAD = {
     "empty folder": (["score", "{tmp}"], "found none"),
     "unknown task": (["score", "{bundled}", "--task", "digits-mpl"], "did you mean 'digits-mlp'"),
     "unknown method": (["score", "{bundled}", "--methods", "sgd,iefs"], "did you mean 'ief'"),
+    "a method of an own file": (
+        ["score", "{bundled}", "--methods", "mine"],
+        "--load FILE adds your",
+    ),
+    "a method beside an own file": (
+        ["score", "{bundled}", "--load", "tests.support.folders", "--methods", "iefs"],
+        "or 'ef'? --load FILE adds your own",
+    ),
     "unknown setting": (["score", "{bundled}", "--methods", "sf:label=2"], "labels_per_sample"),
     "setting out of range": (
         ["score", "{bundled}", "--methods", "sf:labels_per_sample=0"],

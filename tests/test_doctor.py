@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from evalkit.cli import main
-from evalkit.doctor import memory
+from evalkit.doctor import examine, memory, of_task
+from evalkit.settings import Settings
+from evalkit.tasks import load_task
+from evalkit.work import threads
 from tests.support.doctor_cases import HEALTHY, PLANTED
 from tests.support.folders import BUNDLED
 from tests.support.planted import written
@@ -70,3 +73,20 @@ def test_the_bundled_task_is_healthy_with_the_defaults(capsys: pytest.CaptureFix
     assert findings["solver"]["numbers"]["solver"] in ("cg", "direct", "sketch")
     assert findings["parameters"]["numbers"]["fall_back"] == []
     assert findings["floor"]["numbers"] == {"outputs": 1440, "parameters": 8970}
+
+
+@pytest.mark.parametrize(
+    ("torch_threads", "methods", "processes"),
+    [(2, ("sgd",), 2), (1, ("sgd",), 1), (2, ("sgd", "fopng"), 1)],
+)
+def test_the_time_is_that_of_the_processes_that_score(
+    torch_threads: int, methods: tuple[str, ...], processes: int
+) -> None:
+    """One where torch has one thread, as OMP_NUM_THREADS=1 asks for, or where there is a past."""
+    settings = Settings(methods, batches=10, batch_size=8)
+    with threads(torch_threads):
+        report = examine(of_task(load_task("digits-mlp"), settings), processes=2)
+    found = next(one for one in report.findings if one.name == "time")
+    assert found.numbers["processes"] == processes
+    each, total = found.numbers["batch_seconds"], found.numbers["seconds"]
+    assert total == pytest.approx(10 * each / processes)

@@ -97,7 +97,7 @@ def test_tensorboard_has_no_value_that_its_numbers_do_not_hold(tmp_path: Path) -
     curves, texts = of_tensorboard(tmp_path / "run" / "exports" / "tensorboard")
     assert "gamma/sgd" not in curves
     assert curves["ratio/sgd"] == {3: 1}
-    assert "gamma/sgd lacks 1 of 1 values" in texts["run/notes/text_summary"]
+    assert "gamma/sgd lacks 1 of 1 value" in texts["run/notes/text_summary"]
 
 
 def test_wandb_reads_its_offline_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,8 +137,8 @@ def test_a_lost_row_is_told_and_scored_again(line: int, tmp_path: Path, watch: W
     lines = whole[0].splitlines(True)
     path.write_bytes(b"".join(lines[:line] + lines[line + 1 :]))
     found = lost_rows(read_run(tmp_path / "run"))
-    assert "1 of 8 rows are missing" in found
-    with pytest.raises(EvalkitError, match="1 of 8 rows are missing"):
+    assert "1 of 8 rows is missing" in found
+    with pytest.raises(EvalkitError, match="1 of 8 rows is missing"):
         update_baseline(tmp_path / "baseline.csv", read_run(tmp_path / "run"))
     watch.pairs.clear()
     assert study(tmp_path) == whole

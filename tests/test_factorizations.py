@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from evalkit import factor
-from evalkit.factor import factorize
+from evalkit.factor import factorize, factorize_rows, row_basis
 from tests.support.table import Draw
 
 SINGLE = 2.0**-24
@@ -56,3 +59,25 @@ def test_thin_matrices_and_those_of_double_precision_keep_them(
     expected = factorize(gram)
     monkeypatch.delattr(torch.linalg, "eigh")
     assert torch.equal(factorize(gram, unit=unit).eigenvalues, expected.eigenvalues)
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (4, 0)])
+def test_no_numbers_have_rank_zero_and_nothing_is_printed(
+    shape: tuple[int, int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = torch.zeros(shape, dtype=torch.float64)
+    assert factorize_rows(rows).rank == 0
+    assert row_basis(rows).shape == (0, shape[1])
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("everywhere", [True, False])
+@pytest.mark.parametrize("decomposed", [factorize_rows, row_basis])
+def test_rows_that_are_not_finite_are_refused(
+    value: float, everywhere: bool, decomposed: Callable[[Tensor], object]
+) -> None:
+    rows = Draw(1).normal(4, 6).double()
+    rows[slice(None) if everywhere else 1] = value
+    with pytest.raises(torch.linalg.LinAlgError, match="NaN or infinity"):
+        decomposed(rows)

@@ -17,7 +17,7 @@ from scipy.stats import gmean, gstd
 
 from evalkit.errors import EvalkitError
 from evalkit.figures import draw_figures, write_figures
-from evalkit.figures.drawing import bar_start
+from evalkit.figures.drawing import bar_start, log_axis, log_limits
 from evalkit.figures.palette import method_styles
 from evalkit.figures.plots import plot_efficiency, plot_imbalance, plot_ratio
 from evalkit.results.summaries import near_zero, summarize, summarize_batches
@@ -101,6 +101,38 @@ def test_axes_hold_every_bar(tmp_path: Path) -> None:
     ticks = ax.get_yticks()
     assert 3 <= len(ticks) <= 8
     assert ((lower <= ticks) & (ticks <= upper)).all()
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "shown"),
+    [
+        (0.87, 1.15, ["0.9", "1", "1.1"]),
+        (1.02, 1.36, ["1.1", "1.2", "1.3"]),
+        (0.8, 2.2, ["0.8", "1", "1.5", "2"]),
+        (0.4, 40, ["0.5", "1", "2", "5", "10", "20"]),
+        (2e4, 9e4, [rf"${step} \cdot 10^{{4}}$" for step in (2, 3, 4, 5, 6, 8)]),
+        (1e-9, 1e3, ["$10^{-8}$", "$10^{-6}$", "$10^{-4}$", "0.01", "1", "100"]),
+    ],
+)
+def test_log_axes_have_round_ticks_and_two_at_least(
+    lower: float, upper: float, shown: list[str]
+) -> None:
+    for which in ("x", "y"):
+        ax = Figure().subplots()
+        log_axis(ax, lower, upper, which)
+        axis = getattr(ax, f"{which}axis")
+        found = [label.get_text() for label in axis.get_ticklabels() if label.get_text()]
+        assert len(found) >= 2
+        assert len(set(found)) == len(found)
+        assert which == "x" or found == shown
+
+
+@pytest.mark.parametrize("step", np.linspace(-0.5, 0.5, 9).tolist())
+def test_the_narrowest_and_the_widest_axes_have_two_ticks(step: float) -> None:
+    for spread, which in itertools.product((1.0, 1.5, 4.0, 12.0, 40.0, 1e4), ("x", "y")):
+        ax, end = Figure().subplots(), 10**step
+        log_axis(ax, *log_limits(np.array([end, spread * end]), end), which)
+        assert len(getattr(ax, f"get_{which}ticks")()) >= 2
 
 
 def test_infinite_means_are_marked_at_the_edge_and_break_no_line(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import evalkit
 
 PACKAGE = Path(evalkit.__file__).parent
 FLOORS = """
-errors version machine quiet names notebooks interruption
+errors version machine quiet names notebooks interruption counts
 registry extras settings reductions signs launch messages
 group
 storage.files given_settings

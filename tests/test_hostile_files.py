@@ -118,7 +118,7 @@ def test_a_lost_row_is_told_by_the_report(copy: Path, capsys: pytest.CaptureFixt
     path = copy / "scores.csv"
     path.write_text("".join(path.read_text().splitlines(True)[:-1]))
     assert main(["report", str(copy)]) == 0
-    assert "warning: 1 of 6 rows are missing" in capsys.readouterr().err
+    assert "warning: 1 of 6 rows is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["settings", "checkpoints"])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evalkit.doubts import MARKED, iteration_limit, judge, mean_error, ratio_error
+from evalkit.doubts import MARKED, iteration_limit, judge, mean_error, ratio_errors
 from evalkit.report.page import render_page
 from evalkit.report.writing import derived_of
 from evalkit.results.marks import Mark, Marks, joined, marks_of
@@ -132,9 +132,8 @@ def test_errors_of_means_and_ratios() -> None:
     assert mean_error([0.1, math.nan]) == pytest.approx(math.sqrt(1.1) - 1)
     assert mean_error([0.1, math.inf]) == math.inf
     assert math.isnan(mean_error([math.nan]))
-    assert ratio_error(0.1, 0.2) == pytest.approx(0.32)
-    assert ratio_error(math.nan, 0.2) == pytest.approx(0.2)
-    assert math.isnan(ratio_error(math.nan, math.nan))
+    found = ratio_errors([0.1, math.nan, 0.1, math.nan], [0.2, 0.2, math.nan, math.nan])
+    assert found.tolist() == pytest.approx([0.32, 0.2, 0.1, math.nan], nan_ok=True)
 
 
 def test_the_error_of_a_mean_covers_gammas_that_are_off_by_theirs() -> None:

@@ -18,6 +18,7 @@ from evalkit.errors import EvalkitError
 from evalkit.report.page import render as page_module
 from evalkit.report.page import render_page
 from evalkit.report.page.cells import Cell, Table
+from evalkit.report.page.records import provenance_table
 from evalkit.report.page.scripts import script_hash
 from evalkit.report.writing import derived_of, report_run
 from evalkit.results.marks import Mark
@@ -256,6 +257,24 @@ def test_little_provenance_is_enough(tmp_path: Path, provenance: dict) -> None:
     assert "<title>evalkit report: mine</title>" in text
     assert "This run is not finished" in text
     assert "Geometric means over 1 batch of 8 samples at\n1 checkpoint," in text
+
+
+def test_optimizers_read_as_settings(tmp_path: Path) -> None:
+    group = {"lr": 1e-3, "betas": [0.9, 0.999], "amsgrad": False, "fused": None, "nesterov": True}
+    entries = [
+        {"checkpoint": f"c{place}", "sha256": "ab", "class": "torch.AdamW", "groups": groups}
+        for place, groups in enumerate(([group], [group, {"lr": 0.1}]))
+    ]
+    past = [{"task": "one", "labels": "exact"}, {"task": "one", "labels": "exact"}]
+    found = provenance_table({"optimizers": entries, "past": past, "checkpoints": entries})
+    said = "sha256 ab, class torch.AdamW, groups "
+    one = "(lr 0.001, betas (0.9, 0.999), nesterov)"
+    assert [[cell.text for cell in row] for row in found.rows] == [
+        ["optimizers: c0", f"{said}{one}"],
+        ["optimizers: c1", f"{said}({one}, (lr 0.1))"],
+        ["past: one", "labels exact"],
+        ["past: one (2)", "labels exact"],
+    ]
 
 
 def test_the_page_is_the_same_each_time_and_leaves_the_tables(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_process_that_is_ended_costs_the_unit_that_it_was_at(
     execute: evalkit.study.processes.Execute, status: str
 ) -> None:
     with (
-        pytest.warns(UserWarning, match="have failed, since the processes"),
+        pytest.warns(UserWarning, match="left could not be scored, since processes"),
         executed(UNITS, execute, 2) as made,
     ):
         found = dict(made)

@@ -136,7 +136,7 @@ TARGETS = {
     "negative label": (labels(replaced(0, -1)), "found -1;"),
     "gaussian that would broadcast": (
         regression(torch.zeros(1, 5).double()),
-        "1 samples on axis 0",
+        "1 sample on axis 0",
     ),
     "gaussian of one width for two": (
         two_outputs(torch.zeros(6, 1).double()),

@@ -40,11 +40,11 @@ def test_what_no_mean_holds_is_counted_and_said(tmp_path: Path) -> None:
     run = read_run(with_gaps(tmp_path / "run"))
     undefined, infinite = undefined_sentences(run)
     assert undefined == (
-        "1 of 4 rows of EF have no gamma or ratio, the first in batch 1 of checkpoint 'first': "
+        "1 of 4 rows of EF has no gamma or ratio, the first in batch 1 of checkpoint 'first': "
         "means are over the others"
     )
     assert infinite == (
-        "1 of 2 batches have an infinite imbalance, the first is batch 0 of checkpoint 'first': a "
+        "1 of 2 batches has an infinite imbalance, the first is batch 0 of checkpoint 'first': a "
         "mean that holds one is infinite"
     )
     summary = summarize(run).set_index("method")
@@ -60,7 +60,9 @@ def test_what_no_mean_holds_is_counted_and_said(tmp_path: Path) -> None:
 def test_a_pair_says_which_part_of_the_batches_it_rests_on(tmp_path: Path) -> None:
     table = compare(read_run(with_gaps(tmp_path / "run")), [parse_pair("ef/sgd")])
     assert table[["batches", "left_out"]].values.tolist() == [[1, 1]]
-    assert "1 of 2 batches)" in statements(table)[0]
+    first, basis = statements(table)
+    assert "1 of 2 batches)" in first
+    assert "hold for the only row of the table (Holm)" in basis
 
 
 def test_every_command_and_the_page_say_so(
@@ -70,7 +72,7 @@ def test_every_command_and_the_page_say_so(
     assert main(["report", str(run)]) == 0
     told = capsys.readouterr().err
     assert "evalkit: warning: 1 batch was not scored" in told
-    assert "evalkit: note: 1 of 4 rows of EF have no gamma or ratio" in told
+    assert "evalkit: note: 1 of 4 rows of EF has no gamma or ratio" in told
     page = (run / "report.html").read_text(encoding="utf-8")
     for sentence in ("1 batch was not scored", "an infinite imbalance", "1 of 4 rows"):
         assert sentence in page

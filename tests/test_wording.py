@@ -13,6 +13,7 @@ import evalkit
 from evalkit.cli import main
 from evalkit.cli.main import COMMANDS, commands
 from evalkit.cli.wording import _OPTIONS, in_options
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.settings import Settings
 from tests.support.folders import BUNDLED
@@ -40,6 +41,22 @@ def test_the_library_names_no_option(path: Path) -> None:
     assert found <= OTHERS.get(path.relative_to(PACKAGE).as_posix(), set())
 
 
+@pytest.mark.parametrize(
+    ("count", "thing", "said"),
+    [
+        (0, "row", "0 rows"),
+        (1, "batch", "1 batch"),
+        (2, "batch", "2 batches"),
+        (2, "process", "2 processes"),
+        (2, "epoch", "2 epochs"),
+        (1, "free output", "1 free output"),
+        (1437, "sample", "1,437 samples"),
+    ],
+)
+def test_numbers_agree_with_what_they_count(count: int, thing: str, said: str) -> None:
+    assert counted(count, thing) == said
+
+
 def test_every_option_that_sentences_name_exists() -> None:
     context = click.Context(commands)
     known = set()
@@ -57,6 +74,7 @@ def test_every_option_that_sentences_name_exists() -> None:
         ("give `dtype=float64`.", "give --dtype float64."),
         ("as in `methods=ngd:max_iterations=8`", "as in --methods ngd:max_iterations=8"),
         ("as `settings={'data': DIR}`", "as --set data=DIR"),
+        ("`import FILE` adds your own", "--load FILE adds your own"),
         ("write it with `update_baseline`", "write it with --update-baseline"),
         ("make one with `evalkit train`", "make one with `evalkit train`"),
         ("no option is `shift_labels`", "no option is `shift_labels`"),

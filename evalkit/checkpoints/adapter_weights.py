@@ -50,17 +50,13 @@ def advice(saved: Saved) -> str:
 def base_notes(model: nn.Module, saved: Saved) -> tuple[str, ...]:
     """Return a sentence where the base model is not the one that the adapter was trained on.
 
-    transformers keep in a model's ``config.name_or_path`` where its weights were loaded from,
-    which PEFT writes into the adapter's configuration; other models say nothing.
-
     Args:
         model: a ``peft.PeftModel``.
         saved: the checkpoint.
     """
     named = read_adapter_config(saved).get("base_model_name_or_path")
-    config = getattr(model.get_base_model(), "config", None)  # type: ignore[operator]
-    loaded = getattr(config, "name_or_path", None)
-    if not named or not isinstance(loaded, str) or _same_place(loaded, named):
+    loaded = loaded_from(model)
+    if not named or loaded is None or same_place(loaded, named):
         return ()
     found = f"loaded from '{loaded}'" if loaded else "not loaded from saved weights"
     return (
@@ -70,7 +66,21 @@ def base_notes(model: nn.Module, saved: Saved) -> tuple[str, ...]:
     )
 
 
-def _same_place(one: str, other: str) -> bool:
+def loaded_from(model: nn.Module) -> str | None:
+    """Return where the weights of the base model under an adapter were loaded from.
+
+    transformers keep it in a model's ``config.name_or_path``, which PEFT writes into the adapter's
+    configuration; it is empty for weights that were not loaded, and other models say nothing.
+
+    Args:
+        model: a ``peft.PeftModel``.
+    """
+    config = getattr(model.get_base_model(), "config", None)  # type: ignore[operator]
+    loaded = getattr(config, "name_or_path", None)
+    return loaded if isinstance(loaded, str) else None
+
+
+def same_place(one: str, other: str) -> bool:
     """Return whether two names of a model are one, or two paths of one folder."""
     return one == other or Path(one).resolve() == Path(other).resolve()
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 
 _EPOCH, _CHECKPOINT = "epoch", "checkpoint"
@@ -147,7 +148,7 @@ def told(names: Sequence[str], source: str) -> str:
     """
     half = _SHOWN // 2
     shown = list(names) if len(names) <= _SHOWN else [*names[:half], "...", *names[-half:]]
-    return f"{len(names)} checkpoints, {source}: {', '.join(shown)}"
+    return f"{counted(len(names), 'checkpoint')}, {source}: {', '.join(shown)}"
 
 
 def _by_words(shared: dict[str, list[int | None]], folder: object) -> Order:

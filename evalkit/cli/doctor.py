@@ -32,6 +32,7 @@ from evalkit.cli.options import (
     method_names,
 )
 from evalkit.cli.wording import in_options
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.machine import own_processes
 from evalkit.registry import suggest
@@ -225,7 +226,7 @@ def _heading(subject: Subject) -> str:
     settings = subject.settings
     at = "as initialised" if subject.checkpoint is None else f"at {subject.checkpoint}"
     return (
-        f"{subject.task}, {at}: a batch of {subject.batch.size} samples for "
+        f"{subject.task}, {at}: a batch of {counted(subject.batch.size, 'sample')} for "
         f"{', '.join(settings.methods)}, on {settings.device}"
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import evalkit
 from evalkit.errors import EvalkitError
 from evalkit.names import base_name
-from evalkit.registry import suggest
+from evalkit.registry import suggest, unknown
 
 _PACKAGE = Path(evalkit.__file__).parent
 _ROOMS = {"method": "updates", "optimizer": "training", "schedule": "training"}
@@ -67,7 +67,8 @@ def check_names(kind: str, names: Iterable[str], code: Sequence[str | None] = ()
                     f"a comma after '{before}' starts the next {kind}; write each value of a "
                     f"setting as {before},{setting}={base}"
                 )
-            raise EvalkitError(f"unknown {kind} '{base}'; {near}")
+                raise unknown(kind, base, near)
+            raise unknown(kind, base, near, extended=True)
         before = name
 
 

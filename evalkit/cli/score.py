@@ -36,6 +36,7 @@ from evalkit.cli.ranks import SHARD, joined_ranks, launched_without, own_device,
 from evalkit.cli.ratios import print_ratios
 from evalkit.cli.split import SPLIT_BATCH, joined_split
 from evalkit.cli.wording import in_options
+from evalkit.counts import counted
 from evalkit.machine import own_processes
 from evalkit.names import base_name
 from evalkit.settings import Others, Settings
@@ -160,8 +161,9 @@ def _print_results(run: Path, shard: Shard | None) -> int:
         done, failed, total = scored_cells(run)
         if done + failed < total:
             say(
-                f"Shard {shard.number}/{shard.count} has ended; {done} of the {total} batches in "
-                f"{run} are scored, and the tables are there when the other shards have ended"
+                f"Shard {shard.number}/{shard.count} has ended; {done} of "
+                f"{counted(total, 'batch')} in {run} {'is' if done == 1 else 'are'} scored, and "
+                "the tables are there when the other shards have ended"
             )
             return INCOMPLETE if failed else 0
     shown = print_ratios(run)
@@ -215,8 +217,8 @@ def _score(
             for note in start.notes:
                 shown.say(f"evalkit: note: {in_options(note)}")
             shown.say(
-                f"evalkit: {start.cells} batches to score, roughly {duration(start.seconds)} by "
-                "the time of one product"
+                f"evalkit: {counted(start.cells, 'batch')} to score, roughly "
+                f"{duration(start.seconds)} by the time of one product"
             )
 
         def tell(sentence: str) -> None:

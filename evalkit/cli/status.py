@@ -10,6 +10,7 @@ import click
 
 from evalkit.cli.console import print_frame, say, say_wrapped
 from evalkit.cli.options import RUN, json_flag
+from evalkit.counts import counted
 from evalkit.errors import shortened
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _lines(run: Path, status: RunStatus) -> list[str]:
     from evalkit.cli.progress import duration
 
     counts = (
-        f"{run}: {status.done} of {status.total} batches done, {status.running} running, "
+        f"{run}: {status.done} of {counted(status.total, 'batch')} done, {status.running} running, "
         f"{status.left} left, {status.failed} failed"
     )
     if status.done == status.total:
@@ -65,9 +66,8 @@ def _lines(run: Path, status: RunStatus) -> list[str]:
         return [counts, "Nothing runs; the same 'evalkit score' command goes on"]
     if status.seconds_left is None or status.seconds_per_batch is None:
         return [f"{counts}; the time left is not known before the first is done"]
-    word = "process" if alive == 1 else "processes"
     return [
-        f"{counts}; about {duration(status.seconds_left)} left in {alive} {word}, "
+        f"{counts}; about {duration(status.seconds_left)} left in {counted(alive, 'process')}, "
         f"{duration(status.seconds_per_batch)} a batch"
     ]
 

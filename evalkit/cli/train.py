@@ -11,6 +11,7 @@ from evalkit.cli.console import say
 from evalkit.cli.early import check_names
 from evalkit.cli.option_types import Number
 from evalkit.cli.options import DEVICE, LOAD, SET, TASK_NAME, out
+from evalkit.counts import counted
 
 
 @click.command(
@@ -110,6 +111,6 @@ def command(
     accuracy = last.validation_accuracy
     validated = "" if accuracy is None else f", validation accuracy {accuracy:.1%}"
     say(
-        f"{len(trajectory.checkpoints)} checkpoints in {folder}; at the end training loss "
-        f"{last.training_loss:.4g}{validated}"
+        f"{counted(len(trajectory.checkpoints), 'checkpoint')} in {folder}; at the end training "
+        f"loss {last.training_loss:.4g}{validated}"
     )

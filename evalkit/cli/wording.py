@@ -43,6 +43,7 @@ _OPTIONS = {
     "weight_decay": "--weight-decay",
 }
 _ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")
+_IMPORT = re.compile(r"`import (\w+)`")
 _SETTING = re.compile(r"\{'(\w+)': (\w+)\}")
 
 
@@ -50,9 +51,9 @@ def in_options(sentence: str) -> str:
     """Return a sentence with the options that stand for its arguments.
 
     `` `batch_size` `` is ``--batch-size``, `` `dtype=float64` `` is ``--dtype float64`` and
-    `` `settings={'data': PATH}` `` is ``--set data=PATH``.
+    `` `settings={'data': PATH}` `` is ``--set data=PATH``; `` `import FILE` `` is ``--load FILE``.
     """
-    return _ARGUMENT.sub(_option, sentence)
+    return _IMPORT.sub(r"--load \1", _ARGUMENT.sub(_option, sentence))
 
 
 def _option(found: re.Match[str]) -> str:

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from evalkit.doctor.finding import Finding, counted
+from evalkit.counts import counted
+from evalkit.doctor.finding import Finding
 from evalkit.doctor.subject import Subject
 from evalkit.errors import EvalkitError, reason
 from evalkit.evaluation.determinism import nearly

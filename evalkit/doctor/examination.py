@@ -24,7 +24,9 @@ from evalkit.doctor.trial import trial
 from evalkit.doctor.values import values
 from evalkit.errors import EvalkitError
 from evalkit.linearization import linearize
-from evalkit.study.processes import is_small, shared_by
+from evalkit.study.processes import gains_from_processes, shared_by
+from evalkit.updates.parser import parse
+from evalkit.updates.registry import takes_past
 
 _OWN = str(Path(evalkit.__file__).parent)
 _TOLD = "samples influence each other"
@@ -134,13 +136,9 @@ def _of_batch(
 ) -> Iterator[Finding]:
     """Yield what the scores of the whole batch tell."""
     on_check("scoring of one batch")
+    shared = _processes(subject, processes)  # before the trial lets torch have one thread
     try:
         with trial(subject, subject.batch, micro_batch_size) as one:
-            small = processes > 1 and is_small(
-                subject.model, subject.samples, subject.likelihood, subject.settings
-            )
-            cells = subject.checkpoints * subject.settings.batches
-            shared = shared_by(cells, processes) if small else 1
             for name, check in (
                 ("parameters", lambda: layers(one.lin)),
                 ("floor", lambda: study.floor(one.lin)),
@@ -153,6 +151,16 @@ def _of_batch(
                 yield looked_at(name, check)
     except EvalkitError as error:
         yield refused("scoring", error)
+
+
+def _processes(subject: Subject, processes: int) -> int:
+    """Return in how many processes, of so many that it may have, the study is scored."""
+    settings = subject.settings
+    if processes < 2 or any(takes_past(parse(method)[0]) for method in settings.methods):
+        return 1
+    given = subject.model, subject.samples, subject.likelihood, settings
+    cells = subject.checkpoints * settings.batches
+    return shared_by(cells, processes) if gains_from_processes(*given) else 1
 
 
 @contextmanager

@@ -55,9 +55,3 @@ def looked_at(name: str, check: Callable[[], Finding]) -> Finding:
             return refused(name, EvalkitError(sentence))
         said = f"expected this check to run, found {reason(error)}"
         return Finding(name, "fail", said, "give the same command with --debug, and report it")
-
-
-def counted(count: int, thing: str) -> str:
-    """Return a number of things: 1 sample, 1,437 samples."""
-    plural = "es" if thing.endswith(("ch", "ss")) else "s"
-    return f"{count:,} {thing}{'' if count == 1 else plural}"

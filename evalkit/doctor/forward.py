@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from evalkit.doctor.finding import Finding, counted
+from evalkit.counts import counted
+from evalkit.doctor.finding import Finding
 from evalkit.doctor.subject import Subject
 from evalkit.evaluation.determinism import (
     preserved_random_state,
@@ -31,10 +32,13 @@ def forward(subject: Subject) -> Finding:
     precision = str(evaluated.precision).removeprefix("torch.")
     numbers = {"trainable": trained, "parameters": total, "logits": list(shape[1:])}
     if len(logits) == size:
-        of = f"all {trained:,}" if trained == total else f"{trained:,} of {total:,}"
-        said = f"{of} parameters are trained, in {counted(len(evaluated.trainable), 'tensor')}"
+        every = counted(total, "parameter")
+        of = f"all {every}" if 1 < trained == total else f"{trained:,} of {every}"
+        tensors = counted(len(evaluated.trainable), "tensor")
+        said = f"{of} {'is' if trained == 1 else 'are'} trained, in {tensors}"
         return Finding("forward", "ok", f"{said}; logits in {precision}", numbers=numbers)
-    found = f"{size} samples have logits of shape {shape}, without the samples on axis 0"
+    samples = f"{counted(size, 'sample')} {'has' if size == 1 else 'have'}"
+    found = f"{samples} logits of shape {shape}, without the samples on axis 0"
     places = [axis for axis, length in enumerate(shape) if length == size]
     cure = "return logits with the samples on axis 0, as the targets have them"
     if places:

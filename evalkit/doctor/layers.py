@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from evalkit.doctor.finding import Finding, counted
+from evalkit.counts import counted
+from evalkit.doctor.finding import Finding
 from evalkit.linearization import Linearization
 from evalkit.linearization.adjoint import differentiating
 from evalkit.linearization.gram import scaled_cotangents

@@ -8,7 +8,8 @@ from functools import partial
 import torch
 
 from evalkit.bench.memory import peak_mebibytes
-from evalkit.doctor.finding import Finding, counted
+from evalkit.counts import counted
+from evalkit.doctor.finding import Finding
 from evalkit.doctor.subject import FEW, Batch, Subject
 from evalkit.doctor.trial import first_of, trial
 from evalkit.errors import EvalkitError, memory_sentence

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_map
 
+from evalkit.counts import counted
 from evalkit.doctor.companions import sample_leaves
-from evalkit.doctor.finding import Finding, counted
+from evalkit.doctor.finding import Finding
 from evalkit.doctor.subject import Subject
 from evalkit.evaluation.determinism import nearly
 from evalkit.evaluation.forward import Evaluation

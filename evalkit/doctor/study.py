@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from evalkit.doctor.finding import Finding, counted
+from evalkit.counts import counted
+from evalkit.doctor.finding import Finding
 from evalkit.doctor.layers import without_gradient
 from evalkit.doctor.subject import Subject
 from evalkit.doctor.trial import Trial, tried
@@ -44,7 +45,8 @@ def floor(lin: Linearization) -> Finding:
     if notes:
         said, _, cure = notes[0].rpartition("; ")
         return Finding("floor", "warn", said, cure, numbers)
-    said = f"{outputs:,} free outputs of a batch, {live:,} parameters: it can be reached"
+    found = f"{counted(outputs, 'free output')} of a batch, {counted(live, 'parameter')}"
+    said = f"{found}: it can be reached"
     return Finding("floor", "ok", said, numbers=numbers)
 
 

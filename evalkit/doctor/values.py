@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
+from evalkit.counts import counted
 from evalkit.doctor.finding import Finding
 from evalkit.doctor.subject import Subject
 from evalkit.evaluation.forward import Evaluation
@@ -77,9 +78,13 @@ def _of_inputs(inputs: Inputs) -> Finding | None:
         if overflow:
             cure = "keep the data in float32, or scale it before it is made float16"
         why = f": float16 ends at {torch.finfo(torch.float16).max:g}" if overflow else ""
-        said = f"{bad} numbers of {name} are infinite or NaN{why}"
+        said = f"{counted(bad, 'number')} of {name} {_are(bad)} infinite or NaN{why}"
         return Finding(_NAME, "fail", said, cure, {"bad": bad})
     return None
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _of_parameters(model: nn.Module) -> Finding | None:
@@ -96,7 +101,7 @@ def _of_parameters(model: nn.Module) -> Finding | None:
                     if half
                     else "take a checkpoint from before the training diverged"
                 )
-                said = f"{bad} numbers of {kind} '{name}' are infinite or NaN"
+                said = f"{counted(bad, 'number')} of {kind} '{name}' {_are(bad)} infinite or NaN"
                 return Finding(_NAME, "fail", said, cure, {"bad": bad})
     return None
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError, reason
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -103,7 +104,8 @@ def array_of_numbers(values: Any) -> Any:
     if any(len(getattr(leaf, "shape", ())) for leaf in tree_leaves(values)):
         raise EvalkitError(
             f"expected targets with the samples on axis 0, found a {type(values).__name__} of "
-            f"{len(values)} values of several numbers each; pass one tensor (torch.stack)"
+            f"{counted(len(values), 'value')} of several numbers each; pass one tensor "
+            "(torch.stack)"
         )
     plain = tree_map(lambda leaf: leaf.item() if isinstance(leaf, Tensor) else leaf, values)
     try:
@@ -182,7 +184,7 @@ def check_batch(inputs: Inputs, targets: Tensor) -> int:
     sizes = [len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
     if len(targets) not in sizes and len(sizes) < 2:
         raise EvalkitError(
-            f"expected inputs with {len(targets)} samples on axis 0, as the targets have, found "
-            f"{sizes or 'no tensor'}; pass inputs and targets of the same batch"
+            f"expected inputs with {counted(len(targets), 'sample')} on axis 0, as the targets "
+            f"have, found {sizes or 'no tensor'}; pass inputs and targets of the same batch"
         )
     return len(targets)

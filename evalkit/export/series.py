@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.results.marks import UNRELIABLE_SIGN, Mark, marks_of
 from evalkit.results.summaries import summarize, summarize_batches
@@ -177,7 +178,7 @@ def held(series: Series, holds: Callable[[float], bool], notes: list[str]) -> Se
     if len(kept) < len(series.points):
         left = len(series.points) - len(kept)
         notes.append(
-            f"{series.name} lacks {left} of {len(series.points)} values, which are beyond the "
+            f"{series.name} lacks {left} of {counted(len(series.points), 'value')}, beyond the "
             "numbers of this format"
         )
     return replace(series, points=kept)
@@ -223,7 +224,7 @@ def _left_out(columns: Iterable[_Column]) -> Iterator[str]:
             gaps.setdefault(column.curve, {})[column.quantity] = column.gaps()
     for curve, found in gaps.items():
         steps = set().union(*found.values())
-        where = f"at {len(steps)} checkpoint{'s' if len(steps) > 1 else ''}"
+        where = f"at {counted(len(steps), 'checkpoint')}"
         yield (
             f"{', '.join(found)} of {curve}: infinite or undefined {where}, the first at step "
             f"{min(steps)}, and left out there"

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import rcParams
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from evalkit.figures.palette import FLOOR, Style
 from evalkit.results.spreads import Spread, spread
@@ -174,28 +174,48 @@ def log_limits(values: np.ndarray, always: float) -> tuple[float, float]:
 
 
 def log_axis(ax: Axes, lower: float, upper: float, which: Literal["x", "y"] = "y") -> None:
-    """Give ``ax`` a log axis with few round ticks: 1-2-5 steps, decades, or every few decades."""
+    """Give ``ax`` a log axis with few round ticks, two at least: what :func:`_log_ticks` finds."""
     axis: Any = ax.yaxis if which == "y" else ax.xaxis
     ax.set(**{f"{which}scale": "log"})
     ax.set(**{f"{which}lim": (lower, upper)})
     decades = math.log10(upper / lower)
-    crowded = decades * (1 if which == "y" else _WIDER)
-    fits = (steps for most, steps in _STEPS.items() if crowded <= most)
-    steps = next(fits)
-    stride = max(1, round(crowded / 5))
-    powers = range(math.floor(math.log10(lower)), math.ceil(math.log10(upper)) + 1)
-    ticks = [step * 10.0**power for power in powers if power % stride == 0 for step in steps]
-    axis.set_major_locator(FixedLocator([tick for tick in ticks if lower <= tick <= upper]))
+    ticks = _log_ticks(lower, upper, decades * (1 if which == "y" else _WIDER))
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axis.set_minor_formatter(NullFormatter())
     if not 1 < decades <= 4:
         axis.set_minor_locator(NullLocator())
 
 
+def _log_ticks(lower: float, upper: float, crowded: float) -> list[float]:
+    """Return ticks of a log axis: 1-2-5 steps, decades, or every few decades.
+
+    Where fewer than two of them lie between the ends, the steps are finer, and at last even ones.
+
+    Args:
+        lower: the lower end.
+        upper: the upper one.
+        crowded: decades between them, more of an axis whose labels stand side by side.
+    """
+    stride = max(1, round(crowded / 5))
+    powers = range(math.floor(math.log10(lower)), math.ceil(math.log10(upper)) + 1)
+    fits = (steps for most, steps in _STEPS.items() if crowded <= most)
+    finer = [steps for most, steps in _STEPS.items() if most <= crowded]
+    for steps in (next(fits), *reversed(finer)):
+        ticks = [step * 10.0**power for power in powers if power % stride == 0 for step in steps]
+        inside = [tick for tick in ticks if lower <= tick <= upper]
+        if len(inside) > 1:
+            return inside
+    even = MaxNLocator(4, steps=[1, 2, 5, 10], min_n_ticks=2).tick_values(lower, upper)
+    return [float(tick) for tick in even if lower <= tick <= upper]
+
+
 def _tick(value: float) -> str:
     if value == 0 or 1e-3 <= value < 1e4:
         return f"{value:g}"
-    return f"$10^{{{round(math.log10(value))}}}$"
+    digits, _, power = f"{value:.5e}".partition("e")
+    factor = "" if float(digits) == 1 else rf"{float(digits):g} \cdot "
+    return f"${factor}10^{{{int(power)}}}$"
 
 
 def damping_axis(ax: Axes, dampings: pd.Series) -> dict[float, float]:

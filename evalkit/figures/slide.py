@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from evalkit.counts import counted
 from evalkit.figures.drawing import line_style
 from evalkit.figures.groups import Group
 from evalkit.figures.layouts import SLIDE
@@ -94,7 +95,7 @@ def _footnote(run: Run, floors: pd.DataFrame) -> str:
     damping = near_zero(run.scores)["damping"].min()
     return (
         "gamma relative to SGD's, smaller is better; efficiency: floor / gamma. Geometric means "
-        f"over batches (at most {batches}) of {samples} samples; damping {damping:g}."
+        f"over batches (at most {batches}) of {counted(samples, 'sample')}; damping {damping:g}."
     )
 
 

@@ -24,6 +24,7 @@ from evalkit.gate.baseline_file import (
     NO_PAST,
     NUMBERS,
     Baseline,
+    check_replaceable,
     parse,
     render,
 )
@@ -123,7 +124,8 @@ def update_baseline(path: str | os.PathLike[str], run: Run) -> str:
         A unified diff; empty when nothing changed.
 
     Raises:
-        EvalkitError: the run cannot serve as a baseline, or the file cannot be written.
+        EvalkitError: the run cannot serve as a baseline, or the file cannot be written, or holds
+            something else.
     """
     path = Path(path)
     baseline = baseline_of(run)
@@ -134,6 +136,7 @@ def update_baseline(path: str | os.PathLike[str], run: Run) -> str:
         before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     except OSError as error:
         raise unwritable(path, error) from error
+    check_replaceable(before, path)
     with contextlib.suppress(EvalkitError):  # no old baseline, or none that can be read
         baseline = _settled(baseline, parse(before, path))
     after = render(baseline)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from evalkit.doubts import MARKED, UNEQUAL
-from evalkit.errors import EvalkitError
+from evalkit.errors import EvalkitError, shortened
 from evalkit.settings import Settings
 from evalkit.storage.columns import Column, Source, csv_line, parse_csv
 from evalkit.storage.files import check_regular
@@ -39,6 +39,8 @@ _OF_RUNS = {column.name: column for name in TABLES for column in TABLES[name]}
 _OWN = Column("descends", bool, needed=True, flags=_DESCENDS)
 _TABLE = tuple(_OF_RUNS.get(name, _OWN) for name in (*COLUMNS, ERROR))
 _MAKE_AGAIN = "make it again with `update_baseline`"
+_NAME = "evalkit baseline"
+_NAME_ANOTHER = "name a file that `update_baseline` has written"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Baseline:
 
 def render(baseline: Baseline) -> str:
     """Return a baseline as text: sorted, numbers in eight digits, errors in two."""
-    lines = [f"# evalkit baseline: {FORMAT}"]
+    lines = [f"# {_NAME}: {FORMAT}"]
     lines += [
         f"# {name}: {value}"
         for name, value in baseline.made_with.items()
@@ -85,6 +87,29 @@ def render(baseline: Baseline) -> str:
 
 def _digits(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.8g}"
+
+
+def check_replaceable(text: str, path: Path) -> None:
+    """Refuse to write a baseline over the table of a run.
+
+    Args:
+        text: what the file holds; empty where there is none.
+        path: of the file.
+
+    Raises:
+        EvalkitError: it is a table.
+    """
+    head = text.partition("\n")[0]
+    if _is_table(head):
+        raise EvalkitError(
+            f"expected a baseline or no file at {path}, found a table, '{shortened(head)}'; name "
+            "another file"
+        )
+
+
+def _is_table(head: str) -> bool:
+    """Return whether a first line is that of a table of a run: a baseline begins with comments."""
+    return KEY[0] in head.strip().split(",")
 
 
 def read_baseline(path: str | os.PathLike[str]) -> Baseline:
@@ -133,15 +158,17 @@ def parse(text: str, path: Path) -> Baseline:
             checkpoints[name] = sha
         else:
             made_with[key] = value
-    if made_with.pop("evalkit baseline", None) != FORMAT:
-        raise _unreadable(f"a line '# evalkit baseline: {FORMAT}'", path, repr(lines[0]))
+    if made_with.pop(_NAME, None) != FORMAT:
+        said = f"'# {_NAME}: {FORMAT}' as the first line of the baseline {path}, found "
+        advice = _NAME_ANOTHER if _is_table(lines[0]) else _MAKE_AGAIN
+        raise EvalkitError(f"expected {said}{shortened(repr(lines[0]))}; {advice}")
     for name in IDENTITY + INFORMATION:
         if name not in made_with:
             raise _unreadable(f"a line '# {name}: ...'", path, "none")
     rows = _rows("\n".join(lines[height:]), path, height)
     for name in rows["checkpoint"].unique():
         if name not in checkpoints:
-            raise _unreadable(f"a line '# checkpoint: SHA-256 {name}'", path, "none")
+            raise _unreadable(f"a line '# checkpoint: SHA-256 {shortened(name)}'", path, "none")
     return Baseline(made_with, checkpoints, rows)
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.gate.baseline_file import IDENTITY, INFORMATION, NO_PAST, Baseline
 from evalkit.gate.comparison import ALL, METRICS, Check, Comparison, Verdict
@@ -137,20 +138,21 @@ def _methods(
     """Yield the comparisons of every method and damping at one checkpoint."""
     pair = ["method", "damping"]
     found, wanted = with_ratio_errors(found), with_ratio_errors(wanted)
-    scored = dict(list(found.groupby(pair)))
-    expected = dict(list(wanted.groupby(pair)))
-    for key, rows in expected.items():
+    both = wanted.merge(found, on=[*pair, "batch"], suffixes=("_expected", ""))
+    pairs = dict(list(both.sort_values("batch").groupby(pair)))
+    scored = dict(list(found.groupby(pair)["batch"]))
+    expected = dict(list(wanted.groupby(pair)["batch"]))
+    for key, batches in expected.items():
         if key not in scored:
             yield _incomparable("not scored in the run", name, *key)
             continue
-        batches = pd.Index(rows["batch"])
-        missing = ~batches.isin(scored[key]["batch"])
+        missing = ~batches.isin(scored[key])
         if missing.any():
-            yield _incomparable(f"not in the run: {_where(batches, missing)}", name, *key)
+            where = _where(pd.Index(batches), missing.to_numpy())
+            yield _incomparable(f"not in the run: {where}", name, *key)
             continue
-        pairs = rows.merge(scored[key], on="batch", suffixes=("_expected", ""))
         for metric in METRICS:
-            yield _compared(metric, (name, *key), pairs.sort_values("batch"), tolerance)
+            yield _compared(metric, (name, *key), pairs[key], tolerance)
     for key in scored:
         if key not in expected:
             yield Comparison(name, key[0], key[1], "", "new", reason=_NEW)
@@ -254,7 +256,7 @@ def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
         decided = comparison.verdict in ("worse", "improved")
         comparison = replace(comparison, p_value=p_value)
         if decided and p_value > 1 - LEVEL:
-            reason = f"{_UNDECIDED} once corrected for {count} rows"
+            reason = f"{_UNDECIDED} once corrected for {counted(count, 'row')}"
             comparison = replace(comparison, verdict="same", reason=reason)
         corrected.append(comparison)
     return corrected

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from evalkit.counts import plural
 from evalkit.gate.comparison import VERDICTS, Check, Comparison, Verdict
 from evalkit.results.intervals import EFFICIENCY
 from evalkit.results.marks import UNRELIABLE_SIGN
@@ -50,10 +51,10 @@ def headline(check: Check) -> str:
     undecided = check.undecided
     if undecided:
         batches = sorted({comparison.batches for comparison in undecided})
-        counted = " to ".join(map(str, dict.fromkeys((batches[0], batches[-1]))))
+        few = " to ".join(map(str, dict.fromkeys((batches[0], batches[-1]))))
         listed += (
-            f", {len(undecided)} of them beyond the tolerance but undecided by {counted} batches: "
-            "score more to tell"
+            f", {len(undecided)} of them beyond the tolerance but undecided by {few} "
+            f"{plural(batches[-1], 'batch')}: score more to tell"
         )
     if check.within_error:
         listed += (

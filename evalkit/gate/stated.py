@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from evalkit.doubts import MARKED, mean_error, ratio_error
+from evalkit.doubts import MARKED, mean_error, ratio_errors
 from evalkit.gate.baseline_file import ERROR
 from evalkit.results.intervals import EFFICIENCY, Metric
 from evalkit.results.marks import reach
@@ -27,7 +27,7 @@ def with_ratio_errors(rows: pd.DataFrame) -> pd.DataFrame:
     reference = rows["batch"].map(sgd).astype(float)
     scored = rows["method"] != "sgd"
     for name in (ERROR, NOISE):
-        combined = [ratio_error(*pair) for pair in zip(rows[name], reference, strict=True)]
+        combined = ratio_errors(rows[name], reference)
         rows = rows.assign(**{f"ratio_{name}": np.where(scored, combined, 0.0)})
     return rows
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 
 IGNORED_LABEL = -100
@@ -108,7 +109,8 @@ def check_labels(labelled: Tensor) -> None:
     if len(empty):
         raise EvalkitError(
             f"expected a label in every sample, found only {IGNORED_LABEL} in sample "
-            f"{int(empty[0])} ({len(empty)} of {len(labelled)} samples); drop such samples"
+            f"{int(empty[0])} ({len(empty)} of {counted(len(labelled), 'sample')}); drop such "
+            "samples"
         )
 
 

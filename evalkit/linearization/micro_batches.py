@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.determinism import nearly, refuse_varying_forward, repeats
 from evalkit.evaluation.forward import evaluation, taking
@@ -247,8 +248,8 @@ def _check(batch: MicroBatch, part: slice) -> Tensor:
     samples = part.stop - part.start
     if logits.dim() == 0 or logits.shape[0] != samples:
         raise EvalkitError(
-            f"expected logits with {samples} samples on axis 0, as the targets have, found "
-            f"shape {tuple(logits.shape)}; check the model's output and the targets"
+            f"expected logits with {counted(samples, 'sample')} on axis 0, as the targets have, "
+            f"found shape {tuple(logits.shape)}; check the model's output and the targets"
         )
     refuse_infinite_logits(logits)
     return logits

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError, memory_sentence
 from evalkit.evaluation.determinism import nearly, refuse_varying_forward, repeats
 from evalkit.evaluation.forward import Evaluation
@@ -90,9 +91,9 @@ def split_leaves(evaluated: Evaluation, inputs: Inputs, samples: int) -> tuple[i
     if any(not nearly(logits, found[0][1], ROUNDING) for _, logits in found[1:]):
         raise EvalkitError(
             f"expected one way to tell which inputs have a sample axis, found {len(candidates)} "
-            f"tensors of {samples} rows of which several choices work and differ; give those that "
-            "all samples share an axis of length 1 in front, keep them as buffers of the model, "
-            "or leave the micro-batch size out"
+            f"tensors of {counted(samples, 'row')} of which several choices work and differ; give "
+            "those that all samples share an axis of length 1 in front, keep them as buffers of "
+            "the model, or leave the micro-batch size out"
         )
     return found[0][0]
 

@@ -150,7 +150,7 @@ def mark_notes(runs: Sequence[Run]) -> list[str]:
 
 def _scored_pairs(run: Run) -> list[Pair]:
     """Return the paper's pairs of methods that the run holds."""
-    scored = set(run.scores["method"])
+    scored = set(run.scores["method"].unique())
     pairs = [parse_pair(text) for text in DEFAULT_PAIRS]
     return [pair for pair in pairs if {pair.first.method, pair.second.method} <= scored]
 

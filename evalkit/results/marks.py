@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.doubts import (
     CAUSES,
     DOUBTS,
@@ -94,19 +95,22 @@ _MARKS = Remembered()
 
 def _marks_of(scores: pd.DataFrame) -> Marks:
     rows = judge(scores)
+    keys = ["checkpoint", "method", "damping"]
+    found = rows[list(_SAID)].to_numpy(bool)
+    impossible = rows[list(IMPOSSIBLE)].to_numpy(bool).any(axis=1)
     signs = np.full(len(rows), "", dtype=object)
     errors: dict[Key, float] = {}
     own: dict[Key, Mark] = {}
     of_sgd: dict[str, Mark] = {}
-    for (checkpoint, method, damping), group in rows.groupby(
-        ["checkpoint", "method", "damping"], sort=False
-    ):
-        key = (str(checkpoint), str(method), float(damping))
-        errors[key] = mean_error(group["error"])
-        mark = _mark(group, errors[key])
+    for (checkpoint, method, damping), group in rows[[*keys, "error"]].groupby(keys, sort=False):
+        key, places = (str(checkpoint), str(method), float(damping)), group.index  # from 0 on
+        stated = group["error"].to_numpy(float)
+        errors[key] = mean_error(stated)
+        counts = dict(zip(_SAID, found[places].sum(axis=0).tolist(), strict=True))
+        mark = _mark(stated, counts, errors[key], bool(impossible[places].any()))
         if mark is not None:
             own[key] = mark
-            signs[group.index] = mark.sign  # the rows are numbered
+            signs[places] = mark.sign
             if method == "sgd" and mark.sign == UNRELIABLE_SIGN:
                 of_sgd[key[0]] = Mark(mark.sign, f"SGD, which it is relative to: {mark.meaning}")
     return Marks(tuple(_sentences(rows.assign(sign=signs))), errors, own, of_sgd)
@@ -142,34 +146,39 @@ def reach(error: float) -> str:
     return f"may be off by {percent(error)}"
 
 
-def _mark(group: pd.DataFrame, error: float) -> Mark | None:
-    """Return the mark of the mean over one group of rows."""
+_SAID: Mapping[Doubt, str] = {
+    "below floor": "below the floor, which no direction is",
+    "above others": "better than the exact natural gradient, or that worse than another",
+    "floor tie": "below the floor within the stated error",
+    "tie": "above another method within the stated errors",
+    "damped": "above another method because of the damping",
+}
+
+
+def _mark(
+    errors: np.ndarray, counts: Mapping[Doubt, int], error: float, impossible: bool
+) -> Mark | None:
+    """Return the mark of the mean over one group of rows.
+
+    Args:
+        errors: the stated ones of the rows.
+        counts: the rows that have each of the doubts of ``_SAID``.
+        error: of their mean.
+        impossible: whether the gamma of any is one that it cannot be.
+    """
     said = []
-    marked = int((group["error"] > MARKED).sum())
+    batches = counted(len(errors), "batch")
+    marked = int((errors > MARKED).sum())
     if marked:
         said.append(
-            f"{marked} of {_count(group, 'batch')} with a stated error above {percent(MARKED)}; "
+            f"{marked} of {batches} with a stated error above {percent(MARKED)}; "
             f"the mean {reach(error)}"
         )
-    for doubt, words in (
-        ("below floor", "below the floor, which no direction is"),
-        ("above others", "better than the exact natural gradient, or that worse than another"),
-        ("floor tie", "below the floor within the stated error"),
-        ("tie", "above another method within the stated errors"),
-        ("damped", "above another method because of the damping"),
-    ):
-        number = int(group[doubt].sum())
-        if number:
-            said.append(f"{words}, in {number} of {_count(group, 'batch')}")
+    said += [f"{_SAID[doubt]}, in {count} of {batches}" for doubt, count in counts.items() if count]
     if not said:
         return None
-    grave = error > MARKED or bool(group[list(IMPOSSIBLE)].to_numpy().any())
+    grave = error > MARKED or impossible
     return Mark(UNRELIABLE_SIGN if grave else NOTED_SIGN, "; ".join(said))
-
-
-def _count(rows: Sequence[object] | pd.DataFrame, thing: str) -> str:
-    plural = "es" if thing.endswith("ch") else "s"
-    return f"{len(rows)} {thing}{plural if len(rows) != 1 else ''}"
 
 
 def _sentences(rows: pd.DataFrame) -> Iterable[str]:
@@ -208,7 +217,8 @@ def _names(chosen: pd.DataFrame) -> str:
 
 def _share(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:
     """Return how many of the rows of these methods are meant."""
-    return f"{len(chosen)} of {_count(rows[rows['method'].isin(chosen['method'].unique())], 'row')}"
+    of = int(rows["method"].isin(chosen["method"].unique()).sum())
+    return f"{len(chosen)} of {counted(of, 'row')}"
 
 
 def _float32(chosen: pd.DataFrame, rows: pd.DataFrame) -> str:

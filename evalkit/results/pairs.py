@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evalkit.doubts import mean_error, ratio_error
+from evalkit.counts import counted
+from evalkit.doubts import mean_error, ratio_errors
 from evalkit.errors import EvalkitError
 from evalkit.names import display_name
 from evalkit.registry import suggest
@@ -126,7 +127,7 @@ def _rows(run: Run, pair: Pair, marks: Marks) -> Iterator[dict[str, Any]]:
             marks.of_gamma(str(key[0]), member.method, float(damping))
             for member, damping in zip(members, dampings, strict=True)
         ]
-        errors = map(ratio_error, group["error"], group["error_other"])
+        errors = ratio_errors(group["error"], group["error_other"])
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = np.where(one == other, 1.0, one / other)
         found = interval(differences(LOG_RATIO.transform(one), LOG_RATIO.transform(other)))
@@ -217,17 +218,17 @@ def statements(table: pd.DataFrame) -> list[str]:
     for key, last in last_rows(table):
         low, middle, high = np.exp([last["low"], last["log_ratio"], last["high"]])
         count, left_out = int(last["batches"]), int(last.get("left_out", 0))
-        counted = f"{count} of {count + left_out}" if left_out else f"{count}"
+        shown = (f"{count} of " if left_out else "") + counted(count + left_out, "batch")
         lines.append(
-            f"{', '.join(key)} at {last['checkpoint']}: {middle:.3g}{last['mark']} "
-            f"({low:.3g} to {high:.3g}, {counted} batch{'es' if count + left_out > 1 else ''}), "
-            f"{last['statement']}{_why(last)}"
+            f"{', '.join(key)} at {last['checkpoint']}: {middle:.3g}{last['mark']} ({low:.3g} to "
+            f"{high:.3g}, {shown}), {last['statement']}{_why(last)}"
         )
     if lines:
         made = int(table["p_value"].notna().sum())
+        rows = "the only row of the table" if made == 1 else f"all {made} rows of the table at once"
         lines.append(
-            "Geometric means with 95% intervals, each for itself; better and worse hold for all "
-            f"{made} rows of the table at once (Holm)."
+            "Geometric means with 95% intervals, each for itself; better and worse hold for "
+            f"{rows} (Holm)."
         )
     return lines
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.names import MANY, arranged, display_name
 from evalkit.results.marks import UNRELIABLE_SIGN, Marks, marks_of
 from evalkit.results.remembered import Remembered
@@ -28,6 +29,7 @@ _SCORES = averaged(SCORES_FILE)
 _BEST = 5
 """Methods that the headline names, and the last, where there are many."""
 _SUMMARIES = Remembered()
+_SOLVER = ("converged", "iterations", "relative_residual")
 _BATCHES = (*averaged(BATCHES_FILE), "floor_ratio")
 
 
@@ -49,6 +51,7 @@ def summarize(run: Run) -> pd.DataFrame:
 
 def _summary(scores: pd.DataFrame) -> pd.DataFrame:
     ordered = scores.sort_values(["step", "checkpoint", "batch"], kind="stable")
+    ordered = ordered.astype(dict.fromkeys(_SOLVER, float))
     rows = []
     for key, group in ordered.groupby(_CURVE_POINT, sort=False, dropna=False):
         ratio = group["ratio"].to_numpy(float)
@@ -195,10 +198,11 @@ def headline(run: Run) -> str:
     others = "".join(told)
     text = f"At {where} {names[0]} is at {places[0]} SGD's gamma{others}; {floor}."
     for name, (_, row) in zip(names, rows.iterrows(), strict=True):
+        batches = counted(row["batches"], "batch")
         if row["infinite"]:
-            text += f" {name}'s gamma is infinite in {row['infinite']} of {row['batches']} batches."
+            text += f" {name}'s gamma is infinite in {row['infinite']} of {batches}."
         if row["ascents"]:
-            text += f" {name} points uphill in {row['ascents']} of {row['batches']} batches."
+            text += f" {name} points uphill in {row['ascents']} of {batches}."
     if UNRELIABLE_SIGN in signs:
         text += f" What is marked {UNRELIABLE_SIGN} is not to be relied on."
     return text
@@ -250,5 +254,5 @@ def _spread(values: np.ndarray) -> tuple[float, float]:
 
 
 def _numbers(column: pd.Series, statistic: str) -> float:
-    present = column.dropna().astype(float)
-    return float(present.agg(statistic)) if len(present) else math.nan
+    """Return a statistic of the numbers that are there, NaN where none is."""
+    return float(column.astype(float).agg(statistic))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.names import display_name
 from evalkit.storage.history import HISTORY_FILE
@@ -248,10 +249,11 @@ def training_notes(found: Sequence[Contender]) -> list[str]:
                 notes.append(f"{where}: the final loss is {final_loss(training):g}")
         skipped = [skipped_steps(training) for training in contender.trainings]
         if any(skipped):
-            notes.append(f"{contender.label}: {sum(skipped)} steps were skipped")
+            were = "was" if sum(skipped) == 1 else "were"
+            notes.append(f"{contender.label}: {counted(sum(skipped), 'step')} {were} skipped")
     for steps, labels in short.items():
         notes.append(
-            f"{', '.join(labels)}: the final loss is the mean of all {steps} steps, fewer than "
-            f"{FINAL_STEPS}"
+            f"{', '.join(labels)}: the final loss is the mean of {counted(steps, 'step')}, "
+            f"fewer than {FINAL_STEPS}"
         )
     return notes

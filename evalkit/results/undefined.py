@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.names import display_name
 from evalkit.storage.run_folder import Run
 
@@ -30,8 +31,8 @@ def undefined_sentences(run: Run) -> tuple[str, ...]:
         rows = scores[undefined.any(axis="columns")]
         columns = [name for name in _QUOTIENTS if undefined[name].any()]
         found.append(
-            f"{_share(rows, scores, 'row')} of {_methods(rows)} have no {_listed(columns)}, the "
-            f"first in {_place(rows)}: means are over the others"
+            f"{_share(rows, scores, 'row')} of {_methods(rows)} {_have(rows)} no "
+            f"{_listed(columns)}, the first in {_place(rows)}: means are over the others"
         )
     for name in _MEASURES:
         values = batches[name].to_numpy(float)
@@ -43,15 +44,18 @@ def undefined_sentences(run: Run) -> tuple[str, ...]:
             if chosen.any():
                 rows = batches[chosen]
                 found.append(
-                    f"{_share(rows, batches, 'batch')} have {kind} {words}, the first is "
+                    f"{_share(rows, batches, 'batch')} {_have(rows)} {kind} {words}, the first is "
                     f"{_place(rows)}: {means}"
                 )
     return tuple(found)
 
 
 def _share(rows: pd.DataFrame, every: pd.DataFrame, thing: str) -> str:
-    plural = "es" if thing.endswith("ch") else "s"
-    return f"{len(rows)} of {len(every)} {thing}{plural}"
+    return f"{len(rows)} of {counted(len(every), thing)}"
+
+
+def _have(rows: pd.DataFrame) -> str:
+    return "has" if len(rows) == 1 else "have"
 
 
 def _methods(rows: pd.DataFrame) -> str:

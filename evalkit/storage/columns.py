@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError, shortened
 from evalkit.storage.json_files import is_unicode
 
@@ -201,6 +202,14 @@ def check_name(kind: str, text: str) -> None:
         raise EvalkitError(f"expected a {kind} name in UTF-8, found {text!a}; rename it")
 
 
+_UNCLOSED = {
+    "unexpected end of data": "a quote that is not closed",
+    f"field larger than field limit ({csv.field_size_limit()})": "a field of more than "
+    f"{counted(csv.field_size_limit(), 'character')}, as where a quote is not closed",
+}
+"""What a quote that is not closed makes of all that follows, by the sentence of the csv module."""
+
+
 def parse_csv(text: str, columns: Sequence[Column], source: Source) -> pd.DataFrame:
     """Return the table that a text holds, typed; other columns are left out.
 
@@ -216,10 +225,13 @@ def parse_csv(text: str, columns: Sequence[Column], source: Source) -> pd.DataFr
         table = parse_plain(text, columns)
         if table is not None:
             return table
+    lines: list[list[str]] = []
     try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        for line in csv.reader(io.StringIO(text, newline=""), strict=True):
+            lines.append(line)
     except csv.Error as error:
-        raise source.error(f"CSV in {source.path}", str(error)) from error
+        wanted = f"CSV in line {source.above + len(lines) + 1} of {source.path}"
+        raise source.error(wanted, _UNCLOSED.get(str(error), str(error))) from error
     head = lines[0] if lines else []
     missing = [column.name for column in columns if not column.later and column.name not in head]
     if missing:
@@ -228,7 +240,7 @@ def parse_csv(text: str, columns: Sequence[Column], source: Source) -> pd.DataFr
     numbered = list(enumerate(lines[1:], start=source.above + 2))
     for number, line in numbered:
         if len(line) != len(head):
-            expected = f"{len(head)} fields in line {number} of {source.path}"
+            expected = f"{counted(len(head), 'field')} in line {number} of {source.path}"
             raise source.error(expected, str(len(line)))
     table = {}
     for column in columns:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.errors import shortened
 from evalkit.storage.run_folder import Run, asked_for, cells, failure_counts
 from evalkit.storage.tables import BATCHES_FILE, SCORES_FILE
@@ -56,10 +57,10 @@ def failed_cells(run: Run) -> str:
     more = sum(count for _, count in counts[SHOWN:])
     told += [f"{more} for other reasons, listed in failures.csv"] if more else []
     number = len(run.failures)
-    are = "batch was" if number == 1 else "batches were"
     return (
-        f"{number} {are} not scored, or not by every method, and what lacks is in no mean: "
-        f"{', '.join(told)}; the same 'evalkit score' command tries again"
+        f"{counted(number, 'batch')} {'was' if number == 1 else 'were'} not scored, or not by "
+        f"every method, and what lacks is in no mean: {', '.join(told)}; the same 'evalkit score' "
+        "command tries again"
     )
 
 
@@ -76,16 +77,17 @@ def _missing_rows(run: Run) -> str:
     if lacking:
         (name, batch), pairs = next(iter(lacking.items()))
         method, damping = min(pairs)
+        count = sum(map(len, lacking.values()))
         return (
-            f"{sum(map(len, lacking.values()))} of {len(asked) * len(found)} rows are missing in "
-            f"{run.folder / SCORES_FILE}, the first is {method} at damping {damping:g} in batch "
-            f"{batch} of checkpoint '{name}'; the same 'evalkit score' command scores what is "
-            "missing"
+            f"{count} of {counted(len(asked) * len(found), 'row')} {'is' if count == 1 else 'are'} "
+            f"missing in {run.folder / SCORES_FILE}, the first is {method} at damping {damping:g} "
+            f"in batch {batch} of checkpoint '{name}'; the same 'evalkit score' command scores "
+            "what is missing"
         )
     wanted = _wanted_cells(run.provenance)
     if run.provenance.get("finished") and len(found) < wanted:
         return (
-            f"the rows of {wanted - len(found)} of {wanted} batches are missing in "
+            f"the rows of {wanted - len(found)} of {counted(wanted, 'batch')} are missing in "
             f"{run.folder / BATCHES_FILE}; the same 'evalkit score' command scores what is missing"
         )
     return ""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.extras import required
 from evalkit.storage.columns import Column, check_name
@@ -113,7 +114,7 @@ def _read(path: Path, name: str) -> pd.DataFrame:
         file = module.ParquetFile(path)
         rows, size = file.metadata.num_rows, path.stat().st_size
         if rows > _MANY and rows > size // _FEWEST_BYTES:
-            raise _error(path, f"{rows} rows in {size} bytes")
+            raise _error(path, f"{counted(rows, 'row')} in {counted(size, 'byte')}")
         held = set(file.schema_arrow.names)
         missing = [one.name for one in columns if one.name not in held and not one.later]
         if missing:

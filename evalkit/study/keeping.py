@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
+from evalkit.counts import counted
 from evalkit.interruption import uninterrupted
 from evalkit.settings import Settings
 from evalkit.study.execute import Rows
@@ -63,8 +64,9 @@ class Keeper:
         self._size = size
         self._store.note({"micro_batch_size_that_fits": size})
         self._say(
-            f"memory ran out: batches are evaluated {size} samples at a time from now on, which "
-            f"changes scores by rounding alone; give `micro_batch_size={size}` to begin so"
+            f"memory ran out: batches are evaluated {counted(size, 'sample')} at a time from now "
+            f"on, which changes scores by rounding alone; give `micro_batch_size={size}` to begin "
+            "so"
         )
 
 

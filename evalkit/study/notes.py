@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from evalkit.counts import counted
 from evalkit.machine import gigabytes
 from evalkit.overlap import overlap_of
 
@@ -55,9 +56,9 @@ def _others_note(names: Any, others: Any) -> str:
     if not isinstance(names, list) or not names:
         return ""
     more = f" and {len(names) - SHOWN} more, listed in run.json" if len(names) > SHOWN else ""
-    word = "parameter" if len(names) == 1 else "parameters"
     shown = ", ".join(map(str, names[:SHOWN]))
-    return f"{len(names)} {word} without factors ({shown}{more}): {_BECOMES.get(str(others), '')}"
+    named = f"{counted(len(names), 'parameter')} without factors ({shown}{more})"
+    return f"{named}: {_BECOMES.get(str(others), '')}"
 
 
 def _count(value: Any) -> int:
@@ -72,7 +73,8 @@ def _rank_note(size: int, parameters: int, per_sample: float) -> str:
     most = math.floor(parameters / per_sample)
     advice = f"lower `batch_size` to {most} or less" if most else "score a larger model"
     return (
-        f"a batch has {outputs:.0f} free outputs ({size} samples of {per_sample:.3g}) and the "
-        f"model {parameters} parameters: no direction can fit them all, efficiencies stay below "
-        f"100%, and methods that weight single samples can end worse than SGD; {advice}"
+        f"a batch has {counted(round(outputs), 'free output')} ({counted(size, 'sample')} of "
+        f"{per_sample:.3g}) and the model {counted(parameters, 'parameter')}: no direction can fit "
+        "them all, efficiencies stay below 100%, and methods that weight single samples can end "
+        f"worse than SGD; {advice}"
     )

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 from evalkit import work
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.linearization import linearize
 from evalkit.machine import end_with_parent
@@ -80,6 +82,22 @@ def is_small(
         return False
 
 
+def gains_from_processes(
+    model: nn.Module, samples: Samples | ItemSamples, likelihood: str, settings: Settings
+) -> bool:
+    """Return whether a study is sooner done by processes of one thread than by this one's threads.
+
+    Where this one has a single thread, as ``OMP_NUM_THREADS=1`` asks for, the study stays in it.
+
+    Args:
+        model: as in :func:`is_small`.
+        samples: that batches are drawn from.
+        likelihood: what the model's outputs mean.
+        settings: the settings of the study.
+    """
+    return torch.get_num_threads() > 1 and is_small(model, samples, likelihood, settings)
+
+
 def shared_by(units: int, processes: int) -> int:
     """Return how many processes share some units, of so many that may."""
     return max(1, min(processes, units // FEWEST, MOST))
@@ -114,28 +132,33 @@ def executed(
         importlib.import_module("torch.fx.experimental.symbolic_shapes")
     context = multiprocessing.get_context("fork")
     claims = context.Array("q", len(units), lock=False)
+    others, workers = multiprocessing.active_children(), list[BaseProcess]()
     pool = ProcessPoolExecutor(processes, context, _begin, initargs=(execute, claims))
     try:
+        able = pool.submit(_takes_gradients)  # which forks all of them
+        workers += [one for one in multiprocessing.active_children() if one not in others]
         # Code of the user may have taken a gradient.
-        able = pool.submit(_takes_gradients).result()
-        yield _shared(pool, units, execute, claims) if able else alone
+        yield _shared(pool, workers, units, execute, claims) if able.result() else alone
     except BrokenProcessPool as error:
         raise EvalkitError(
             f"expected {processes} processes to score, found that one was ended, as by too little "
             "memory; score in one, with OMP_NUM_THREADS=1 in the environment"
         ) from error
     except BaseException:
-        for process in list(pool._processes.values()):  # their units are for nobody
-            process.kill()
+        for worker in workers:  # their units are for nobody
+            worker.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _shared(
-    pool: ProcessPoolExecutor, units: Sequence[Unit], execute: Execute, claims: Claims
+    pool: ProcessPoolExecutor,
+    workers: Sequence[BaseProcess],
+    units: Sequence[Unit],
+    execute: Execute,
+    claims: Claims,
 ) -> Iterator[tuple[Unit, Outcome]]:
-    workers = list(pool._processes.values())
     futures = {pool.submit(_execute, place, units[place]): place for place in range(1, len(units))}
     yield units[0], execute(units[0], False)
     lost = []
@@ -174,8 +197,8 @@ def _without_processes(
     """
     failed = [place for place in lost if claims[place] in ended]
     warnings.warn(
-        f"{len(failed)} of {len(lost)} units that were left have failed, since the processes that "
-        "scored them were ended, as by too little memory; the others are scored by one process",
+        f"{len(failed)} of {counted(len(lost), 'unit')} left could not be scored, since processes "
+        "were ended, as by too little memory; the others are scored by one process",
         stacklevel=2,
     )
     for place in lost:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from evalkit.checkpoints import Checkpoint, Trajectory
+from evalkit.checkpoints.adapter_weights import loaded_from, same_place
 from evalkit.curvature.others import kinds
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.forward import cast
@@ -95,10 +96,23 @@ def describe_study(
         "training_samples": training_samples,
         "task_settings": dict(task.settings),
         "code": code_of(task, settings.methods),
-        "base_model": trajectory.base_model,
+        **_base_models(trajectory, task, model),
         "training": manifest.get("recipe"),
     }
     return {**described, **{key: value for key, value in origin.items() if value}}
+
+
+def _base_models(trajectory: Trajectory, task: Task, model: nn.Module) -> dict[str, str | None]:
+    """Return the base model that was loaded, and the one that adapters name where it is another.
+
+    Of whole models it is the folder that the task's model is built by, if it is built by one.
+    """
+    named = trajectory.base_model
+    if not trajectory.is_adapter:
+        return {"base_model": named if task.settings.get("model") == named else None}
+    loaded = loaded_from(model)
+    other = named if named and not (loaded and same_place(loaded, named)) else None
+    return {"base_model": loaded, "adapters_base_model": other}
 
 
 def without_factors(

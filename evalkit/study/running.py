@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from evalkit.checkpoints import Trajectory
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.launch import Shard
 from evalkit.linearization import Linearization
@@ -37,7 +38,7 @@ from evalkit.study.notes import notes_on
 from evalkit.study.opened import Opened, open_study
 from evalkit.study.past import PastRequest
 from evalkit.study.plan import Unit, cells_of, plan
-from evalkit.study.processes import executed, is_small, shared_by
+from evalkit.study.processes import executed, gains_from_processes, shared_by
 from evalkit.study.provenance import rates_in, without_factors
 from evalkit.study.ranks import Ranks
 from evalkit.study.shown import Progress, Shown
@@ -122,7 +123,7 @@ def run_study(
         follow_study(opened, split)
         return
     given = opened.model, opened.samples, task.likelihood, settings
-    small = torch.get_num_threads() > 1 and is_small(*given)
+    small = gains_from_processes(*given)
     among = ranks or shard
     writer = None if among is None else among.writer
     described = opened.described()
@@ -255,6 +256,6 @@ def _check_whole(folder: str | Path, cells: Sequence[Cell], settings: Settings) 
     if count:
         raise EvalkitError(
             "expected the store of torchrun to last until all is scored, found that it has gone "
-            f"with {count} batches left, as where rank 0 or its machine has stopped; the same "
-            "command goes on"
+            f"with {counted(count, 'batch')} left, as where rank 0 or its machine has stopped; the "
+            "same command goes on"
         )

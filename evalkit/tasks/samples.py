@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.evaluation.given import Inputs, array_of_numbers, refuse_unusual
 from evalkit.evaluation.given import as_tensor as given_as_tensor
@@ -136,8 +137,8 @@ class ItemSamples:
         batch = Samples(inputs, targets, self.collate)
         if len(batch) != len(chosen):
             raise EvalkitError(
-                f"expected a batch of {len(chosen)} samples from the data set of the task, found "
-                f"{len(batch)}; return one sample for each item"
+                f"expected a batch of {counted(len(chosen), 'sample')} from the data set of the "
+                f"task, found {len(batch)}; return one sample for each item"
             )
         return batch.take(slice(None))
 
@@ -156,7 +157,7 @@ def _parts(made: Any) -> tuple[Any, Any]:
             inputs = dict(inputs)
         return tree_map(as_tensor, inputs), _targets(made[1])
     elif isinstance(made, (tuple, list)):
-        found = f"{len(made)} values"
+        found = counted(len(made), "value")
     else:
         found = type(made).__name__
     raise EvalkitError(
@@ -197,7 +198,7 @@ def as_samples(loaded: Any, what: str, collate: Collate | None) -> Samples | Ite
             return ItemSamples(_indexed(loaded), _gather, collate)
         if not isinstance(loaded, (tuple, list)) or len(loaded) != 2:
             several = isinstance(loaded, (tuple, list))
-            found = f"{len(loaded)} values" if several else type(loaded).__name__
+            found = counted(len(loaded), "value") if several else type(loaded).__name__
             raise EvalkitError(
                 f"expected {what} to be (inputs, targets), found {found}; return a pair of "
                 "tensors or arrays, a Dataset or a DataLoader"

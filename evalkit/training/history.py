@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.storage.files import check_regular, unwritable
 from evalkit.storage.history import HISTORY_FILE, history_head, history_line
@@ -92,8 +93,8 @@ def opened_history(folder: Path, steps: int) -> Iterator[History]:
 
 def _too_short(path: Path, steps: int, found: int) -> EvalkitError:
     return EvalkitError(
-        f"expected the {steps} steps of the training so far in '{path}', found {found}; copy the "
-        "file again, or choose another `folder`"
+        f"expected the {counted(steps, 'step')} of the training so far in '{path}', found {found}; "
+        "copy the file again, or choose another `folder`"
     )
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from evalkit.errors import EvalkitError, shortened
+from evalkit.errors import EvalkitError
 from evalkit.given_settings import defaults_of
 from evalkit.names import base_name
-from evalkit.registry import suggest
+from evalkit.registry import suggest, unknown
 from evalkit.settings import (
     DEFAULT_DAMPING,
     check_damping,
@@ -73,7 +73,7 @@ def get(text: str) -> Builder:
 
     if base_name(str(text)) not in methods():
         near = suggest(str(text), {*names(), *methods()})
-        raise EvalkitError(f"unknown optimizer '{shortened(str(text))}'; {near}")
+        raise unknown("optimizer", str(text), near, REGISTRY.extended)
     parse(text)
     return partial(by_method, method=text)
 

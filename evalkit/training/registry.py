@@ -16,7 +16,7 @@ with defaults of its own; one with ``**settings`` has all of them. One called ``
 model that is trained.
 """
 
-REGISTRY: Registry[Builder] = Registry("optimizer")
+REGISTRY: Registry[Builder] = Registry("optimizer", extended=True)
 ON_OUTPUTS: set[str] = set()
 """Those whose step takes the outputs of the model."""
 

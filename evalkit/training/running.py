@@ -16,6 +16,7 @@ from evalkit.checkpoints.manifest import Entry
 from evalkit.checkpoints.optimizer_files import check_state_hash
 from evalkit.checkpoints.saved import find_saved, saved_hash
 from evalkit.checkpoints.tensors import file_hash
+from evalkit.counts import counted
 from evalkit.errors import EvalkitError
 from evalkit.storage.rows import TrainingStep
 from evalkit.tasks import Recipe
@@ -195,8 +196,9 @@ class Training:
         if last.step != (last.epoch or 0) * self.steps_per_epoch:
             raise EvalkitError(
                 f"expected as many training samples as the training in '{self.folder}' began with, "
-                f"found {len(self.losses.training)}, which are not {last.step} steps in "
-                f"{last.epoch} epochs; train with the same data, or choose another `folder`"
+                f"found {len(self.losses.training)}, which are not {counted(last.step, 'step')} in "
+                f"{counted(last.epoch or 0, 'epoch')}; train with the same data, or choose another "
+                "`folder`"
             )
         beside = self.folder / (last.optimizer or "")
         state = states.read_state(beside)

@@ -18,7 +18,7 @@ from evalkit.registry import Registry
 Schedule = Callable[..., float]
 """(progress, settings) -> factor of the learning rate."""
 
-_REGISTRY: Registry[Schedule] = Registry("schedule")
+_REGISTRY: Registry[Schedule] = Registry("schedule", extended=True)
 
 names = _REGISTRY.names
 

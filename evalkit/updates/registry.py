@@ -14,7 +14,7 @@ from evalkit.updates.types import Update
 
 Method = Callable[..., Tensor | Update]
 Check = Callable[[str, Mapping[str, Any]], None]
-_METHODS: Registry[Method] = Registry("method")
+_METHODS: Registry[Method] = Registry("method", extended=True)
 _CHECKS: dict[str, Check] = {}
 _DAMPED: set[str] = set()
 _INPUTS = ("seed", "on_iteration", "others", "past", "optimizer")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.figures.drawing import bar_start
 from evalkit.figures.groups import Group
 from evalkit.figures.palette import QUIET, Style, method_styles, run_styles
@@ -141,7 +142,7 @@ def mean_curve(
     if "infinite" in rows:
         counts = zip(texts, rows["infinite"], rows["batches"], strict=True)
         texts = [
-            f"{text} (infinite in {count} of {batches} batches)" if count else text
+            f"{text} (infinite in {count} of {counted(batches, 'batch')})" if count else text
             for text, count, batches in counts
         ]
     low = bar_start(found.mean, found.low) if axis.log else found.low

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.overlap import overlap_note
 from evalkit.report.page.bokeh_figures import document_json
 from evalkit.report.page.charts import Chart, draw_charts, key_groups, run_methods
@@ -172,9 +173,9 @@ def _summary(run: Run, wording: Callable[[str], str]) -> Mapping[str, Any]:
         "gaps": undefined_sentences(run),
         "finished": bool(run.provenance.get("finished")),
         "failed_cells": failed_cells(run),
-        "checkpoints": _count(str(len(floors)), "checkpoint"),
-        "batches": _count(_range(floors["batches"]), "batch"),
-        "samples": _range(floors["num_samples"]),
+        "checkpoints": counted(len(floors), "checkpoint"),
+        "batches": _range(floors["batches"], "batch"),
+        "samples": _range(floors["num_samples"], "sample"),
         "dampings": [f"{value:g}" for value in sorted(shown["damping"].unique())],
         "sweep": is_sweep(run),
         "scores": scores_table(shown, shown_marks(run)),
@@ -190,12 +191,6 @@ def _asset(name: str) -> str:
     return resources.files("evalkit.report.page").joinpath(name).read_text("utf-8")
 
 
-def _range(counts: pd.Series) -> str:
+def _range(counts: pd.Series, thing: str) -> str:
     low, high = int(counts.min()), int(counts.max())
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def _count(number: str, thing: str) -> str:
-    if number == "1":
-        return f"1 {thing}"
-    return f"{number} {thing}{'es' if thing.endswith('ch') else 's'}"
+    return counted(high, thing) if low == high else f"{low:,} to {counted(high, thing)}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from evalkit.counts import counted
 from evalkit.names import MANY, arranged, display_name, family
 from evalkit.report.page.cells import Cell, Table
 from evalkit.report.page.curves import Key
@@ -49,7 +50,7 @@ def render_runs_page(
     methods = [side.method for pair in pairs for side in (pair.first, pair.second)]
     return fill(
         "runs.html",
-        task=f"{len(runs)} runs",
+        task=counted(len(runs), "run"),
         findings=findings(table),
         notes=[wording(note) for note in notes],
         downloads=[download(path) for path in files if path.suffix == ".csv"],
@@ -74,7 +75,9 @@ def findings(pairs: pd.DataFrame) -> list[str]:
     for label, rows in ends.groupby("pair", sort=False):
         counts = rows["statement"].value_counts()
         parts = [f"{kind} in {counts[kind]}" for kind in counts.index]
-        told.append(f"{label}: {', '.join(parts)} of {len(rows)} runs at the last checkpoint.")
+        told.append(
+            f"{label}: {', '.join(parts)} of {counted(len(rows), 'run')} at the last checkpoint."
+        )
     return told
 
 
