@@ -61,16 +61,20 @@ class Group:
         if self.size == 1:
             return [value]
         message = Message.of(value)
-        rounds = self._all(self._first(message))
+        first = self._first(message)
+        rounds = [torch.empty_like(first) for _ in range(self.size)]
+        dist.all_gather(rounds, first, group=self._group)
         heads = [_head(one) for one in rounds]
         bodies = [one[_HEAD.size :] for one in rounds]
-        if longest := max((size for _, size in heads if not _is_short(size)), default=0):
-            raw = self._empty(device, longest)
-            if not _is_short(message.lengths[1]):
-                message.write(raw)
-            for rank, body in enumerate(self._all(raw)):
-                if not _is_short(heads[rank][1]):
-                    bodies[rank] = body
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        sent = {}
+        if not _is_short(size := message.lengths[1]):
+            raw = self._empty(device, size)
+            message.write(raw)
+            sent = dict.fromkeys(others, raw)
+        awaited = {rank: size for rank in others if not _is_short(size := heads[rank][1])}
+        for rank, body in self._exchanged(sent, awaited, device).items():
+            bodies[rank] = body
         return [
             value if rank == self.rank else read(body, frame, device)
             for rank, (body, (frame, _)) in enumerate(zip(bodies, heads, strict=True))
@@ -122,21 +126,29 @@ class Group:
             awaited: the forms of those that come from each of them.
             device: of the tensors that come.
         """
-        work, raws = [], {}
+        raws = {}
         for rank, tensors in sent.items():
             if tensors:
-                raw = self._empty(device, bytes_of(forms_of(tensors)))
-                write_tensors(tensors, raw)
-                raws[~rank] = raw  # held until it is sent
-                work.append(dist.P2POp(dist.isend, raw, self._global(rank), self._group))
-        for rank, forms in awaited.items():
-            if forms:
-                raws[rank] = self._empty(device, bytes_of(forms))
-                work.append(dist.P2POp(dist.irecv, raws[rank], self._global(rank), self._group))
-        if work:
-            for one in dist.batch_isend_irecv(work):
-                one.wait()
-        return {rank: cut(raws[rank], f, device) if f else [] for rank, f in awaited.items()}
+                raws[rank] = self._empty(device, bytes_of(forms_of(tensors)))
+                write_tensors(tensors, raws[rank])
+        sizes = {rank: bytes_of(forms) for rank, forms in awaited.items() if forms}
+        found = self._exchanged(raws, sizes, device)
+        return {rank: cut(found[rank], f, device) if f else [] for rank, f in awaited.items()}
+
+    def _exchanged(
+        self, sent: Mapping[int, Tensor], awaited: Mapping[int, int], device: torch.device
+    ) -> dict[int, Tensor]:
+        """Return the bytes that come from other processes, by rank, arguments as their bytes."""
+        found = {rank: self._empty(device, size) for rank, size in awaited.items()}
+        ways = [(dist.isend, sent), (dist.irecv, found)]
+        work = [
+            dist.P2POp(way, raw, self._global(rank), self._group)
+            for way, raws in ways
+            for rank, raw in raws.items()
+        ]
+        for one in dist.batch_isend_irecv(work) if work else ():
+            one.wait()
+        return found
 
     def _global(self, rank: int) -> int:
         return rank if self._group is None else dist.get_global_rank(self._group, rank)
@@ -160,12 +172,6 @@ class Group:
         if _is_short(message.lengths[1]):
             message.write(raw[_HEAD.size :])
         return raw
-
-    def _all(self, raw: Tensor) -> list[Tensor]:
-        """Return what all processes send in a round, by rank."""
-        received = [torch.empty_like(raw) for _ in range(self.size)]
-        dist.all_gather(received, raw, group=self._group)
-        return received
 
 
 def _is_short(size: int) -> bool:

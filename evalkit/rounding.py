@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -27,7 +30,7 @@ def gradient_noise(lin: Linearization) -> Tensor:
     """
 
     def compute() -> Tensor:
-        moved = lin.jvp(_rounded_weights(lin))
+        moved = lin.jvp_of(partial(_rounded, unit=lin.unit))
         far = lin.sample_dots(change := lin.output_fisher(moved), change).sqrt()
         relative = far / lin.logit_gradient_norms.clamp_min(torch.finfo(far.dtype).tiny)
         return lin.gradient_norms * (lin.unit + relative)
@@ -164,22 +167,28 @@ def _beyond(lin: Linearization, logits: Tensor, targets: Tensor, sizes: Tensor) 
     return (sizes < SMALLEST) & (traces < SMALLEST)
 
 
-def _rounded_weights(lin: Linearization) -> Tensor:
-    """Return by how much weights change that are rounded up or down: (P,).
+def _rounded(parameters: Mapping[str, Tensor], dtype: torch.dtype, unit: float) -> list[Tensor]:
+    """Return by how much weights change that are rounded up or down, in their shapes.
 
     The rounding of a layer's products and sums is that of its weights, each changed by a few u of
     itself (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.5). Up or down
     is a random sign for each index of each axis of a parameter, multiplied: millions of signs of
     their own would take longer than a product.
+
+    Args:
+        parameters: the weights, by name.
+        dtype: of the changes.
+        unit: u.
     """
-    generator = torch.Generator().manual_seed(0)
-    changed = lin.logits.new_empty(lin.num_params)
-    for part, value in zip(lin.split(changed), lin.parameters.values(), strict=True):
-        signs = [random_signs((size,), generator, changed) for size in value.shape]
+    generator, changes = torch.Generator().manual_seed(0), []
+    for value in parameters.values():
+        change = torch.empty(value.shape, dtype=dtype, device=value.device)
+        signs = [random_signs((size,), generator, change) for size in value.shape]
         first, *rest = [
             one.view(-1, *[1] * (value.dim() - axis - 1)) for axis, one in enumerate(signs)
-        ] or [torch.ones_like(part)]
-        torch.mul(value.detach(), first * lin.unit, out=part)
+        ] or [torch.ones_like(change)]
+        torch.mul(value.detach(), first * unit, out=change)
         for one in rest:  # in place: fresh memory for millions of numbers takes longer
-            part.mul_(one)
-    return changed
+            change.mul_(one)
+        changes.append(change)
+    return changes

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from evalkit import factor
-from evalkit.factor import factorize, factorize_rows, row_basis
+from evalkit import factorization
+from evalkit.factorization import factorize, factorize_rows, row_basis
 from tests.support.table import Draw
 
 SINGLE = 2.0**-24
@@ -30,7 +30,7 @@ def test_matrices_of_single_precision_need_no_singular_values(
 ) -> None:
     gram = spread(least)
     expected = factorize(gram)
-    monkeypatch.delattr(factor, "_singular_values")
+    monkeypatch.delattr(factorization, "_singular_values")
     found = factorize(gram, unit=SINGLE)
     torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, rtol=1e-10, atol=0)
     right = Draw(2).normal(len(gram)).double()

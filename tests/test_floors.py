@@ -26,7 +26,8 @@ storage.lost_rows storage.set_aside storage.history toy_tables overlap
 storage.training_folder storage.run_status
 storage
 doubts
-layers factor
+factor
+layers factorization
 evaluation.modules evaluation.precision evaluation.given evaluation.outputs evaluation.bags
 evaluation.wrapped evaluation.substitutes evaluation.determinism
 evaluation.failures evaluation.full_precision evaluation.devices

@@ -10,7 +10,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 import evalkit
-from evalkit import factor
+from evalkit import factorization
 from evalkit.machine import let_threads_sleep
 from evalkit.work import threads
 
@@ -35,7 +35,7 @@ def test_lapack_keeps_to_one_thread_while_it_is_asked() -> None:
         return {library["num_threads"] for library in libraries}
 
     before = threads()
-    with factor._one_thread(rows=1000):
+    with factorization._one_thread(rows=1000):
         assert threads() <= {1}
     assert threads() == before
 

@@ -26,7 +26,8 @@ from evalkit.curvature.kronecker import SEEN
 from evalkit.curvature.labels import Source
 from evalkit.curvature.past import PastTask
 from evalkit.curvature.whole_diagonal import diagonals, entries, whole_diagonal
-from evalkit.factor import GramFactor, factorize_rows
+from evalkit.factor import GramFactor
+from evalkit.factorization import factorize_rows
 from evalkit.linearization import Linearization
 from evalkit.signs import random_signs
 

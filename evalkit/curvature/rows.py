@@ -23,7 +23,8 @@ from evalkit.curvature.kronecker import Kronecker, Solution
 from evalkit.curvature.noise import noises
 from evalkit.curvature.pulled import Block, Names, Pulled
 from evalkit.curvature.rotated import Rotated
-from evalkit.factor import SMALLEST, GramFactor, factorize, factorize_rows
+from evalkit.factor import SMALLEST, GramFactor
+from evalkit.factorization import factorize, factorize_rows
 from evalkit.linearization import FormedRows
 from evalkit.linearization.linearized import MOST_ROW_NUMBERS
 from evalkit.rounding import saturated

@@ -13,7 +13,7 @@ from evalkit.evaluation.given import describe
 from evalkit.factor import SMALLEST
 from evalkit.likelihoods import Likelihood
 from evalkit.linearization.by_parameter import ByParameter
-from evalkit.linearization.micro_batches import MicroBatches
+from evalkit.linearization.micro_batches import Made, MicroBatches
 from evalkit.reductions import power_of_two
 
 
@@ -70,6 +70,17 @@ class LinearMaps:
             parts = vector.to(self.logits.dtype).parts
             return self._batches.jvp([parts[name] for name in self.parameters])
         return self._batches.jvp(self.split(vector))
+
+    @full_precision()
+    def jvp_of(self, made: Made) -> Tensor:
+        """Return J v for v that is made of the parameters: like logits.
+
+        Of a batch that is split over processes, each makes v by itself, and nothing of it is sent.
+
+        Args:
+            made: makes it; importable by its name where the batch is split.
+        """
+        return self._batches.jvp_of(made)
 
     @full_precision()
     def vjp(self, cotangents: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from evalkit.errors import EvalkitError
 from evalkit.evaluation.failures import range_failures
 from evalkit.evaluation.full_precision import full_precision
 from evalkit.evaluation.given import Inputs
-from evalkit.factor import GramFactor, factorize, factorize_rows
+from evalkit.factor import GramFactor
+from evalkit.factorization import factorize, factorize_rows
 from evalkit.layers.rows import GradientRows
 from evalkit.linearization.factors import (
     FormedRows,

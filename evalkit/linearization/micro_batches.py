@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,9 @@ from evalkit.linearization.sample_axis import (
 )
 from evalkit.linearization.tangents import Tangents
 from evalkit.reductions import norm
+
+Made = Callable[[Mapping[str, Tensor], torch.dtype], Sequence[Tensor]]
+"""Makes a vector v in a dtype of the parameters by name: its parts in their shapes."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,10 @@ class MicroBatches:
     def jvp(self, values: Sequence[Tensor | LowRank]) -> Tensor:
         """Return J v for v in the shapes of the parameters: like logits."""
         return torch.cat([batch.tangents.push(values) for batch in self])
+
+    def jvp_of(self, made: Made) -> Tensor:
+        """Return J v for v that is made of the parameters: like logits."""
+        return self.jvp(made(self.parameters, self.dtype))
 
     def vjp(self, cotangents: Tensor, scale: Tensor) -> Tensor:
         """Return J^T c times a scale: (P,)."""

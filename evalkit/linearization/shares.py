@@ -19,7 +19,7 @@ from evalkit.layers.low_rank import LowRank
 from evalkit.linearization.factors import FormedRows, LayerFactors, layer_factors
 from evalkit.linearization.gram import Side
 from evalkit.linearization.kept import KeptGradients
-from evalkit.linearization.micro_batches import MicroBatches
+from evalkit.linearization.micro_batches import Made, MicroBatches
 from evalkit.linearization.per_sample import PerSample
 from evalkit.linearization.sample_axis import ROUNDING, part_of, split_leaves
 from evalkit.linearization.split import Given, Split
@@ -170,6 +170,16 @@ def opened(split: Split, key: int, how: How) -> Tensor:
 def pushed(split: Split, key: int, vector: Vector) -> Tensor:
     """Return J v in rank 0: like logits."""
     return joined(split.collected(lambda: split.kept(key).pushed(vector)))
+
+
+def pushed_of(split: Split, key: int, made: Made) -> Tensor:
+    """Return J v in rank 0 for v that each process makes of the parameters: like logits."""
+
+    def compute() -> Tensor | None:
+        share: Share = split.kept(key)
+        return None if share.batches is None else share.batches.jvp_of(made)
+
+    return joined(split.collected(compute))
 
 
 def pulled(split: Split, key: int, cotangents: Tensor, scale: Tensor) -> Tensor:

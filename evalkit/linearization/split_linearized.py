@@ -21,7 +21,7 @@ from evalkit.linearization.gram import scaled_cotangents
 from evalkit.linearization.gram_strips import Asked, Names
 from evalkit.linearization.kept import summed_terms
 from evalkit.linearization.linearized import Linearization
-from evalkit.linearization.micro_batches import MicroBatch, MicroBatches
+from evalkit.linearization.micro_batches import Made, MicroBatch, MicroBatches
 from evalkit.linearization.per_sample import PerSample
 from evalkit.linearization.shares import How, Share
 from evalkit.linearization.split import Split
@@ -96,6 +96,10 @@ class SplitBatches(MicroBatches):
             flat = torch.cat([value.flatten() for value in values if isinstance(value, Tensor)])
             return self.call(shares.pushed, flat)
         return self.call(shares.pushed, list(values))
+
+    def jvp_of(self, made: Made) -> Tensor:
+        """Return J v for v that is made of the parameters: like logits."""
+        return self.call(shares.pushed_of, made)
 
     def vjp(self, cotangents: Tensor, scale: Tensor) -> Tensor:
         """Return J^T c times a scale: (P,)."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.factor import GramFactor, factorize
+from evalkit.factor import GramFactor
+from evalkit.factorization import factorize
 from evalkit.group import Group
 from evalkit.layers.rows import GradientRows, OuterProducts, mirror
 from evalkit.linearization import Linearization

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from evalkit.evaluation.full_precision import full_precision
-from evalkit.factor import GramFactor, factorize, factorize_rows
+from evalkit.factor import GramFactor
+from evalkit.factorization import factorize, factorize_rows
 from evalkit.linearization import Linearization
 
 Solve = Callable[[Tensor], Tensor]

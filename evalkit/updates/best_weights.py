@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import EvalkitError
-from evalkit.factor import GramFactor, factorize, factorize_rows, row_basis
+from evalkit.factor import GramFactor
+from evalkit.factorization import factorize, factorize_rows, row_basis
 from evalkit.linearization import Linearization
 from evalkit.linearization.linearized import MOST_ROW_NUMBERS
 from evalkit.reductions import inverse

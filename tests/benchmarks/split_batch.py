@@ -1,11 +1,11 @@
 """What one batch costs when two ranks share its samples, beside one process.
 
 ``python -m tests.benchmarks.split_batch`` prints the table; with ``--write`` it takes the place of
-that in docs/guides/processes.md. Both processes have one thread each and take turns: one alone,
-then both
-together. Where a machine has other work too, time on processors says more than time on the clock:
-that of the busier rank is what a batch takes on cores of its own, but for waiting. Memory is what
-tensors hold at most, as torch counts it.
+that in docs/guides/processes.md. Each problem has a batch of the size of other benchmarks, and one
+of some seconds. Both processes have one thread each and take turns: one alone, then both together.
+Models and batches are made before. Where a machine has other work too, time on processors says more
+than time on the clock: that of the busier rank is what a batch takes on cores of its own, but for
+waiting. Memory is what tensors hold at most, as torch counts it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from evalkit.bench.memory import peak_mebibytes
 from evalkit.evaluation.full_precision import full_precision
@@ -34,7 +35,12 @@ from tests.support.ranks import together
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "processes.md"
 TITLE = "## One batch on two ranks\n"
 METHODS = ("sgd", "ef", "ief", "sf", "ngd:solver=cg:max_iterations=10")
-CHOSEN = ("MLP 10.5M", "CNN, GroupNorm", "transformer, full")
+SAMPLES = {
+    "MLP 10.5M": (160, 1024),
+    "CNN, GroupNorm": (64, 256),
+    "transformer, full": (64, 128),
+}
+"""N of the batches of each problem."""
 MARK = 0.7
 """The time of two ranks in that of one, at most."""
 TURNS = 3
@@ -55,24 +61,28 @@ class Taken:
     peak: float = 0.0
 
 
-def scored(problem: Problem, split: Split | None) -> None:
+Made = tuple[nn.Module, Tensor, Tensor]
+"""A model, its inputs and targets."""
+
+
+def scored(made: Made, split: Split | None) -> None:
     """Score a batch, alone or with others."""
-    model, inputs, targets = problem.make()
+    model, inputs, targets = made
     if split is not None and not split.leads:
-        split.follow(lambda: (model, inputs, targets))
+        split.follow(lambda: made)
         return
     with full_precision():
         lin = linearize(model, inputs, targets, split=split)
         score_linearization(lin, METHODS, (1e-4,), 0, again=False)
 
 
-def led(problem: Problem, split: Split) -> None:
+def led(made: Made, split: Split) -> None:
     """Score a batch with others."""
     if not split.leads:
-        scored(problem, split)
+        scored(made, split)
         return
     with split.leading():
-        scored(problem, split)
+        scored(made, split)
 
 
 def timed(work: Callable[[], None]) -> Taken:
@@ -82,16 +92,17 @@ def timed(work: Callable[[], None]) -> Taken:
     return Taken(time.perf_counter() - seconds, time.process_time() - processor)
 
 
-def measured(rank: int) -> dict[tuple[str, str], list[Taken]]:
+def measured(rank: int) -> dict[tuple[str, int, str], list[Taken]]:
     """Return what each problem takes this process, alone and with the other: times, then memory."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     split, group = Split(Group()), Group()
-    found: dict[tuple[str, str], list[Taken]] = {}
+    found: dict[tuple[str, int, str], list[Taken]] = {}
     for problem in chosen():
+        made = problem.make()
         ways: dict[str, Callable[[], None]] = {
-            "one": partial(scored, problem, None) if rank == 0 else lambda: None,
-            "two": partial(led, problem, split),
+            "one": partial(scored, made, None) if rank == 0 else lambda: None,
+            "two": partial(led, made, split),
         }
         for work in ways.values():  # what a first call takes does not count
             group.objects(None)
@@ -99,18 +110,20 @@ def measured(rank: int) -> dict[tuple[str, str], list[Taken]]:
         for _ in range(TURNS):
             for name, work in ways.items():
                 group.objects(None)  # so that both begin together
-                found.setdefault((problem.name, name), []).append(timed(work))
+                found.setdefault((problem.name, problem.samples, name), []).append(timed(work))
         for name, work in ways.items():
             group.objects(None)
             peak = peak_mebibytes(work, torch.device("cpu"))
             assert peak is not None
-            found[problem.name, name].append(Taken(0.0, 0.0, peak))
+            found[problem.name, problem.samples, name].append(Taken(0.0, 0.0, peak))
     return found
 
 
 def chosen() -> list[Problem]:
     """Return the problems that are measured."""
-    return [one for one in PROBLEMS if one.name in CHOSEN]
+    return [
+        replace(one, samples=samples) for one in PROBLEMS for samples in SAMPLES.get(one.name, ())
+    ]
 
 
 def table() -> str:
@@ -119,8 +132,9 @@ def table() -> str:
     rows = ""
     for problem in chosen():
         (alone, peak), *ranks = (
-            (one[problem.name, way][:TURNS], one[problem.name, way][TURNS].peak)
+            (taken[:TURNS], taken[TURNS].peak)
             for one, way in ((both[0], "one"), (both[0], "two"), (both[1], "two"))
+            for taken in [one[problem.name, problem.samples, way]]
         )
         clock = statistics.median(
             b.seconds / a.seconds for a, b in zip(alone, ranks[0][0], strict=True)
