@@ -5,22 +5,37 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import evalkit
+from evalkit.cli import main
 from evalkit.solvers.choice import ITERATION_CALLS, Choice, cheapest, expected_iterations
 from evalkit.solvers.direct import solve_directly
 from evalkit.solvers.stopping import Stopping
 from evalkit.updates import compute
-from evalkit.work import TYPICAL, Work, factor_work, kernel_work, machine_rates, product_work
+from evalkit.work import (
+    TYPICAL,
+    Rates,
+    Work,
+    agreed_rates,
+    factor_work,
+    kernel_work,
+    machine_rates,
+    product_work,
+)
 from tests.benchmarks.problems import PROBLEMS
 from tests.support.cases import CASES
 from tests.support.table import Draw
+
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 
 
 def wide() -> nn.Module:
@@ -139,3 +154,18 @@ def test_solvers_agree_where_outputs_depend_on_each_other(
     if damping == 0:
         rises = [b / a - 1 for a, b in itertools.pairwise(found.gammas)]
         assert max(rises, default=0.0) <= 1e-3
+
+
+def test_a_direct_solve_takes_over_where_cg_reaches_its_limit(tmp_path: Path) -> None:
+    """On this batch CG is foreseen to end within its limit of 200 iterations, and does not."""
+    shutil.copy(CHECKPOINTS / "digits-mlp" / "step-000092.safetensors", tmp_path)
+    slow = Rates(single=2.0**35, double=2.0**34, calls=2.0**20)
+    command = ["score", str(tmp_path), "--task", "digits-mlp", "--batches", "1", "--methods"]
+    scores = {}
+    for method in ("ngd", "ngd:solver=cg"):
+        out = tmp_path / method.replace(":", "-")
+        with agreed_rates(slow):
+            assert main([*command, method, "--out", str(out)]) == 0
+        scores[method] = pd.read_csv(out / "scores.csv").iloc[0]
+    assert (scores["ngd:solver=cg"].iterations, scores["ngd"].solver) == (200, "direct")
+    assert scores["ngd"].gamma < 0.98 * scores["ngd:solver=cg"].gamma

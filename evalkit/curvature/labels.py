@@ -309,10 +309,9 @@ def left_by(lin: Linearization, drawn: Tensor, h: Tensor) -> Tensor:
     largest = c.abs().argmax(2, keepdim=True)
     x, y = (one / power_of_two(one, -1).unsqueeze(-1) for one in (r.expand_as(c), c))
     known = (x * y.gather(2, largest) == y * x.gather(2, largest)).all(2).any(0)
-    if len(c) > 1:
-        sums = (
-            r[0].numel() // lin.logits.shape[-1] if isinstance(lin.likelihood, Categorical) else 0
-        )
-        known |= torch.linalg.matrix_rank(c.movedim(0, 1)) >= r.shape[1] - sums
+    # Entries of a categorical r_n sum to zero at each position.
+    sums = r[0].numel() // lin.logits.shape[-1] if isinstance(lin.likelihood, Categorical) else 0
+    if len(c) >= (dimension := r.shape[1] - sums):
+        known |= torch.linalg.matrix_rank(c.movedim(0, 1)) >= dimension
     left = (r - (h.view(len(c), -1, 1) * c).sum(0)).norm(dim=1)
     return left.where(~known, 0.0)

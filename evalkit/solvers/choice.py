@@ -101,7 +101,8 @@ def solve(
     """Solve (F + lambda I) x = g by a solver of :data:`CHOICES`; as :func:`natural_gradient`.
 
     Where a direct solve finds nothing, CG takes its place, and the distance to the floor is the
-    error: the eigenvalues there are below rounding.
+    error: the eigenvalues there are below rounding. Where CG was taken to be cheapest and reaches
+    its limit of iterations, a direct solve that is worth them takes its place.
 
     Args:
         form: form the solution, (P,), too.
@@ -111,9 +112,8 @@ def solve(
             f"expected solver to be one of {', '.join(CHOICES)}, found '{solver}'; 'auto' takes "
             "the cheapest"
         )
-    if solver == "auto":
-        solver = cheapest(lin, stopping)
-    direct = solve_directly(lin, damping, stopping.tolerance) if solver == "direct" else None
+    chosen = cheapest(lin, stopping) if solver == "auto" else solver
+    direct = solve_directly(lin, damping, stopping.tolerance) if chosen == "direct" else None
     if direct is not None:
         return direct
     found = solve_by_cg(
@@ -121,10 +121,12 @@ def solve(
         damping,
         stopping,
         on_iteration,
-        preconditioner=SIZE if solver == "sketch" else preconditioner,
+        preconditioner=SIZE if chosen == "sketch" else preconditioner,
         form=form,
     )
-    if solver != "direct" or not found.gammas or not found.gamma_floor:
+    if chosen != solver and found.status == "iteration limit" and _is_worth_limit(lin, stopping):
+        return solve_directly(lin, damping, stopping.tolerance) or found
+    if chosen != "direct" or not found.gammas or not found.gamma_floor:
         return found
     # What the matrix could not resolve, a residual that CG meets does not show either.
     return replace(found, error=max(found.error, found.gammas[-1] / found.gamma_floor - 1))
@@ -148,6 +150,18 @@ def cheapest(lin: Linearization, stopping: Stopping, rates: Rates | None = None)
     return "direct" if seconds["direct"] <= worth * seconds[least] else least
 
 
+def _is_worth_limit(lin: Linearization, stopping: Stopping) -> bool:
+    """Return whether a direct solve may take as long as CG at its limit of iterations.
+
+    Args:
+        lin: the model and batch.
+        stopping: when CG stops.
+    """
+    rates = machine_rates(lin.logits.device)
+    limit = rates.seconds(stopping.max_iterations * _iteration_work(lin))
+    return rates.seconds(_direct_work(lin)) <= WORTH_OF_EXACT * limit
+
+
 def expected_seconds(
     lin: Linearization, stopping: Stopping, rates: Rates | None = None
 ) -> dict[Solver, float]:
@@ -166,15 +180,25 @@ def expected_seconds(
         slow = most
     # The first step is along g, as without a sketch.
     fast = 1 + math.log(1 / stopping.error) / math.log(GAIN_WITH_SKETCH)
-    factor, solve = factor_work(lin), solve_work(lin)
-    iteration = product_work(lin) + Work(calls=ITERATION_CALLS)
+    factor, solve, iteration = factor_work(lin), solve_work(lin), _iteration_work(lin)
     # Work to set a solver up, and what each iteration or solve adds.
     works: dict[Solver, Work] = {
         "cg": min(slow, most) * iteration,
         "sketch": sketch_work(lin) + factor + min(fast, most) * (iteration + solve),
-        "direct": kernel_work(lin) + factor + DIRECT_SOLVES * (2 * iteration + solve),
+        "direct": _direct_work(lin),
     }
     return {name: rates.seconds(work) for name, work in works.items()}
+
+
+def _iteration_work(lin: Linearization) -> Work:
+    """Return the work of an iteration of CG."""
+    return product_work(lin) + Work(calls=ITERATION_CALLS)
+
+
+def _direct_work(lin: Linearization) -> Work:
+    """Return the work of a direct solve."""
+    solves = DIRECT_SOLVES * (2 * _iteration_work(lin) + solve_work(lin))
+    return kernel_work(lin) + factor_work(lin) + solves
 
 
 def expected_iterations(lin: Linearization, error: float) -> float:
