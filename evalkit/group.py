@@ -90,6 +90,14 @@ class Group:
             if here is not value:
                 value.copy_(here)
 
+    def meet(self, device: torch.device) -> None:
+        """Let all processes meet on a device; before some of them send each other what lies there.
+
+        NCCL wants all of them in the first operation of a group.
+        """
+        if self.size > 1 and self._place(device).type != "cpu":
+            self.sum([torch.zeros(1, device=device)])
+
     def of_first(self, value: T, device: torch.device) -> T:
         """Return the value of rank 0 in every process: anything that is made of tensors.
 

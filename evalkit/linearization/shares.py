@@ -19,6 +19,7 @@ from evalkit.layers.low_rank import LowRank
 from evalkit.linearization.factors import FormedRows, LayerFactors, layer_factors
 from evalkit.linearization.gram import Side
 from evalkit.linearization.kept import KeptGradients
+from evalkit.linearization.lost_ranks import lost_ranks
 from evalkit.linearization.micro_batches import Made, MicroBatches
 from evalkit.linearization.per_sample import PerSample
 from evalkit.linearization.sample_axis import ROUNDING, part_of, split_leaves
@@ -159,12 +160,15 @@ def _refuse_dependent_samples(
 def opened(split: Split, key: int, how: How) -> Tensor:
     """Linearise the shares under a key, and return the logits of the whole batch in rank 0."""
 
-    def compute() -> Tensor | None:
-        share = _open(split, split.given, how)
-        split.keep(key, share)
+    split.agreed(lambda: split.keep(key, _open(split, split.given, how)))
+    with lost_ranks():
+        split.ranks.meet(split.device)
+
+    def logits() -> Tensor | None:
+        share: Share = split.kept(key)
         return None if share.batches is None else share.batches.logits
 
-    return joined(split.collected(compute))
+    return joined(split.collected(logits))
 
 
 def pushed(split: Split, key: int, vector: Vector) -> Tensor:
