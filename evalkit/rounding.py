@@ -17,13 +17,16 @@ from evalkit.signs import random_signs
 
 LARGEST = 1e75
 """Fourth powers of what is larger overflow, as decompositions of Gram matrices take them."""
+CANCELLED = 1e-2
+"""|G_n| / |r_n|, as a part of how long J is, below which the terms of G_n are taken to cancel."""
 
 
 def gradient_noise(lin: Linearization) -> Tensor:
     """Return how far rounding moves G_n, an estimate of |delta G_n|: (N,) float64.
 
     Rounding in the forward and the backward is that of weights rounded to the next number:
-    delta z = J (u theta * signs) moves r_n by S_n delta z_n. Computed once for all methods.
+    delta z = J (u theta * signs) moves r_n by S_n delta z_n. Where the terms of G_n cancel, as over
+    positions, it is they that are rounded. Computed once for all methods.
 
     Args:
         lin: the model and batch.
@@ -33,7 +36,7 @@ def gradient_noise(lin: Linearization) -> Tensor:
         moved = lin.jvp_of(partial(_rounded, unit=lin.unit))
         far = lin.sample_dots(change := lin.output_fisher(moved), change).sqrt()
         relative = far / lin.logit_gradient_norms.clamp_min(torch.finfo(far.dtype).tiny)
-        return lin.gradient_norms * (lin.unit + relative)
+        return _uncancelled(lin) * (lin.unit + relative)
 
     return lin.shared("gradient noise", compute)
 
@@ -159,6 +162,28 @@ def check_range(lin: Linearization, values: Tensor, what: str) -> None:
             f"whose loss is {float(lin.losses[n]):.3g} ({len(wrong)} of {lin.num_samples} "
             "samples); leave such samples out, or take a method that does not weight by it, as sgd"
         )
+
+
+def _uncancelled(lin: Linearization) -> Tensor:
+    """Return |G_n|, of samples whose terms cancel how long these are without: (N,).
+
+    How long J is shows in the other samples, and in J g where all cancel alike. Weights that are no
+    signs leave no sum at zero: J_n^T (w r_n) is as long as the terms of G_n are together.
+    """
+    norms, sizes, g = lin.gradient_norms, lin.logit_gradient_norms, lin.gradient_norm
+    lengths = norms / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
+    pushed = lin.sample_dots(lin.gradient_jvp, lin.gradient_jvp).sqrt() / g if g > 0 else lengths
+    longest = torch.maximum(lengths, pushed).max()
+    cancelled = (norms > 0) & (lengths < CANCELLED * longest)
+    if not cancelled.any():
+        return norms
+    r, generator = lin.logit_gradients, torch.Generator().manual_seed(0)
+    scales = power_of_two(r.flatten(1), 1)  # squares of saturated samples' would underflow
+    drawn = torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r)
+    weighted = (drawn * r).flatten(1) / scales[:, None]
+    inner = lin.inner_products(weighted.view(1, *r.shape))
+    terms = inner.diagonal().clamp_min(0).sqrt() * scales
+    return torch.maximum(norms, terms).where(cancelled, norms)
 
 
 def _beyond(lin: Linearization, logits: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
