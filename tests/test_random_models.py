@@ -118,8 +118,41 @@ FOUND = {
             seed=200413,
         ),
     ),
+    "gradients whose terms cancel over positions": (
+        "ef",
+        Plan(
+            inputs="tokens",
+            blocks=("square", "used twice"),
+            outputs="positions",
+            samples=5,
+            positions=2,
+            width=1,
+            classes=2,
+            power=-20,
+            fitted="one",
+            seed=2010,
+        ),
+    ),
+    "samples that are fitted beyond the bits of most oracles": (
+        "fgn-tikhonov",
+        Plan(
+            inputs="tokens",
+            blocks=(),
+            likelihood="bernoulli",
+            samples=4,
+            positions=3,
+            width=2,
+            classes=4,
+            power=13,
+            fitted="all",
+            ignored=True,
+            head_bias=False,
+            dtype="float32",
+            seed=4,
+        ),
+    ),
 }
-"""Methods and plans whose stated errors were once too small, by what is difficult of them."""
+"""Methods and plans that are difficult to state an error of, by what is difficult of them."""
 
 
 @pytest.mark.parametrize("name", FOUND)

@@ -168,19 +168,26 @@ def _categorical(z: Rows) -> Derivatives:
         return [a * (b - mean) for a, b in zip(p[n], v, strict=True)]
 
     def residual(y: Tensor) -> Rows:
-        labels = y.tolist()
-        return [[a - (c == labels[n]) for c, a in enumerate(row)] for n, row in enumerate(p)]
+        # 1 - p of a label is what the others have: the difference would take bits.
+        return [
+            [-sum(row[:c] + row[c + 1 :], arb(0)) if c == label else a for c, a in enumerate(row)]
+            for row, label in zip(p, y.tolist(), strict=True)
+        ]
 
     return residual, curvature
 
 
 def _bernoulli(z: Rows) -> Derivatives:
-    p = [[1 / (1 + (-value).exp()) for value in row] for row in z]
+    # Both by themselves: of logits of 1e4, the difference 1 - p would take more bits than there are.
+    p, rest = ([[1 / (1 + (s * a).exp()) for a in row] for row in z] for s in (-1, 1))
 
     def residual(y: Tensor) -> Rows:
-        return _difference(p, rows(y))
+        return [
+            [(1 - t) * a - t * b for a, b, t in zip(*sample, strict=True)]
+            for sample in zip(p, rest, rows(y), strict=True)
+        ]
 
-    return residual, lambda n, v: [a * (1 - a) * b for a, b in zip(p[n], v, strict=True)]
+    return residual, lambda n, v: [a * b * c for a, b, c in zip(p[n], rest[n], v, strict=True)]
 
 
 def _gaussian(z: Rows) -> Derivatives:
