@@ -133,6 +133,24 @@ FOUND = {
             seed=2010,
         ),
     ),
+    "drawn labels whose terms cancel over positions": (
+        "sf",
+        Plan(
+            inputs="tokens",
+            blocks=("residual", "unused", "unused"),
+            outputs="positions",
+            likelihood="bernoulli",
+            samples=5,
+            width=2,
+            classes=4,
+            power=-20,
+            same="nearly two",
+            fitted="all",
+            ignored=True,
+            soft=True,
+            seed=710377,
+        ),
+    ),
     "samples that are fitted beyond the bits of most oracles": (
         "fgn-tikhonov",
         Plan(

@@ -178,7 +178,7 @@ def _categorical(z: Rows) -> Derivatives:
 
 
 def _bernoulli(z: Rows) -> Derivatives:
-    # Both by themselves: of logits of 1e4, the difference 1 - p would take more bits than there are.
+    # Both by themselves: of logits of 1e4, the difference 1 - p takes more bits than there are.
     p, rest = ([[1 / (1 + (s * a).exp()) for a in row] for row in z] for s in (-1, 1))
 
     def residual(y: Tensor) -> Rows:
