@@ -151,6 +151,10 @@ FOUND = {
             seed=710377,
         ),
     ),
+    "eigenvalues of F far below the gradients": (
+        "ngd",
+        Plan(inputs="tokens", blocks=(), samples=2, power=6, head_bias=False, seed=2),
+    ),
     "samples that are fitted beyond the bits of most oracles": (
         "fgn-tikhonov",
         Plan(

@@ -312,7 +312,10 @@ def exact_gamma(make: Callable[[int], Batch], method: str, damping: float) -> fl
 
 
 def _smallness(make: Callable[[int], Batch], method: str) -> int:
-    """Return how many powers of two lie between one and the smallest squared gradient."""
+    """Return how many powers of two lie between one and the smallest squared gradient.
+
+    Of ``ngd`` it is the smallest eigenvalue that a gradient alone gives F.
+    """
     with bits(MOST_BITS):  # so that 1 - p of drawn labels keeps digits
         one = make(MOST_BITS)
         outputs, least = len(one.residual[0]), 0
@@ -320,6 +323,8 @@ def _smallness(make: Callable[[int], Batch], method: str) -> int:
             n = place % one.samples
             block = range(n * outputs, (n + 1) * outputs)
             size = sum((abs(one.kernel[i, i]) for i in block), arb(0)) * dot([row], [row])
+            if method == "ngd" and one.floor_terms and one.floor_terms[n] > 1:
+                size /= one.floor_terms[n]  # F has G_n G_n^T / f_n of a sample, or more
             if size > 0:
                 least = max(least, -int(float((size.log() / arb(2).log()).mid())))
     return least
