@@ -17,31 +17,50 @@ from evalkit.signs import random_signs
 
 LARGEST = 1e75
 """Fourth powers of what is larger overflow, as decompositions of Gram matrices take them."""
+CANCELLED = 1e-2
+"""|J_n^T c| / |c|, as a part of how long J is, below which its terms are taken to cancel."""
 
 
 def gradient_noise(lin: Linearization) -> Tensor:
     """Return how far rounding moves G_n, an estimate of |delta G_n|: (N,) float64.
 
-    Rounding in the forward and the backward is that of weights rounded to the next number:
-    delta z = J (u theta * signs) moves r_n by S_n delta z_n. Computed once for all methods.
+    Computed once for all methods.
 
     Args:
         lin: the model and batch.
+    """
+    return lin.shared(
+        "gradient noise",
+        lambda: row_noise(lin, lin.logit_gradients.unsqueeze(0), lin.gradient_norms),
+    )
+
+
+def row_noise(lin: Linearization, cotangents: Tensor, norms: Tensor) -> Tensor:
+    """Return how far rounding moves J_n^T c_kn, as :func:`gradient_noise`: (K N,) float64.
+
+    Rounding in the forward and the backward is that of weights rounded to the next number:
+    delta z = J (u theta * signs) moves r_n by S_n delta z_n. Rows of other cotangents share the
+    sample's model, so that rounding moves them alike. Where the terms of a row cancel, as over
+    positions, it is they that are rounded.
+
+    Args:
+        lin: the model and batch.
+        cotangents: c, (K, N, ..., C) float64.
+        norms: |J_n^T c_kn|, (K N,).
     """
 
     def compute() -> Tensor:
         moved = lin.jvp_of(partial(_rounded, unit=lin.unit))
         far = lin.sample_dots(change := lin.output_fisher(moved), change).sqrt()
         relative = far / lin.logit_gradient_norms.clamp_min(torch.finfo(far.dtype).tiny)
-        return lin.gradient_norms * (lin.unit + relative)
+        return lin.unit + relative.where(lin.gradient_norms > 0, 0.0)
 
-    return lin.shared("gradient noise", compute)
+    relative = lin.shared("relative noise", compute)
+    return _uncancelled(lin, cotangents, norms) * relative.repeat(len(cotangents))
 
 
 def relative_noise(lin: Linearization) -> Tensor:
-    """Return |delta G_n| / |G_n|, which is all of a sample's rows: (N,) float64.
-
-    Rows of other cotangents share the sample's model, so that rounding moves them alike.
+    """Return |delta G_n| / |G_n|: (N,) float64.
 
     Args:
         lin: the model and batch.
@@ -159,6 +178,30 @@ def check_range(lin: Linearization, values: Tensor, what: str) -> None:
             f"whose loss is {float(lin.losses[n]):.3g} ({len(wrong)} of {lin.num_samples} "
             "samples); leave such samples out, or take a method that does not weight by it, as sgd"
         )
+
+
+def _uncancelled(lin: Linearization, cotangents: Tensor, norms: Tensor) -> Tensor:
+    """Return |J_n^T c_kn|, of rows whose terms cancel how long these are without: (K N,).
+
+    How long J is shows in the other rows, and in J g where all cancel alike. Weights that are no
+    signs leave no sum at zero: J_n^T (w c_kn) is as long as the terms of the row are together.
+    """
+    flat, g = cotangents.flatten(0, 1).flatten(1), lin.gradient_norm
+    sizes = torch.linalg.vector_norm(flat, dim=1)
+    lengths = norms / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
+    longest = lengths.max()
+    if g > 0:
+        pushed = lin.sample_dots(lin.gradient_jvp, lin.gradient_jvp).sqrt() / g
+        longest = torch.maximum(longest, pushed.max())
+    cancelled = (norms > 0) & (lengths < CANCELLED * longest)
+    if not cancelled.any():
+        return norms
+    scales = power_of_two(flat, 1)  # squares of saturated samples' would underflow
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(flat)
+    inner = lin.inner_products((weights * flat / scales[:, None]).view_as(cotangents))
+    terms = inner.diagonal().clamp_min(0).sqrt() * scales
+    return torch.maximum(norms, terms).where(cancelled, norms)
 
 
 def _beyond(lin: Linearization, logits: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:

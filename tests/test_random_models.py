@@ -118,8 +118,63 @@ FOUND = {
             seed=200413,
         ),
     ),
+    "gradients whose terms cancel over positions": (
+        "ef",
+        Plan(
+            inputs="tokens",
+            blocks=("square", "used twice"),
+            outputs="positions",
+            samples=5,
+            positions=2,
+            width=1,
+            classes=2,
+            power=-20,
+            fitted="one",
+            seed=2010,
+        ),
+    ),
+    "drawn labels whose terms cancel over positions": (
+        "sf",
+        Plan(
+            inputs="tokens",
+            blocks=("residual", "unused", "unused"),
+            outputs="positions",
+            likelihood="bernoulli",
+            samples=5,
+            width=2,
+            classes=4,
+            power=-20,
+            same="nearly two",
+            fitted="all",
+            ignored=True,
+            soft=True,
+            seed=710377,
+        ),
+    ),
+    "eigenvalues of F far below the gradients": (
+        "ngd",
+        Plan(inputs="tokens", blocks=(), samples=2, power=6, head_bias=False, seed=2),
+    ),
+    "samples that are fitted beyond the bits of most oracles": (
+        "fgn-tikhonov",
+        Plan(
+            inputs="tokens",
+            blocks=(),
+            likelihood="bernoulli",
+            samples=4,
+            positions=3,
+            width=2,
+            classes=4,
+            power=13,
+            fitted="all",
+            ignored=True,
+            head_bias=False,
+            dtype="float32",
+            seed=4,
+        ),
+    ),
 }
-"""Methods and plans whose stated errors were once too small, by what is difficult of them."""
+"""Methods and plans that are difficult to state an error of, by what is difficult of them."""
 
 
 @pytest.mark.parametrize("name", FOUND)

@@ -64,8 +64,8 @@ class EF(Weighted):
 class FGN(Weighted):
     """Fast Gauss-Newton (arXiv 2605.06081): d = (G / N)^T (K / N^2 + lambda I)^-1 f / N.
 
-    f_n = r_n^T S_n^+ r_n. With one output per sample, or two classes, the undamped direction is
-    the exact natural gradient of the batch.
+    f_n = r_n^T S_n^+ r_n. With one output per sample, or two classes, and no r_n = 0, the
+    undamped direction is the exact natural gradient of the batch.
     """
 
     method = "fgn"

@@ -11,7 +11,7 @@ from torch import Tensor
 from evalkit.curvature.labels import combination, left_by
 from evalkit.factor import GramFactor
 from evalkit.linearization import Linearization
-from evalkit.rounding import relative_noise
+from evalkit.rounding import row_noise
 from evalkit.updates.registry import method
 from evalkit.updates.types import CotangentUpdate, Rounding, Term
 
@@ -140,7 +140,7 @@ def _rounding(
 def _draw(lin: Linearization, seed: int, labels_per_sample: int) -> _Sample:
     r = lin.sampled_logit_gradients(seed, labels_per_sample)
     factor = lin.factor_of(r)
-    noise = factor.norms * relative_noise(lin).clamp_min(lin.unit).repeat(len(r))
+    noise = row_noise(lin, r, factor.norms)
     h, rest = combination(lin, r)
     dropped = 0.0 if rest is not None else _dropped(lin, r, h)
     if rest is not None and factor.rank >= lin.num_params:

@@ -168,19 +168,26 @@ def _categorical(z: Rows) -> Derivatives:
         return [a * (b - mean) for a, b in zip(p[n], v, strict=True)]
 
     def residual(y: Tensor) -> Rows:
-        labels = y.tolist()
-        return [[a - (c == labels[n]) for c, a in enumerate(row)] for n, row in enumerate(p)]
+        # 1 - p of a label is what the others have: the difference would take bits.
+        return [
+            [-sum(row[:c] + row[c + 1 :], arb(0)) if c == label else a for c, a in enumerate(row)]
+            for row, label in zip(p, y.tolist(), strict=True)
+        ]
 
     return residual, curvature
 
 
 def _bernoulli(z: Rows) -> Derivatives:
-    p = [[1 / (1 + (-value).exp()) for value in row] for row in z]
+    # Both by themselves: of logits of 1e4, the difference 1 - p takes more bits than there are.
+    p, rest = ([[1 / (1 + (s * a).exp()) for a in row] for row in z] for s in (-1, 1))
 
     def residual(y: Tensor) -> Rows:
-        return _difference(p, rows(y))
+        return [
+            [(1 - t) * a - t * b for a, b, t in zip(*sample, strict=True)]
+            for sample in zip(p, rest, rows(y), strict=True)
+        ]
 
-    return residual, lambda n, v: [a * (1 - a) * b for a, b in zip(p[n], v, strict=True)]
+    return residual, lambda n, v: [a * b * c for a, b, c in zip(p[n], rest[n], v, strict=True)]
 
 
 def _gaussian(z: Rows) -> Derivatives:
@@ -305,7 +312,10 @@ def exact_gamma(make: Callable[[int], Batch], method: str, damping: float) -> fl
 
 
 def _smallness(make: Callable[[int], Batch], method: str) -> int:
-    """Return how many powers of two lie between one and the smallest squared gradient."""
+    """Return how many powers of two lie between one and the smallest squared gradient.
+
+    Of ``ngd`` it is the smallest eigenvalue that a gradient alone gives F.
+    """
     with bits(MOST_BITS):  # so that 1 - p of drawn labels keeps digits
         one = make(MOST_BITS)
         outputs, least = len(one.residual[0]), 0
@@ -313,6 +323,8 @@ def _smallness(make: Callable[[int], Batch], method: str) -> int:
             n = place % one.samples
             block = range(n * outputs, (n + 1) * outputs)
             size = sum((abs(one.kernel[i, i]) for i in block), arb(0)) * dot([row], [row])
+            if method == "ngd" and one.floor_terms and one.floor_terms[n] > 1:
+                size /= one.floor_terms[n]  # F has G_n G_n^T / f_n of a sample, or more
             if size > 0:
                 least = max(least, -int(float((size.log() / arb(2).log()).mid())))
     return least
