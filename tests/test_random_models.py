@@ -133,6 +133,22 @@ FOUND = {
             seed=2010,
         ),
     ),
+    "logit gradients that are opposite but for their last digits": (
+        "sf",
+        Plan(
+            inputs="images",
+            blocks=(),
+            likelihood="bernoulli",
+            samples=1,
+            positions=1,
+            width=2,
+            classes=2,
+            power=-100,
+            same="nearly two",
+            dtype="float32",
+            seed=10311,
+        ),
+    ),
     "drawn labels whose terms cancel over positions": (
         "sf",
         Plan(

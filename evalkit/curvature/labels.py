@@ -16,7 +16,7 @@ from torch import Tensor
 from evalkit.errors import EvalkitError
 from evalkit.likelihoods import IGNORED_LABEL, Categorical
 from evalkit.linearization import Linearization
-from evalkit.reductions import inverse, power_of_two
+from evalkit.reductions import inverse
 from evalkit.registry import suggest
 from evalkit.rounding import check_range, saturated, saturated_positions
 
@@ -297,8 +297,9 @@ def combination(lin: Linearization, drawn: Tensor) -> tuple[Tensor, Tensor | Non
 def left_by(lin: Linearization, drawn: Tensor, h: Tensor) -> Tensor:
     """Return |r_n - sum_k h_kn c_kn| where that is not known to be zero: (N,).
 
-    It is known where r_n is a multiple of a c_kn to the last digit, as with one output, with two
-    classes and where the label of the data is drawn, and where draws span all that r_n can be.
+    It is known where the labels of the data are drawn, where all others are and every p is one half
+    exactly, and where draws span all that r_n can be, as with one output and with two classes. That
+    r_n is a multiple of a c_kn to the last digit does not tell: p = 1/2 + 1e-30 is rounded.
 
     Args:
         lin: the model and batch.
@@ -306,12 +307,12 @@ def left_by(lin: Linearization, drawn: Tensor, h: Tensor) -> Tensor:
         h: (K N,), of :func:`combination`.
     """
     r, c = lin.logit_gradients.flatten(1), drawn.flatten(2)
-    largest = c.abs().argmax(2, keepdim=True)
-    x, y = (one / power_of_two(one, -1).unsqueeze(-1) for one in (r.expand_as(c), c))
-    known = (x * y.gather(2, largest) == y * x.gather(2, largest)).all(2).any(0)
+    even = (lin.logits.flatten(1) == 0).all(1)
+    known = (r == c).all(2).any(0) | ((r == -c).all(2).any(0) & even)
     # Entries of a categorical r_n sum to zero at each position.
     sums = r[0].numel() // lin.logits.shape[-1] if isinstance(lin.likelihood, Categorical) else 0
     if len(c) >= (dimension := r.shape[1] - sums):
         known |= torch.linalg.matrix_rank(c.movedim(0, 1)) >= dimension
     left = (r - (h.view(len(c), -1, 1) * c).sum(0)).norm(dim=1)
-    return left.where(~known, 0.0)
+    rounded = torch.finfo(torch.float64).eps * r.norm(dim=1)
+    return torch.maximum(left, rounded).where(~known, 0.0)
