@@ -145,9 +145,7 @@ def factorize_rows(rows: Tensor) -> GramFactor:
     with _one_thread(len(rows)):
         # Pivots of all P numbers would be as many reads of G: it is made small before.
         triangle = torch.linalg.qr(rows.T, mode="r").R / scale.where(scale > 0, 1.0)
-        packed, pivots = triangle.cpu().numpy(), np.arange(len(rows)) + 1
-        if most:  # LAPACK prints that it takes no empty matrix
-            packed, pivots, *_ = dgeqp3(packed)
+        packed, pivots, *_ = dgeqp3(triangle.cpu().numpy())
         upper = np.triu(packed[:most])
         diagonal = np.abs(np.diag(upper))
         rank = int((diagonal > rounding).sum())

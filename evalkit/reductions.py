@@ -26,8 +26,9 @@ def norm(vector: Tensor) -> float:
     if 1 / most < total < most or not vector.any():
         return total
     # Squares underflow or overflow here.
-    scale = float(power_of_two(vector.double()))
-    return float(torch.linalg.vector_norm(vector.double() / scale)) * scale
+    wide = vector.double()
+    scale = float(power_of_two(wide))
+    return float(torch.linalg.vector_norm(wide / scale)) * scale
 
 
 def is_finite(values: Tensor) -> bool:

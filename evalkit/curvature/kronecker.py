@@ -50,8 +50,7 @@ class Solution:
     @property
     def matrix(self) -> Tensor:
         """X, formed."""
-        found = self.joined()
-        return formed(found)
+        return formed(self.joined())
 
     def joined(self) -> Tensor | LowRank:
         """Return X."""
@@ -60,8 +59,7 @@ class Solution:
     def change(self, generator: torch.Generator) -> Tensor:
         """Return a change of X of the kind that rounding makes, formed."""
         assert self.deviation is not None
-        found = self.deviation(generator)
-        return formed(found)
+        return formed(self.deviation(generator))
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,16 +60,25 @@ def exchanged(split: Split, key: int, place: int) -> None:
     """Keep under a place what kernel products need of all inputs. A call of :class:`Split`."""
     share: Share = split.kept(key)
     own: dict[str, Tensor] = {}
-    if share.batches is not None and len(share.batches) == 1:
-        own = share.batches[0].tangents.input_rows
-    shapes = {name: rows.shape for name, rows in own.items()}
-    told = split.agreed(lambda: shapes if share.batches is not None else None, _as_it_is)
-    counted = [one for one in told if one is not None]
+
+    def shapes() -> dict[str, torch.Size] | None:
+        if share.batches is None:
+            return None
+        if len(share.batches) == 1:
+            own.update(share.batches[0].tangents.input_rows)
+        return {name: rows.shape for name, rows in own.items()}
+
+    counted = [one for one in split.agreed(shapes, _as_it_is) if one is not None]
     chosen = [name for name in counted[0] if _are_few(name, counted, share.sizes[name])]
     mine = {name: own[name] for name in chosen if name in own}
-    inputs = _joined(chosen, split.agreed(lambda: mine, _as_it_is) if chosen else [])
-    products = {name: mine[name] @ inputs[name].T for name in mine}
-    split.keep(place, Exchanged(inputs, products))
+    everyone = split.agreed(lambda: mine, _as_it_is) if chosen else []
+
+    def compute() -> None:
+        inputs = _joined(chosen, everyone)
+        products = {name: a @ inputs[name].T for name, a in mine.items()}
+        split.keep(place, Exchanged(inputs, products))
+
+    split.agreed(compute)
 
 
 def kernel(split: Split, key: int, place: int, cotangents: Tensor) -> Tensor:
@@ -101,10 +110,10 @@ def length(split: Split, key: int, place: int, cotangents: Tensor) -> float:
     """
     share, known = split.kept(key), split.kept(place)
     own = cotangents[share.here]
-    everyone, rest = _summed(split, share, lambda: _pulled(share, known, own, _one(own)))
-    rows = _joined(known.inputs, everyone)
+    everyone, rest = _summed(split, lambda: _pulled(share, known, own, _one(own)))
 
     def compute() -> list[float]:
+        rows = _joined(known.inputs, everyone)
         mine = [d.tensor_split(split.ranks.size, 1)[split.ranks.rank] for d in rows.values()]
         return [norm((d.T @ a).flatten()) for d, a in zip(mine, known.inputs.values(), strict=True)]
 
@@ -175,7 +184,7 @@ def _kept(share: Share, known: Exchanged, terms: Sequence[tuple[Tensor, Tensor]]
     return Pulled({name: one.to(share.dtype) for name, one in found.rows.items()}, rest)
 
 
-def _summed(split: Split, share: Share, compute: Callable[[], Pulled]) -> tuple[list[Rows], Tensor]:
+def _summed(split: Split, compute: Callable[[], Pulled]) -> tuple[list[Rows], Tensor]:
     """Return the rows of each process, and the sum of the other gradients of all."""
     rest: list[Tensor] = []
 
@@ -192,13 +201,13 @@ def _summed(split: Split, share: Share, compute: Callable[[], Pulled]) -> tuple[
 
 def _pushed(split: Split, share: Share, known: Exchanged, compute: Callable[[], Pulled]) -> Tensor:
     """Return J of the sum of what the samples of all processes pull back to, in rank 0."""
-    everyone, rest = _summed(split, share, compute)
-    rows = _joined(known.inputs, everyone)
+    everyone, rest = _summed(split, compute)
 
     def moved() -> Tensor | None:
         if share.batches is None:
             return None
         parts = _by_name(share.batches, known, rest)
+        rows = _joined(known.inputs, everyone)
         if not rows:
             return share.batches.jvp([parts[name] for name in share.batches.parameters])
         moves = {name: known.products[name] @ d for name, d in rows.items()}
