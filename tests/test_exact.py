@@ -13,7 +13,7 @@ import evalkit
 from evalkit.doubts import MARKED
 from tests.benchmarks.accuracy import DAMPINGS, FAR, METHODS, drawn
 from tests.benchmarks.small_problems import Problem
-from tests.support import dense, exact
+from tests.support import dense, exact, exact_gammas
 
 PROBLEMS = [
     Problem("iris", scaled=False, width=6, activation=nn.Tanh, epochs=30),
@@ -41,7 +41,7 @@ class Prepared:
             return exact.batch(self.model, self.x, self.y, self.likelihood, self.drawn)
 
     def _exact(self, method: str, damping: float) -> float:
-        return exact.exact_gamma(self.batch, method, damping)
+        return exact_gammas.exact_gamma(self.batch, method, damping)
 
 
 def title(problem: Problem) -> str:
@@ -65,7 +65,7 @@ def test_exact_numbers_agree_with_the_dense_reference(prepared: Prepared) -> Non
 
 def test_exact_sampled_fisher_agrees_with_the_dense_reference(prepared: Prepared) -> None:
     reference = dense.dense(prepared.model, prepared.x, prepared.y, prepared.likelihood)
-    rows = [[float(a) for a in row] for row in prepared.batch(exact.FEWEST_BITS).sampled]
+    rows = [[float(a) for a in row] for row in prepared.batch(exact_gammas.FEWEST_BITS).sampled]
     sampled = reference.residual.new_tensor([rows])
     damping = 1e-2 * float(reference.gram.diagonal().max())
     expected = reference.gamma(dense.sf(reference, sampled, damping))

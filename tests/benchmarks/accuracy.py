@@ -24,7 +24,7 @@ import evalkit
 from evalkit.doubts import MARKED
 from tests.benchmarks.markdown import line, lines, machine
 from tests.benchmarks.small_problems import Problem, problems
-from tests.support import exact
+from tests.support import exact, exact_gammas
 
 REPORT = Path(__file__).parents[2] / "reports" / "accuracy.md"
 METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "sf", "ngd")
@@ -66,7 +66,7 @@ def scored(problem: Problem) -> pd.DataFrame:
 def _exact(batch: Callable[[int], exact.Batch], method: str, damping: float) -> float:
     """Return gamma, NaN where the bits that there are do not tell."""
     try:
-        return exact.exact_gamma(batch, method, damping)
+        return exact_gammas.exact_gamma(batch, method, damping)
     except exact.Unknown:
         return math.nan
 
@@ -107,7 +107,7 @@ def as_markdown(rows: pd.DataFrame, where: str) -> str:
     text += (
         f"Of {len(rows)} rows {rows['beyond'].sum()} are off by more than their error, and "
         f"{rows['silent'].sum()} by more than {FAR:.0%} without a mark; of {unknown}, undamped, "
-        f"{exact.MOST_BITS} bits do not tell the exact gamma.\n\n## By method\n\n"
+        f"{exact_gammas.MOST_BITS} bits do not tell the exact gamma.\n\n## By method\n\n"
     )
     text += _table(rows, ["method", "damping"]) + "\n## By problem\n\n"
     return text + _table(rows, ["data", "network", "samples", "parameters"])

@@ -9,7 +9,7 @@ from functools import cache
 
 import evalkit
 from evalkit.storage.rows import Score
-from tests.support import exact, exact_models
+from tests.support import exact, exact_gammas, exact_models
 from tests.support.strategies import Plan
 
 METHODS = ("sgd", "ef", "ief", "ief-tikhonov", "fgn", "fgn-tikhonov", "polyak", "sf", "ngd")
@@ -43,7 +43,7 @@ def check_scores(plan: Plan, methods: tuple[str, ...] = METHODS) -> None:
         if not found:
             continue
         try:
-            wanted = exact.exact_gamma(make, method, damping)
+            wanted = exact_gammas.exact_gamma(make, method, damping)
         except exact.Unknown:
             wanted = math.nan
         for row in found:
